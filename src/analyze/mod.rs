@@ -1,0 +1,89 @@
+//! The `analyze` stage and SQL over a run: DataFusion for queries, polars for what a data frame says better.
+
+mod context;
+mod distributions;
+mod queries;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use arrow::array::RecordBatch;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Schema};
+
+pub use context::{Format, Tables, print};
+pub use queries::{CHECKS, DERIVED, Query};
+
+use crate::config::AnalysisConfig;
+use crate::progress;
+use crate::run_folder::fingerprint;
+use crate::tables::{Metadata, TableWriter};
+
+/// Names of the tables that this stage writes.
+pub fn derived_tables() -> Vec<&'static str> {
+    DERIVED.iter().map(|q| q.name).chain([distributions::TABLE]).collect()
+}
+
+/// Changes when a built-in query does.
+pub fn queries_fingerprint() -> Result<String> {
+    fingerprint(&DERIVED.iter().chain(CHECKS).map(|q| q.text).collect::<Vec<_>>())
+}
+
+/// Runs the checks, then every derived table in the order in which they read each other.
+pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<String> {
+    let tables = Tables::measured(out)?;
+    let bar = progress::bar("analyze", (CHECKS.len() + DERIVED.len() + 1) as u64, "queries");
+    for check in CHECKS {
+        bar.set_message(check.name);
+        let rows = tables.collect(check.text, &[])?;
+        let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
+        if count > 0 {
+            let shown = context::table_text(&context::head(&rows, 10))?;
+            bail!("the check {} failed on {count} row(s): {}\n{shown}", check.name, check.question());
+        }
+        bar.inc(1);
+    }
+    let mut pending: Vec<&Query> = DERIVED.iter().collect();
+    while !pending.is_empty() {
+        let names: Vec<&str> = pending.iter().map(|q| q.name).collect();
+        let (ready, waiting): (Vec<&Query>, Vec<&Query>) = pending
+            .into_iter()
+            .partition(|q| tables.references(q.text).is_ok_and(|r| !r.iter().any(|t| names.contains(&t.as_str()))));
+        if ready.is_empty() {
+            bail!("the queries {} read each other in a circle or cannot be parsed", names.join(", "));
+        }
+        for query in ready {
+            bar.set_message(query.name);
+            let rows = tables.collect(query.text, &[("top_fraction", config.top_fraction)])?;
+            write(query, &rows, out, meta).with_context(|| format!("writing the table {}", query.name))?;
+            tables.add(query.name, out)?;
+            bar.inc(1);
+        }
+        pending = waiting;
+    }
+    distributions::write(&tables, out, meta)?;
+    bar.finish_and_clear();
+    Ok(format!("{} checks passed, {} tables", CHECKS.len(), derived_tables().len()))
+}
+
+/// One Parquet file of a derived table: floats as Float32, with the descriptions of the query's header.
+fn write(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) -> Result<()> {
+    let Some(first) = rows.first() else { bail!("the query gave no rows at all, not even their columns") };
+    let descriptions = query.columns();
+    let field = |f: &Arc<Field>| {
+        let data_type = if f.data_type() == &DataType::Float64 { DataType::Float32 } else { f.data_type().clone() };
+        let (description, unit) = descriptions.get(f.name().as_str()).copied().unwrap_or_default();
+        let metadata = [("description", description), ("unit", unit)].map(|(k, v)| (k.to_string(), v.to_string()));
+        Field::new(f.name(), data_type, f.is_nullable()).with_metadata(metadata.into())
+    };
+    let fields: Vec<Field> = first.schema().fields().iter().map(field).collect();
+    let schema = Arc::new(Schema::new_with_metadata(fields, [("grain".to_string(), query.grain())].into()));
+    let path = out.join("tables").join(query.name).join(format!("{}.parquet", query.name));
+    let mut writer = TableWriter::with_schema(query.name, schema.clone(), 0, &path, meta)?;
+    for batch in rows {
+        let columns = batch.columns().iter().zip(schema.fields()).map(|(c, f)| cast(c, f.data_type()));
+        writer.write(&RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)?)?;
+    }
+    writer.finish()
+}

@@ -1,0 +1,110 @@
+//! The SQL that is compiled in: one file a derived table, and the checks that must return no rows.
+//!
+//! A file opens with a comment: the question, the grain, and a line `-- column[, column]: description [unit]` for its
+//! columns. That comment is where a derived table's documentation lives.
+
+use std::collections::HashMap;
+
+/// A built-in SQL file.
+pub struct Query {
+    /// The file's name without its ending, which is the table's name.
+    pub name: &'static str,
+    pub text: &'static str,
+}
+
+macro_rules! queries {
+    ($folder:literal: $($name:literal),* $(,)?) => {
+        &[$(Query { name: $name, text: include_str!(concat!("../../sql/", $folder, $name, ".sql")) }),*]
+    };
+}
+
+/// Derived tables. Their order does not matter: each runs after those it reads.
+pub const DERIVED: &[Query] = queries!("": "head_summary", "layer_summary");
+
+/// Queries that must return no rows.
+pub const CHECKS: &[Query] = queries!("checks/":
+    "no_nan",
+    "one_row_a_key",
+    "every_token_was_measured",
+    "direct_effects_sum_to_the_logit",
+    "self_repair_is_what_it_says",
+    "causes_sum_to_self_repair",
+    "last_layer_has_no_attention_repair",
+);
+
+impl Query {
+    /// The comment lines at the head of the file, without `--`, continuation lines joined to the line they continue.
+    fn header(&self) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        for line in self.text.lines().map_while(|l| l.strip_prefix("--")) {
+            match (line.starts_with("   "), lines.last_mut()) {
+                (true, Some(previous)) => {
+                    previous.push(' ');
+                    previous.push_str(line.trim());
+                }
+                _ => lines.push(line.trim().to_string()),
+            }
+        }
+        lines
+    }
+
+    /// What the query answers, or what a check asserts.
+    pub fn question(&self) -> String {
+        let header = self.header();
+        let question = header.iter().find_map(|l| l.strip_prefix("Question:"));
+        question.map_or_else(|| header.join(" "), |q| q.trim().to_string())
+    }
+
+    pub fn grain(&self) -> String {
+        let grain = self.header().iter().find_map(|l| l.strip_prefix("Grain:").map(|g| g.trim().to_string()));
+        grain.unwrap_or_default()
+    }
+
+    /// (description, unit) of each column that the header names.
+    pub fn columns(&self) -> HashMap<&'static str, (&'static str, &'static str)> {
+        let mut out = HashMap::new();
+        for line in self.text.lines().map_while(|l| l.strip_prefix("--")) {
+            let Some((names, rest)) = line.split_once(": ") else { continue };
+            let (description, unit) = match rest.trim().strip_suffix(']').and_then(|r| r.rsplit_once('[')) {
+                Some((description, unit)) if !unit.contains(',') => (description.trim(), unit),
+                _ => (rest.trim(), ""),
+            };
+            for name in names.split(',').map(str::trim) {
+                out.insert(name, (description, unit));
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sql_file_is_compiled_in() {
+        for (folder, queries) in [("sql", DERIVED), ("sql/checks", CHECKS)] {
+            let mut files: Vec<String> = std::fs::read_dir(folder)
+                .unwrap()
+                .filter_map(|e| Some(e.ok()?.path()))
+                .filter(|p| p.extension().is_some_and(|e| e == "sql"))
+                .map(|p| p.file_stem().unwrap().to_string_lossy().into_owned())
+                .collect();
+            let mut names: Vec<String> = queries.iter().map(|q| q.name.to_string()).collect();
+            files.sort();
+            names.sort();
+            assert_eq!(files, names, "{folder}");
+        }
+    }
+
+    #[test]
+    fn derived_tables_say_question_and_grain() {
+        for query in DERIVED {
+            assert!(query.question().ends_with('?'), "{}: {}", query.name, query.question());
+            assert!(!query.grain().is_empty(), "{}", query.name);
+        }
+        let columns = DERIVED[0].columns();
+        assert_eq!(columns["self_repair"], ("mean self-repair", "logits"));
+        assert_eq!(columns["repair_mlp"].1, "logits");
+    }
+}

@@ -1,0 +1,108 @@
+//! The `corpus` stage: documents → token ids → prompts of equal length → the `tokens` table.
+
+mod pack;
+mod read;
+mod tokenizer;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use arrow::array::{ArrayRef, StringBuilder, UInt32Array};
+use arrow::record_batch::RecordBatch;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+pub use pack::{Prompts, pack};
+pub use tokenizer::TextTokenizer;
+
+use crate::config::CorpusConfig;
+use crate::progress;
+use crate::provision;
+use crate::tables::{Metadata, TOKENS, TableWriter};
+use read::documents;
+
+/// The file a `corpus.source` names, provisioning a `package:` one.
+pub fn resolve(source: &str) -> Result<PathBuf> {
+    if let Some(name) = source.strip_prefix("package:") {
+        return provision::corpus_asset(name)?.provide();
+    }
+    ensure!(
+        !source.starts_with("hf:"),
+        "corpus.source = \"{source}\": hub data sets are not supported yet; download a file of it and name that"
+    );
+    let path = PathBuf::from(source);
+    ensure!(
+        path.is_file(),
+        "corpus.source = \"{source}\": no such file; use package:news or a .txt, .jsonl, .jsonl.gz, .jsonl.zst or \
+         .parquet file"
+    );
+    Ok(path)
+}
+
+/// Documents tokenized at a time: enough for all cores, few enough that a small sample of a large file stays quick.
+const DOCUMENTS_AT_ONCE: usize = 256;
+
+/// Reads, tokenizes and packs as many documents as the run needs.
+pub fn prompts(config: &CorpusConfig, path: &std::path::Path, tokenizer: &TextTokenizer) -> Result<Prompts> {
+    let special = tokenizer.specials(config)?;
+    let run = config.prompt_len - usize::from(config.bos);
+    let wanted_prompts = config.tokens / config.prompt_len;
+    let wanted = wanted_prompts * run;
+    let bar = progress::bar("corpus", wanted as u64, "tokens");
+    let mut stream: Vec<u32> = Vec::with_capacity(wanted);
+    let mut documents = documents(path, &config.text_column)?;
+    let mut count = 0usize;
+    while stream.len() < wanted {
+        let batch: Vec<String> = documents.by_ref().take(DOCUMENTS_AT_ONCE).collect::<Result<_>>()?;
+        if batch.is_empty() {
+            break;
+        }
+        let ids: Vec<Vec<u32>> = batch.par_iter().map(|text| tokenizer.encode(text)).collect::<Result<_>>()?;
+        for ids in ids.into_iter().filter(|ids| !ids.is_empty()) {
+            if count > 0 {
+                stream.push(special.separator);
+            }
+            stream.extend(ids);
+            count += 1;
+        }
+        bar.set_position((stream.len() as u64).min(wanted as u64));
+    }
+    bar.finish_and_clear();
+    let prompts = pack(&stream, config.prompt_len, config.bos.then_some(special.bos), wanted_prompts);
+    ensure!(
+        prompts.count() >= 2,
+        "{}: {count} document(s) with {} tokens make {} prompt(s) of {}; at least 2 are needed (a larger corpus, or a \
+         smaller corpus.prompt_len)",
+        path.display(),
+        stream.len(),
+        prompts.count(),
+        config.prompt_len
+    );
+    if prompts.count() < wanted_prompts {
+        let have = prompts.count() * config.prompt_len;
+        progress::line("corpus", &format!("the corpus has only {have} of the {} tokens asked for", config.tokens));
+    }
+    Ok(prompts)
+}
+
+/// Writes the `tokens` table.
+pub fn write(prompts: &Prompts, tokenizer: &TextTokenizer, folder: &std::path::Path, meta: &Metadata) -> Result<()> {
+    let mut writer = TableWriter::create(&TOKENS, &folder.join("tokens.parquet"), meta)?;
+    for (p, prompt) in prompts.iter().enumerate() {
+        let n = prompt.len();
+        let mut text = StringBuilder::new();
+        for &id in prompt {
+            text.append_value(tokenizer.text_of(id)?);
+        }
+        let next: UInt32Array = (0..n).map(|i| prompt.get(i + 1).copied()).collect();
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(UInt32Array::from(vec![p as u32; n])),
+            Arc::new((0..n as u32).map(Some).collect::<UInt32Array>()),
+            Arc::new(UInt32Array::from(prompt.to_vec())),
+            Arc::new(text.finish()),
+            Arc::new(next),
+        ];
+        writer.write(&RecordBatch::try_new(TOKENS.schema(), columns).context("building the tokens table")?)?;
+    }
+    writer.finish()
+}

@@ -1,0 +1,150 @@
+//! The model's tokenizer, from `tokenizer.json` or from inside a GGUF file.
+
+use std::path::Path;
+
+use ahash::AHashMap;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::{AddedToken, PreTokenizerWrapper, Tokenizer};
+
+use crate::config::CorpusConfig;
+use crate::model::{GgufFile, GgufValue, Model, ModelSource};
+
+/// Text to token ids, without special tokens of the tokenizer's own.
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    vocab: usize,
+    bos: Option<u32>,
+    eos: Option<u32>,
+}
+
+/// The tokens put between documents and before prompts.
+pub struct Specials {
+    pub separator: u32,
+    pub bos: u32,
+}
+
+impl TextTokenizer {
+    /// The tokenizer that belongs to `model`.
+    pub fn of(model: &Model) -> Result<Self> {
+        let tokenizer = match (&model.source, model.gguf()) {
+            (_, Some(gguf)) => from_gguf(gguf)?,
+            (ModelSource::Directory { path, .. }, _) => from_json(&path.join("tokenizer.json"))?,
+            (ModelSource::Gguf { path, .. }, None) => bail!("{}: no tokenizer inside", path.display()),
+        };
+        let vocab = model.architecture.vocab;
+        let highest = tokenizer.get_vocab(true).values().max().copied().unwrap_or(0);
+        ensure!(
+            (highest as usize) < vocab,
+            "{}: the tokenizer has token ids up to {highest}, but the embedding only {vocab} rows; it belongs to \
+             another model",
+            model.source.path().display()
+        );
+        let id = |key: &str| -> Option<u32> {
+            let value = &model.config()[key];
+            // Llama 3 lists several end tokens; the first is the one its documents end with.
+            value.as_array().map_or(value, |list| &list[0]).as_u64().map(|n| n as u32)
+        };
+        Ok(Self { tokenizer, vocab, bos: id("bos_token_id"), eos: id("eos_token_id") })
+    }
+
+    /// Token ids of a text, with no token added by a template.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| anyhow!("cannot tokenize: {e}"))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of one token. Bytes that are no whole character show as �.
+    pub fn text_of(&self, id: u32) -> Result<String> {
+        self.tokenizer.decode(&[id], false).map_err(|e| anyhow!("cannot decode token {id}: {e}"))
+    }
+
+    /// `<|endoftext|>` if the vocabulary has it, else EOS, between documents; the configuration's BOS, else that
+    /// separator, before prompts. `corpus.separator` and `corpus.bos_token` override.
+    pub fn specials(&self, config: &CorpusConfig) -> Result<Specials> {
+        let named = |key: &str, token: &str| {
+            let id = self.tokenizer.token_to_id(token);
+            id.with_context(|| format!("corpus.{key} = \"{token}\": the tokenizer has no such token"))
+        };
+        let separator = match &config.separator {
+            Some(token) => named("separator", token)?,
+            None => self.tokenizer.token_to_id("<|endoftext|>").or(self.eos).context(
+                "the tokenizer has neither <|endoftext|> nor an EOS token; name one with corpus.separator",
+            )?,
+        };
+        let bos = match &config.bos_token {
+            Some(token) => named("bos_token", token)?,
+            None => self.bos.unwrap_or(separator),
+        };
+        for (what, id) in [("separator", separator), ("BOS token", bos)] {
+            ensure!((id as usize) < self.vocab, "the {what} {id} is outside the vocabulary of {}", self.vocab);
+        }
+        Ok(Specials { separator, bos })
+    }
+}
+
+fn from_json(path: &Path) -> Result<Tokenizer> {
+    ensure!(path.is_file(), "{} is missing; the model's folder must hold its tokenizer", path.display());
+    let mut tokenizer =
+        Tokenizer::from_file(path).map_err(|e| anyhow!("{} is not a tokenizer: {e}", path.display()))?;
+    // A prompt's length is ours to choose.
+    tokenizer.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
+}
+
+/// Kinds of token in GGUF's `tokenizer.ggml.token_type`.
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+/// A byte-level BPE from GGUF metadata. The pre-tokenizer is named there, not stored; each name stands for what the
+/// model's own `tokenizer.json` has.
+fn from_gguf(gguf: &GgufFile) -> Result<Tokenizer> {
+    let place = gguf.path().display();
+    let model = gguf.metadata("tokenizer.ggml.model")?.to_string()?;
+    ensure!(model == "gpt2", "{place}: the tokenizer model `{model}` is not supported yet; supported: gpt2 (byte-level BPE)");
+    let tokens = strings(gguf, "tokenizer.ggml.tokens")?;
+    let merges: Vec<(String, String)> = strings(gguf, "tokenizer.ggml.merges")?
+        .iter()
+        .map(|m| m.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string())))
+        .collect::<Option<_>>()
+        .with_context(|| format!("{place}: a merge is not two tokens"))?;
+    let vocab: AHashMap<String, u32> = tokens.iter().enumerate().map(|(i, t)| (t.clone(), i as u32)).collect();
+    let bpe = BPE::builder().vocab_and_merges(vocab, merges).build();
+    let mut tokenizer = Tokenizer::new(bpe.map_err(|e| anyhow!("{place}: the tokenizer's merges do not fit: {e}"))?);
+
+    let pre = match gguf.optional("tokenizer.ggml.pre") {
+        Some(value) => value.to_string()?.as_str(),
+        None => "gpt-2",
+    };
+    let byte_level = ByteLevel::new(false, true, true);
+    let pre_tokenizer: PreTokenizerWrapper = match pre {
+        // Digits one by one, then GPT-2's pattern.
+        "smollm" => Sequence::new(vec![Digits::new(true).into(), byte_level.into()]).into(),
+        "gpt-2" | "default" => byte_level.into(),
+        other => bail!("{place}: the pre-tokenizer `{other}` is not supported yet; supported: smollm, gpt-2"),
+    };
+    tokenizer.with_pre_tokenizer(Some(pre_tokenizer)).with_decoder(Some(byte_level));
+
+    let types = array(gguf, "tokenizer.ggml.token_type")?;
+    let special: Vec<AddedToken> = tokens
+        .iter()
+        .zip(types)
+        .filter(|(_, t)| matches!(t.to_i32(), Ok(k) if [CONTROL, USER_DEFINED].contains(&(k as i64))))
+        .map(|(text, t)| AddedToken::from(text.as_str(), t.to_i32().is_ok_and(|k| k as i64 == CONTROL)))
+        .collect();
+    tokenizer.add_tokens(special).map_err(|e| anyhow!("{place}: {e}"))?;
+    Ok(tokenizer)
+}
+
+fn array<'a>(gguf: &'a GgufFile, key: &str) -> Result<&'a Vec<GgufValue>> {
+    gguf.metadata(key)?.to_vec().with_context(|| format!("{}: `{key}` is not a list", gguf.path().display()))
+}
+
+fn strings(gguf: &GgufFile, key: &str) -> Result<Vec<String>> {
+    let texts = array(gguf, key)?.iter().map(|v| v.to_string().cloned()).collect::<candle_core::Result<_>>();
+    texts.with_context(|| format!("{}: `{key}` is not a list of texts", gguf.path().display()))
+}

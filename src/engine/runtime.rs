@@ -1,0 +1,167 @@
+//! ONNX Runtime: loading the library once, sessions that share one thread pool, and tensors in and out.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::ep::{self, ExecutionProvider};
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
+use ort::value::{DynValue, Tensor, TensorRef};
+
+use crate::config::RuntimeConfig;
+use crate::provision;
+
+/// The loaded library and its environment. ONNX Runtime has one a process, so this is shared.
+#[derive(Clone)]
+pub struct Runtime {
+    environment: Environment,
+    device: Device,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Device {
+    Cpu,
+    Cuda(i32),
+}
+
+static RUNTIME: Mutex<Option<Environment>> = Mutex::new(None);
+
+impl Runtime {
+    /// Loads the library on the first call (its thread count is fixed from then on).
+    pub fn get(config: &RuntimeConfig) -> Result<Self> {
+        let device = parse_device(&config.device)?;
+        let mut shared = RUNTIME.lock().unwrap_or_else(|e| e.into_inner());
+        let environment = match &*shared {
+            Some(environment) => environment.clone(),
+            None => {
+                let library = provision::locate_library()?;
+                let threads = GlobalThreadPoolOptions::default()
+                    .with_intra_threads(config.thread_count())?
+                    .with_spin_control(true)?;
+                let environment = ort::init_from(&library.path)
+                    .map_err(|e| anyhow!("{}: {e}", library.path.display()))?
+                    .with_name(env!("CARGO_PKG_NAME"))
+                    .with_telemetry(false)
+                    .with_global_thread_pool(threads)
+                    .build()?;
+                *shared = Some(environment.clone());
+                environment
+            }
+        };
+        if device != Device::Cpu {
+            ensure!(
+                ep::CUDA::is_available()?,
+                "runtime.device = \"{}\": this ONNX Runtime has no CUDA provider; install it (pip install \
+                 onnxruntime-gpu) or point ORT_DYLIB_PATH at a library that has it",
+                config.device
+            );
+        }
+        Ok(Self { environment, device })
+    }
+
+    /// Loads one exported graph.
+    pub fn load(&self, path: &Path) -> Result<Graph> {
+        let build = || -> ort::Result<Session> {
+            let mut builder = Session::builder(&self.environment)?
+                .with_optimization_level(GraphOptimizationLevel::Level3)?
+                .with_intra_op_spinning(true)?;
+            if let Device::Cuda(n) = self.device {
+                builder = builder
+                    .with_execution_providers([ep::CUDA::default().with_device_id(n).build().error_on_failure()])?;
+            }
+            builder.commit_from_file(path)
+        };
+        let session = build().with_context(|| format!("ONNX Runtime cannot load {}", path.display()))?;
+        Ok(Graph { session, name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned() })
+    }
+}
+
+fn parse_device(text: &str) -> Result<Device> {
+    match text {
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::Cuda(0)),
+        _ => match text.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+            Some(n) => Ok(Device::Cuda(n)),
+            None => bail!("runtime.device = \"{text}\": expected cpu, cuda or cuda:n"),
+        },
+    }
+}
+
+/// Build and execution providers of a library, for `doctor`.
+pub fn describe(path: &Path) -> Result<(String, Vec<&'static str>)> {
+    let builder = ort::init_from(path).map_err(|e| anyhow!("{e}"))?;
+    let _environment = builder.with_telemetry(false).build()?;
+    let info = ort::info();
+    let version = info.split("git-branch=rel-").nth(1).and_then(|s| s.split(',').next()).unwrap_or(info);
+    let mut providers = vec!["CPU"];
+    if ep::CUDA::is_available()? {
+        providers.push("CUDA");
+    }
+    Ok((version.to_string(), providers))
+}
+
+/// A loaded graph.
+pub struct Graph {
+    session: Session,
+    name: String,
+}
+
+impl Graph {
+    /// Runs the graph and returns the named outputs, in order.
+    pub fn run<const I: usize, const O: usize>(
+        &mut self,
+        inputs: [(&'static str, Input<'_>); I],
+        outputs: [&'static str; O],
+    ) -> Result<[DynValue; O]> {
+        let values = self.run_all(inputs, &outputs)?;
+        values.try_into().map_err(|_| anyhow!("a graph gave other outputs than asked for"))
+    }
+
+    /// As [`Graph::run`], for a number of outputs that depends on the model.
+    pub fn run_all<const I: usize>(
+        &mut self,
+        inputs: [(&'static str, Input<'_>); I],
+        outputs: &[&str],
+    ) -> Result<Vec<DynValue>> {
+        let select = outputs.iter().fold(OutputSelector::no_default(), |s, &name| s.with(name));
+        let options = RunOptions::new()?.with_outputs(select);
+        let mut results = self
+            .session
+            .run_with_options(inputs.into_iter().collect::<Vec<_>>(), &options)
+            .with_context(|| format!("running the graph {}", self.name))?;
+        let taken: Option<Vec<DynValue>> = outputs.iter().map(|name| results.remove(name)).collect();
+        taken.with_context(|| format!("the graph {} lacks one of {outputs:?}", self.name))
+    }
+}
+
+/// A tensor handed to a graph without a copy.
+pub type Input<'a> = SessionInputValue<'a>;
+
+/// A float tensor that owns its data.
+pub fn tensor(shape: &[usize], data: Vec<f32>) -> Result<DynValue> {
+    let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+    Ok(Tensor::from_array((shape, data))?.into_dyn())
+}
+
+/// A tensor of token ids, positions or indices.
+pub fn int_tensor(shape: &[usize], data: Vec<i64>) -> Result<DynValue> {
+    let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+    Ok(Tensor::from_array((shape, data))?.into_dyn())
+}
+
+/// The numbers of a float tensor.
+pub fn view(value: &DynValue) -> Result<&[f32]> {
+    Ok(value.try_extract_tensor::<f32>()?.1)
+}
+
+/// The rows `range` of the first axis of a float tensor, not copied.
+pub fn rows(value: &DynValue, range: std::ops::Range<usize>) -> Result<Input<'_>> {
+    let (shape, data) = value.try_extract_tensor::<f32>()?;
+    let row: usize = shape[1..].iter().map(|&n| n as usize).product();
+    let mut shape: Vec<i64> = shape.to_vec();
+    shape[0] = range.len() as i64;
+    let view = TensorRef::from_array_view((shape, &data[range.start * row..range.end * row]))?;
+    Ok(Input::from(view))
+}

@@ -1,0 +1,324 @@
+//! The part of the ONNX format this program writes (onnx.proto, IR version 10), and a small graph builder.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use prost::Message;
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelProto {
+    #[prost(int64, tag = "1")]
+    pub ir_version: i64,
+    #[prost(string, tag = "2")]
+    pub producer_name: String,
+    #[prost(string, tag = "3")]
+    pub producer_version: String,
+    #[prost(string, tag = "6")]
+    pub doc_string: String,
+    #[prost(message, optional, tag = "7")]
+    pub graph: Option<GraphProto>,
+    #[prost(message, repeated, tag = "8")]
+    pub opset_import: Vec<OperatorSetIdProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct OperatorSetIdProto {
+    #[prost(string, tag = "1")]
+    pub domain: String,
+    #[prost(int64, tag = "2")]
+    pub version: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct GraphProto {
+    #[prost(message, repeated, tag = "1")]
+    pub node: Vec<NodeProto>,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(message, repeated, tag = "5")]
+    pub initializer: Vec<TensorProto>,
+    #[prost(message, repeated, tag = "11")]
+    pub input: Vec<ValueInfoProto>,
+    #[prost(message, repeated, tag = "12")]
+    pub output: Vec<ValueInfoProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct NodeProto {
+    #[prost(string, repeated, tag = "1")]
+    pub input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub output: Vec<String>,
+    #[prost(string, tag = "3")]
+    pub name: String,
+    #[prost(string, tag = "4")]
+    pub op_type: String,
+    #[prost(message, repeated, tag = "5")]
+    pub attribute: Vec<AttributeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AttributeProto {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(float, optional, tag = "2")]
+    pub f: Option<f32>,
+    #[prost(int64, optional, tag = "3")]
+    pub i: Option<i64>,
+    #[prost(int32, tag = "20")]
+    pub kind: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TensorProto {
+    #[prost(int64, repeated, tag = "1")]
+    pub dims: Vec<i64>,
+    #[prost(int32, tag = "2")]
+    pub data_type: i32,
+    #[prost(string, tag = "8")]
+    pub name: String,
+    #[prost(bytes = "vec", tag = "9")]
+    pub raw_data: Vec<u8>,
+    #[prost(message, repeated, tag = "13")]
+    pub external_data: Vec<StringStringEntryProto>,
+    #[prost(int32, tag = "14")]
+    pub data_location: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct StringStringEntryProto {
+    #[prost(string, tag = "1")]
+    pub key: String,
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ValueInfoProto {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(message, optional, tag = "2")]
+    pub r#type: Option<TypeProto>,
+    #[prost(string, tag = "3")]
+    pub doc_string: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TypeProto {
+    #[prost(message, optional, tag = "1")]
+    pub tensor_type: Option<TensorTypeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TensorTypeProto {
+    #[prost(int32, tag = "1")]
+    pub elem_type: i32,
+    #[prost(message, optional, tag = "2")]
+    pub shape: Option<TensorShapeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TensorShapeProto {
+    #[prost(message, repeated, tag = "1")]
+    pub dim: Vec<DimensionProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct DimensionProto {
+    #[prost(oneof = "Dimension", tags = "1, 2")]
+    pub value: Option<Dimension>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Dimension {
+    #[prost(int64, tag = "1")]
+    Value(i64),
+    #[prost(string, tag = "2")]
+    Param(String),
+}
+
+/// Opset of the operators used: `Attention`, `RotaryEmbedding` and `RMSNormalization` are standard from 23 on.
+const OPSET: i64 = 23;
+const IR_VERSION: i64 = 10;
+const FLOAT: i32 = 1;
+const INT64: i32 = 7;
+
+/// A dimension in a graph's signature: a fixed size or a name.
+#[derive(Clone, Copy)]
+pub enum Dim {
+    Size(usize),
+    Name(&'static str),
+}
+
+/// A tensor inside the weights file, which every graph of a model refers to by offset.
+#[derive(Clone)]
+pub struct Stored {
+    pub name: String,
+    dims: Vec<usize>,
+    offset: u64,
+}
+
+impl Stored {
+    /// `count` consecutive tensors, stored one after the other beginning with this one, as one tensor.
+    pub fn spanning(&self, name: &str, dims: &[usize]) -> Self {
+        Self { name: name.to_string(), dims: dims.to_vec(), offset: self.offset }
+    }
+}
+
+/// The one file of weights behind all graphs, little-endian float32.
+pub struct WeightsFile {
+    file: BufWriter<File>,
+    name: String,
+    offset: u64,
+}
+
+impl WeightsFile {
+    /// External data is mapped at page granularity; aligned tensors are used in place.
+    const ALIGNMENT: u64 = 64;
+
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { file: BufWriter::with_capacity(1 << 20, file), name, offset: 0 })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Appends a tensor in row-major order. `aligned = false` puts it directly after the one before it.
+    pub fn append(&mut self, name: &str, dims: &[usize], values: &[f32], aligned: bool) -> Result<Stored> {
+        assert_eq!(dims.iter().product::<usize>(), values.len(), "{name}: {dims:?}");
+        if aligned {
+            let padding = self.offset.next_multiple_of(Self::ALIGNMENT) - self.offset;
+            self.file.write_all(&vec![0; padding as usize])?;
+            self.offset += padding;
+        }
+        for v in values {
+            self.file.write_all(&v.to_le_bytes())?;
+        }
+        let stored = Stored { name: name.into(), dims: dims.to_vec(), offset: self.offset };
+        self.offset += 4 * values.len() as u64;
+        Ok(stored)
+    }
+
+    pub fn finish(mut self) -> Result<()> {
+        self.file.flush()?;
+        self.file.get_ref().sync_all()?;
+        Ok(())
+    }
+}
+
+/// Builds one graph. Every operator method adds a node and returns the name of its output.
+pub struct GraphBuilder {
+    graph: GraphProto,
+    doc: String,
+    weights_file: String,
+}
+
+impl GraphBuilder {
+    pub fn new(name: &str, doc: &str, weights_file: &str) -> Self {
+        let graph = GraphProto { name: name.into(), ..Default::default() };
+        Self { graph, doc: doc.into(), weights_file: weights_file.into() }
+    }
+
+    pub fn input(&mut self, name: &str, dims: &[Dim], doc: &str) -> String {
+        self.graph.input.push(value_info(name, FLOAT, dims, doc));
+        name.into()
+    }
+
+    pub fn int_input(&mut self, name: &str, dims: &[Dim], doc: &str) -> String {
+        self.graph.input.push(value_info(name, INT64, dims, doc));
+        name.into()
+    }
+
+    /// Declares `name` an output; a node must write it.
+    pub fn output(&mut self, name: &str, dims: &[Dim], doc: &str) {
+        self.graph.output.push(value_info(name, FLOAT, dims, doc));
+    }
+
+    pub fn weight(&mut self, stored: &Stored) -> String {
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+        let bytes = 4 * stored.dims.iter().product::<usize>();
+        self.graph.initializer.push(TensorProto {
+            dims: stored.dims.iter().map(|&d| d as i64).collect(),
+            data_type: FLOAT,
+            name: stored.name.clone(),
+            external_data: vec![
+                entry("location", self.weights_file.clone()),
+                entry("offset", stored.offset.to_string()),
+                entry("length", bytes.to_string()),
+            ],
+            data_location: 1,
+            ..Default::default()
+        });
+        stored.name.clone()
+    }
+
+    /// A small constant written into the graph itself.
+    pub fn constant(&mut self, name: &str, dims: &[usize], values: &[f32]) -> String {
+        let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.inline(name, dims, FLOAT, raw_data)
+    }
+
+    pub fn int_constant(&mut self, name: &str, values: &[i64]) -> String {
+        let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.inline(name, &[values.len()], INT64, raw_data)
+    }
+
+    fn inline(&mut self, name: &str, dims: &[usize], data_type: i32, raw_data: Vec<u8>) -> String {
+        let dims = dims.iter().map(|&d| d as i64).collect();
+        self.graph.initializer.push(TensorProto { dims, data_type, name: name.into(), raw_data, ..Default::default() });
+        name.into()
+    }
+
+    /// Adds a node with one output called `output`.
+    pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> String {
+        self.graph.node.push(NodeProto {
+            input: inputs.iter().map(|s| s.to_string()).collect(),
+            output: vec![output.into()],
+            name: format!("{op}:{output}"),
+            op_type: op.into(),
+            attribute: attributes,
+        });
+        output.into()
+    }
+
+    pub fn save(self, directory: &Path) -> Result<()> {
+        let file_name = format!("{}.onnx", self.graph.name);
+        let model = ModelProto {
+            ir_version: IR_VERSION,
+            producer_name: env!("CARGO_PKG_NAME").into(),
+            producer_version: env!("CARGO_PKG_VERSION").into(),
+            doc_string: self.doc,
+            graph: Some(self.graph),
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+        };
+        let path = directory.join(file_name);
+        std::fs::write(&path, model.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+pub fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto { name: name.into(), i: Some(value), kind: 2, f: None }
+}
+
+pub fn float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto { name: name.into(), f: Some(value), kind: 1, i: None }
+}
+
+fn value_info(name: &str, elem_type: i32, dims: &[Dim], doc: &str) -> ValueInfoProto {
+    let dim = dims
+        .iter()
+        .map(|d| DimensionProto {
+            value: Some(match d {
+                Dim::Size(n) => Dimension::Value(*n as i64),
+                Dim::Name(n) => Dimension::Param(n.to_string()),
+            }),
+        })
+        .collect();
+    let tensor_type = Some(TensorTypeProto { elem_type, shape: Some(TensorShapeProto { dim }) });
+    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }), doc_string: doc.into() }
+}

@@ -1,0 +1,18 @@
+//! Measures self-repair in language models: when one attention head is ablated, later parts of the model compensate.
+//!
+//! The way of the data is `corpus → export → trace → ablate → analyze → report` (see `stages`); each stage reads and
+//! writes files in one run folder. `ARCHITECTURE.md` draws it once.
+
+pub mod analyze;
+pub mod config;
+pub mod corpus;
+pub mod engine;
+pub mod export;
+pub mod model;
+pub mod pairing;
+pub mod progress;
+pub mod provision;
+pub mod report;
+pub mod run_folder;
+pub mod stages;
+pub mod tables;

@@ -1,0 +1,48 @@
+//! `pipeline doctor`: what this machine has, without downloading anything.
+
+use anyhow::Result;
+
+use super::{assets, library, python};
+use crate::engine::runtime;
+use crate::progress;
+
+/// Prints what was found, where, and in which version.
+pub fn doctor() -> Result<()> {
+    let row = |name: &str, text: String| println!("{name:<16}{text}");
+    row("pipeline", format!("{} ({}-{})", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
+    row("cores", std::thread::available_parallelism().map_or("unknown".into(), |n| n.to_string()));
+    match python::interpreter() {
+        Ok(path) => row("python", path.display().to_string()),
+        Err(e) => row("python", format!("{e:#}")),
+    }
+    match python::pip_version() {
+        Ok(version) => row("pip", version),
+        Err(e) => row("pip", format!("{e:#}")),
+    }
+    row("cache", assets::cache_dir()?.display().to_string());
+    match library::find_library() {
+        Ok(Some(found)) => {
+            row("onnxruntime", format!("{} ({})", found.path.display(), found.origin));
+            match runtime::describe(&found.path) {
+                Ok((version, providers)) => {
+                    row("", format!("version {version}"));
+                    row("", format!("execution providers: {}", providers.join(", ")));
+                }
+                Err(e) => row("", format!("cannot be used: {e:#}")),
+            }
+        }
+        Ok(None) => row("onnxruntime", "not on this machine; the first run downloads it".into()),
+        Err(e) => row("onnxruntime", format!("{e:#}")),
+    }
+    for asset in assets::assets()?.iter().filter(|a| a.kind != assets::AssetKind::Library) {
+        let text = match asset.find()? {
+            Some(path) => {
+                let size = std::fs::metadata(&path).map_or(0, |m| m.len());
+                format!("{} {}: {} ({})", asset.package, asset.version, path.display(), progress::bytes(size))
+            }
+            None => format!("{} {}: not on this machine; a run that names it downloads it", asset.package, asset.version),
+        };
+        row(&format!("package:{}", asset.name), text);
+    }
+    Ok(())
+}

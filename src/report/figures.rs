@@ -1,0 +1,304 @@
+//! Figures as SVG. Colours are Okabe and Ito's, which colour-blind readers tell apart.
+
+use anyhow::{Result, anyhow};
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+
+use super::Rows;
+use crate::analyze::Tables;
+
+const BLUE: RGBColor = RGBColor(0, 114, 178);
+const ORANGE: RGBColor = RGBColor(230, 159, 0);
+const GREEN: RGBColor = RGBColor(0, 158, 115);
+const GREY: RGBColor = RGBColor(110, 110, 110);
+
+/// Causes in the order in which bars are stacked.
+const CAUSES: [(&str, &str, RGBColor); 3] = [
+    ("repair_attention", "other heads", BLUE),
+    ("repair_mlp", "MLPs", ORANGE),
+    ("repair_norm", "final norm", GREEN),
+];
+
+const SIZE: (u32, u32) = (860, 460);
+
+/// A figure and where its numbers come from.
+pub struct Figure {
+    pub name: String,
+    pub caption: String,
+    pub sql: String,
+    pub svg: String,
+}
+
+/// Every figure of a run, for each of its ablations.
+pub fn all(tables: &Tables) -> Result<Vec<Figure>> {
+    let ablations = Rows::of(tables, "select distinct ablation from head_summary order by ablation")?;
+    let mut out = Vec::new();
+    for ablation in ablations.texts("ablation")? {
+        out.push(repair_by_layer(tables, &ablation)?);
+        out.push(causes_by_layer(tables, &ablation)?);
+        out.push(effect_against_change(tables, &ablation)?);
+        out.push(quantiles_by_layer(tables, &ablation)?);
+    }
+    Ok(out)
+}
+
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// What every figure has: a title, axes with units, a light mesh.
+struct Frame<'a> {
+    title: &'a str,
+    x: &'a str,
+    y: &'a str,
+    x_range: (f64, f64),
+    y_range: (f64, f64),
+    /// Ticks at whole numbers only.
+    whole_x: bool,
+}
+
+fn draw(frame: &Frame, content: impl FnOnce(&mut Chart) -> Result<()>) -> Result<String> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let mut chart = ChartBuilder::on(&root)
+            .caption(frame.title, ("sans-serif", 20))
+            .margin(14)
+            .x_label_area_size(46)
+            .y_label_area_size(64)
+            .build_cartesian_2d(frame.x_range.0..frame.x_range.1, frame.y_range.0..frame.y_range.1)
+            .map_err(failed)?;
+        let digits = if frame.whole_x { 0 } else { 2 };
+        chart
+            .configure_mesh()
+            .x_desc(frame.x)
+            .y_desc(frame.y)
+            .axis_desc_style(("sans-serif", 15))
+            .label_style(("sans-serif", 13))
+            .light_line_style(WHITE)
+            .bold_line_style(RGBColor(232, 232, 232))
+            .x_labels(12)
+            .x_label_formatter(&|x| format!("{x:.digits$}"))
+            .y_label_formatter(&|y| format!("{y:.2}"))
+            .draw()
+            .map_err(failed)?;
+        content(&mut chart)?;
+        chart
+            .configure_series_labels()
+            .background_style(WHITE.mix(0.85))
+            .border_style(RGBColor(200, 200, 200))
+            .label_font(("sans-serif", 13))
+            .draw()
+            .map_err(failed)?;
+        root.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+fn failed(e: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("cannot draw the figure: {e}")
+}
+
+/// The range of some numbers and zero, with a little room.
+fn range<'a>(values: impl IntoIterator<Item = &'a f64>) -> (f64, f64) {
+    let (low, high) = values
+        .into_iter()
+        .filter(|v| v.is_finite())
+        .fold((0f64, 0f64), |(low, high), &v| (low.min(v), high.max(v)));
+    let room = 0.06 * (high - low).max(1e-3);
+    (low - room, high + room)
+}
+
+/// Half a layer of room on both sides.
+fn layer_range(layers: &[f64]) -> (f64, f64) {
+    let low = layers.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = layers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    (low - 0.6, high + 0.6)
+}
+
+fn line(from: (f64, f64), to: (f64, f64), color: RGBColor) -> PathElement<(f64, f64)> {
+    PathElement::new(vec![from, to], color.stroke_width(1))
+}
+
+fn legend_dot(color: RGBColor) -> impl Fn((i32, i32)) -> Circle<(i32, i32), i32> {
+    move |(x, y)| Circle::new((x + 9, y), 4, color.filled())
+}
+
+fn repair_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
+    let sql = format!(
+        "select layer, head, self_repair, self_repair_error from head_summary \
+         where ablation = '{ablation}' and subset = 'top'"
+    );
+    let heads = Rows::of(tables, &sql)?;
+    let means = Rows::of(
+        tables,
+        &format!(
+            "select layer, self_repair from layer_summary where ablation = '{ablation}' and subset = 'top' order by layer"
+        ),
+    )?;
+    let (layer, repair, error) =
+        (heads.numbers("layer")?, heads.numbers("self_repair")?, heads.numbers("self_repair_error")?);
+    let ends: Vec<f64> = repair.iter().zip(&error).flat_map(|(r, e)| [r - e, r + e]).collect();
+    let frame = Frame {
+        title: &format!("Self-repair of each head, by layer ({ablation} ablation)"),
+        x: "layer of the ablated head",
+        y: "self-repair, mean of top tokens [logits]",
+        x_range: layer_range(&layer),
+        y_range: range(&ends),
+        whole_x: true,
+    };
+    let (low, high) = frame.x_range;
+    let svg = draw(&frame, |chart| {
+        chart.draw_series([line((low, 0.0), (high, 0.0), GREY)]).map_err(failed)?;
+        let bars = (0..layer.len())
+            .filter(|&i| error[i].is_finite())
+            .map(|i| line((layer[i], repair[i] - error[i]), (layer[i], repair[i] + error[i]), RGBColor(170, 205, 228)));
+        chart.draw_series(bars).map_err(failed)?;
+        chart
+            .draw_series(layer.iter().zip(&repair).map(|(&x, &y)| Circle::new((x, y), 3, BLUE.filled())))
+            .map_err(failed)?
+            .label("a head, ± standard error over prompts")
+            .legend(legend_dot(BLUE));
+        let mean: Vec<(f64, f64)> = means.numbers("layer")?.into_iter().zip(means.numbers("self_repair")?).collect();
+        chart
+            .draw_series(LineSeries::new(mean, ORANGE.stroke_width(3)))
+            .map_err(failed)?
+            .label("mean of the layer")
+            .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], ORANGE.stroke_width(3)));
+        Ok(())
+    })?;
+    let caption = "Each point is one head: how much of its loss the rest of the model makes up for when it is ablated, \
+                   on the tokens where its direct effect is highest.";
+    Ok(Figure { name: format!("repair_by_layer_{ablation}"), caption: caption.into(), sql, svg })
+}
+
+fn causes_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
+    let sql = format!(
+        "select layer, repair_attention, repair_mlp, repair_norm, self_repair from layer_summary \
+         where ablation = '{ablation}' and subset = 'top' order by layer"
+    );
+    let rows = Rows::of(tables, &sql)?;
+    let layer = rows.numbers("layer")?;
+    let causes: Vec<Vec<f64>> = CAUSES.iter().map(|(column, ..)| rows.numbers(column)).collect::<Result<_>>()?;
+    let stack = |i: usize, sign: f64| causes.iter().map(|c| (sign * c[i]).max(0.0)).sum::<f64>() * sign;
+    let ends: Vec<f64> = (0..layer.len()).flat_map(|i| [stack(i, 1.0), stack(i, -1.0)]).collect();
+    let frame = Frame {
+        title: &format!("What repairs, by layer of the ablated head ({ablation} ablation)"),
+        x: "layer of the ablated head",
+        y: "mean self-repair of top tokens [logits]",
+        x_range: layer_range(&layer),
+        y_range: range(&ends),
+        whole_x: true,
+    };
+    let (low, high) = frame.x_range;
+    let total = rows.numbers("self_repair")?;
+    let svg = draw(&frame, |chart| {
+        let mut tops = vec![(0.0, 0.0); layer.len()];
+        for (values, (_, label, color)) in causes.iter().zip(CAUSES) {
+            let bars = (0..layer.len()).map(|i| {
+                let top = if values[i] >= 0.0 { &mut tops[i].0 } else { &mut tops[i].1 };
+                let from = *top;
+                *top += values[i];
+                Rectangle::new([(layer[i] - 0.36, from), (layer[i] + 0.36, *top)], color.filled())
+            });
+            let bars: Vec<_> = bars.collect();
+            chart.draw_series(bars).map_err(failed)?.label(label).legend(move |(x, y)| {
+                Rectangle::new([(x + 3, y - 5), (x + 15, y + 5)], color.filled())
+            });
+        }
+        chart.draw_series([line((low, 0.0), (high, 0.0), GREY)]).map_err(failed)?;
+        chart
+            .draw_series(layer.iter().zip(&total).map(|(&x, &y)| Circle::new((x, y), 4, BLACK.filled())))
+            .map_err(failed)?
+            .label("self-repair, their sum")
+            .legend(legend_dot(BLACK));
+        Ok(())
+    })?;
+    let caption = "Self-repair split into its causes: later heads, MLPs (from the ablated head's own layer on), and the \
+                   final norm, whose scale changes when the stream does. Negative bars made the loss larger.";
+    Ok(Figure { name: format!("causes_by_layer_{ablation}"), caption: caption.into(), sql, svg })
+}
+
+fn effect_against_change(tables: &Tables, ablation: &str) -> Result<Figure> {
+    let sql = format!(
+        "select layer, head, direct_effect, logit_change from head_summary \
+         where ablation = '{ablation}' and subset = 'top'"
+    );
+    let rows = Rows::of(tables, &sql)?;
+    let (layer, x, y) = (rows.numbers("layer")?, rows.numbers("direct_effect")?, rows.numbers("logit_change")?);
+    let frame = Frame {
+        title: &format!("Direct effect against change of the logit ({ablation} ablation)"),
+        x: "direct effect of the head, mean of top tokens [logits]",
+        y: "change of the logit when ablated [logits]",
+        x_range: range(&x),
+        y_range: range(y.iter().chain(&x.iter().map(|v| -v).collect::<Vec<_>>())),
+        whole_x: false,
+    };
+    let (first, last) = layer.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &l| (a.min(l), b.max(l)));
+    let (low, high) = frame.x_range;
+    let shade = |l: f64| {
+        let t = (l - first) / (last - first).max(1.0);
+        let mix = |a: u8, b: u8| (f64::from(a) * (1.0 - t) + f64::from(b) * t) as u8;
+        RGBColor(mix(150, 0), mix(200, 40), mix(235, 110))
+    };
+    let svg = draw(&frame, |chart| {
+        chart.draw_series([line((low, 0.0), (high, 0.0), GREY)]).map_err(failed)?;
+        chart
+            .draw_series([line((low, -low), (high, -high), ORANGE)])
+            .map_err(failed)?
+            .label("no repair: change = −direct effect")
+            .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], ORANGE.stroke_width(2)));
+        let points = (0..x.len()).map(|i| Circle::new((x[i], y[i]), 4, shade(layer[i]).filled()));
+        chart
+            .draw_series(points)
+            .map_err(failed)?
+            .label(format!("a head, layer {first} (light) to {last} (dark)"))
+            .legend(legend_dot(shade((first + last) / 2.0)));
+        Ok(())
+    })?;
+    let caption = "Without self-repair, ablating a head would lower the logit by its direct effect, and the heads would \
+                   lie on the line. Heads above it are repaired.";
+    Ok(Figure { name: format!("effect_against_change_{ablation}"), caption: caption.into(), sql, svg })
+}
+
+fn quantiles_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
+    let sql = format!(
+        "select layer, quantile, self_repair from repair_quantiles \
+         where ablation = '{ablation}' order by layer, quantile"
+    );
+    let rows = Rows::of(tables, &sql)?;
+    let (layer, quantile, repair) =
+        (rows.numbers("layer")?, rows.numbers("quantile")?, rows.numbers("self_repair")?);
+    let at = |q: f64| -> Vec<(f64, f64)> {
+        (0..layer.len()).filter(|&i| (quantile[i] - q).abs() < 1e-4).map(|i| (layer[i], repair[i])).collect()
+    };
+    let bands = [(0.01, 0.99, 0.14), (0.05, 0.95, 0.22), (0.25, 0.75, 0.4)];
+    let frame = Frame {
+        title: &format!("How self-repair is spread over tokens ({ablation} ablation)"),
+        x: "layer of the ablated head",
+        y: "self-repair of a token [logits]",
+        x_range: layer_range(&layer),
+        y_range: range(&repair),
+        whole_x: true,
+    };
+    let (low, high) = frame.x_range;
+    let svg = draw(&frame, |chart| {
+        for (from, to, strength) in bands {
+            let outline: Vec<(f64, f64)> = at(from).into_iter().chain(at(to).into_iter().rev()).collect();
+            chart
+                .draw_series([Polygon::new(outline, BLUE.mix(strength).filled())])
+                .map_err(failed)?
+                .label(format!("{:.0} % of the tokens", 100.0 * (to - from)))
+                .legend(move |(x, y)| Rectangle::new([(x + 3, y - 5), (x + 15, y + 5)], BLUE.mix(strength).filled()));
+        }
+        chart.draw_series([line((low, 0.0), (high, 0.0), GREY)]).map_err(failed)?;
+        chart
+            .draw_series(LineSeries::new(at(0.5), ORANGE.stroke_width(3)))
+            .map_err(failed)?
+            .label("median")
+            .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], ORANGE.stroke_width(3)));
+        Ok(())
+    })?;
+    let caption = "All tokens, not only the top ones: most are hardly touched by one head, and self-repair is a matter \
+                   of the tails.";
+    Ok(Figure { name: format!("quantiles_by_layer_{ablation}"), caption: caption.into(), sql, svg })
+}

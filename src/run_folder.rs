@@ -1,0 +1,260 @@
+//! The folder of one run: where each stage's files lie, whether they are current, and who holds the folder.
+//!
+//! A stage is current when its manifest names the fingerprint of everything it depends on and every file it listed is
+//! still there with its size. A stage that begins under another fingerprint first removes what the old one wrote, so
+//! tables of two configurations are never mixed.
+
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The stages in the order in which they depend on each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Corpus,
+    Export,
+    Trace,
+    Ablate,
+    Analyze,
+    Report,
+}
+
+impl Stage {
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Corpus => "corpus",
+            Stage::Export => "export",
+            Stage::Trace => "trace",
+            Stage::Ablate => "ablate",
+            Stage::Analyze => "analyze",
+            Stage::Report => "report",
+        }
+    }
+}
+
+/// What `<out>/stages/<stage>.json` holds.
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    fingerprint: String,
+    complete: bool,
+    /// Path under the run folder and size in bytes of every file the stage wrote.
+    files: Vec<(String, u64)>,
+}
+
+pub struct RunFolder {
+    root: PathBuf,
+    /// Hash of the inputs and of the configuration without `[runtime]`, written into every table.
+    pub run_id: String,
+    /// Held until the run ends; the operating system releases it if the process dies.
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Creates the folder if needed and takes it for this process.
+    pub fn open(root: &Path, run_id: String) -> Result<Self> {
+        fs::create_dir_all(root.join("tables")).with_context(|| format!("cannot create {}", root.display()))?;
+        fs::create_dir_all(root.join("stages"))?;
+        let path = root.join(".lock");
+        let mut lock = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let holder = fs::read_to_string(&path).unwrap_or_default();
+                bail!(
+                    "{} is in use by another run (process {}); wait for it or choose another --out",
+                    root.display(),
+                    holder.trim()
+                );
+            }
+            Err(TryLockError::Error(e)) => return Err(e).context(format!("cannot lock {}", path.display())),
+        }
+        lock.set_len(0)?;
+        writeln!(lock, "{}", std::process::id())?;
+        Ok(Self { root: root.to_path_buf(), run_id, _lock: lock })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `<out>/tables/<name>`, the folder of a table's Parquet files.
+    pub fn table(&self, name: &str) -> PathBuf {
+        self.root.join("tables").join(name)
+    }
+
+    /// Folder of the ONNX graphs.
+    pub fn model(&self) -> PathBuf {
+        self.root.join("model")
+    }
+
+    /// Folder of what later stages need but nobody queries.
+    pub fn work(&self) -> PathBuf {
+        self.root.join("work")
+    }
+
+    /// Folder of opt-in raw activations.
+    pub fn activations(&self) -> PathBuf {
+        self.root.join("activations")
+    }
+
+    fn manifest_path(&self, stage: Stage) -> PathBuf {
+        self.root.join("stages").join(format!("{}.json", stage.name()))
+    }
+
+    fn manifest(&self, stage: Stage) -> Option<Manifest> {
+        serde_json::from_str(&fs::read_to_string(self.manifest_path(stage)).ok()?).ok()
+    }
+
+    /// Whether the stage was finished under this fingerprint and its files are still whole.
+    pub fn is_current(&self, stage: Stage, fingerprint: &str) -> bool {
+        let whole = |(file, size): &(String, u64)| fs::metadata(self.root.join(file)).is_ok_and(|m| m.len() == *size);
+        self.manifest(stage)
+            .is_some_and(|m| m.complete && m.fingerprint == fingerprint && m.files.iter().all(whole))
+    }
+
+    /// Begins (or resumes) a stage that writes into `folders`, removing what another fingerprint left there.
+    pub fn begin(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
+        let resumes = self.manifest(stage).is_some_and(|m| m.fingerprint == fingerprint);
+        for folder in folders {
+            if !resumes && folder.exists() {
+                fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+            }
+            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            remove_temporary_files(folder)?;
+        }
+        self.write_manifest(stage, &Manifest { fingerprint: fingerprint.into(), complete: false, files: vec![] })
+    }
+
+    /// Marks the stage finished, with every file that lies in `folders`.
+    pub fn finish(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
+        let mut files = Vec::new();
+        for folder in folders {
+            for path in files_below(folder)? {
+                let relative = path.strip_prefix(&self.root).unwrap_or(&path).to_string_lossy().into_owned();
+                files.push((relative, fs::metadata(&path)?.len()));
+            }
+        }
+        files.sort();
+        self.write_manifest(stage, &Manifest { fingerprint: fingerprint.into(), complete: true, files })
+    }
+
+    /// Forgets that stages were finished, so that they run anew (`--fresh`).
+    pub fn forget(&self) -> Result<()> {
+        for entry in fs::read_dir(self.root.join("stages"))? {
+            fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    }
+
+    fn write_manifest(&self, stage: Stage, manifest: &Manifest) -> Result<()> {
+        write_atomically(&self.manifest_path(stage), serde_json::to_string_pretty(manifest)?.as_bytes())
+    }
+}
+
+/// Writes to a temporary name beside `path` and renames, so that a reader sees all of it or nothing.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = temporary(path);
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// `x.parquet` → `x.parquet.partial`.
+pub fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+fn remove_temporary_files(folder: &Path) -> Result<()> {
+    for path in files_below(folder)? {
+        if path.extension().is_some_and(|e| e == "partial") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// All files below a folder, sorted.
+pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut out = Vec::new();
+    if !folder.exists() {
+        return Ok(out);
+    }
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => out.extend(files_below(&path)?),
+            false => out.push(path),
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+/// A short hash of anything that can be written as JSON: 16 hexadecimal digits of its SHA-256.
+pub fn fingerprint(parts: &impl Serialize) -> Result<String> {
+    Ok(hex(&Sha256::digest(serde_json::to_vec(parts)?))[..16].to_string())
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 of a file's bytes.
+pub fn sha256_of_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let mut hasher = Sha256::new();
+    std::io::copy(&mut file, &mut hasher).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(hex(&hasher.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_current_until_its_fingerprint_or_a_file_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunFolder::open(dir.path(), "id".into()).unwrap();
+        let folders = [run.table("tokens")];
+        run.begin(Stage::Corpus, "a", &folders).unwrap();
+        assert!(!run.is_current(Stage::Corpus, "a"));
+        let file = folders[0].join("0.parquet");
+        fs::write(&file, "12345").unwrap();
+        run.finish(Stage::Corpus, "a", &folders).unwrap();
+        assert!(run.is_current(Stage::Corpus, "a") && !run.is_current(Stage::Corpus, "b"));
+        fs::write(&file, "123").unwrap();
+        assert!(!run.is_current(Stage::Corpus, "a"));
+    }
+
+    #[test]
+    fn another_fingerprint_removes_the_old_files_and_the_same_one_keeps_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunFolder::open(dir.path(), "id".into()).unwrap();
+        let folders = [run.table("ablations")];
+        run.begin(Stage::Ablate, "a", &folders).unwrap();
+        fs::write(folders[0].join("0.parquet"), "whole").unwrap();
+        fs::write(folders[0].join("1.parquet.partial"), "half").unwrap();
+        run.begin(Stage::Ablate, "a", &folders).unwrap();
+        assert_eq!(files_below(&folders[0]).unwrap().len(), 1);
+        run.begin(Stage::Ablate, "b", &folders).unwrap();
+        assert_eq!(files_below(&folders[0]).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_second_run_into_the_same_folder_is_refused_and_names_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = RunFolder::open(dir.path(), "id".into()).unwrap();
+        let error = RunFolder::open(dir.path(), "id".into()).err().unwrap().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+    }
+}

@@ -1,0 +1,254 @@
+//! The stages of a run, in the order in which they depend on each other. Each reads and writes files only, knows by a
+//! fingerprint whether its output is current, and can be killed at any moment and resumed.
+
+mod ablate;
+mod activations;
+mod repair;
+mod trace;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use arrow::array::{ArrayRef, AsArray, StringArray, UInt16Array, UInt32Array};
+use arrow::datatypes::UInt32Type;
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::json;
+
+use crate::analyze;
+use crate::config::{Config, Kind};
+use crate::corpus::{self, Prompts, TextTokenizer};
+use crate::export;
+use crate::model::{Model, ModelSource};
+use crate::progress;
+use crate::report;
+use crate::run_folder::{RunFolder, Stage, fingerprint, sha256_of_file, write_atomically};
+use crate::tables::{MODEL, Metadata, SCHEMA_VERSION, TableWriter};
+
+/// A run with its inputs found and read as far as every stage needs.
+pub struct Run {
+    pub config: Config,
+    pub folder: RunFolder,
+    pub model: Model,
+    model_sha256: String,
+    corpus_path: PathBuf,
+    /// Fingerprint of every stage, in the order of [`Stage`].
+    fingerprints: [String; 6],
+    heads: Vec<(usize, usize)>,
+}
+
+/// Brings `last` up to date, running what it needs before it. Returns the summary for the terminal.
+pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<String> {
+    let run = Run::open(config, out)?;
+    if fresh {
+        run.folder.forget()?;
+    }
+    let stages: [(Stage, fn(&Run) -> Result<String>); 6] = [
+        (Stage::Corpus, Run::corpus),
+        (Stage::Export, Run::export),
+        (Stage::Trace, Run::trace),
+        (Stage::Ablate, Run::ablate),
+        (Stage::Analyze, Run::analyze),
+        (Stage::Report, Run::report),
+    ];
+    for (stage, work) in stages.into_iter().filter(|(s, _)| *s <= last) {
+        run.bring_up_to_date(stage, work)?;
+    }
+    match last {
+        Stage::Report => report::summary(run.folder.root()),
+        _ => Ok(format!("{} is up to date in {}", last.name(), run.folder.root().display())),
+    }
+}
+
+impl Run {
+    /// Finds the model and the corpus (downloading packages), checks the configuration against them and takes the
+    /// folder.
+    fn open(config: Config, out: &Path) -> Result<Self> {
+        let source = ModelSource::resolve(&config.model.source)?;
+        let model = Model::open(source)?;
+        let a = &model.architecture;
+        ensure!(
+            config.corpus.prompt_len <= a.context,
+            "corpus.prompt_len = {} is longer than the model's context of {} positions",
+            config.corpus.prompt_len,
+            a.context
+        );
+        let heads = config.ablation.heads.heads(a.layers, a.heads)?;
+        let corpus_path = corpus::resolve(&config.corpus.source)?;
+
+        let spinner = progress::spinner("reading the inputs' checksums");
+        let sums: Vec<String> = model.source.files()?.iter().map(|p| sha256_of_file(p)).collect::<Result<_>>()?;
+        let model_sha256 = match sums.as_slice() {
+            [one] => one.clone(),
+            many => fingerprint(&many)?,
+        };
+        let corpus_sha256 = sha256_of_file(&corpus_path)?;
+        spinner.finish_and_clear();
+
+        let code = (SCHEMA_VERSION, env!("CARGO_PKG_VERSION"));
+        let c = &config;
+        let corpus = fingerprint(&json!([code, &model_sha256, corpus_sha256, c.corpus]))?;
+        let export = fingerprint(&json!([code, c.model, &model_sha256, c.corpus.prompt_len]))?;
+        let trace = fingerprint(&json!([code, corpus, export, c.trace]))?;
+        let ablate = fingerprint(&json!([code, trace, c.ablation, heads]))?;
+        let analyze = fingerprint(&json!([ablate, c.analysis, analyze::queries_fingerprint()?]))?;
+        let report = fingerprint(&json!([analyze, report::VERSION]))?;
+        let folder = RunFolder::open(out, fingerprint(&json!([ablate, c.analysis]))?)?;
+        let fingerprints = [corpus, export, trace, ablate, analyze, report];
+        Ok(Self { config, folder, model, model_sha256, corpus_path, fingerprints, heads })
+    }
+
+    fn fingerprint(&self, stage: Stage) -> &str {
+        &self.fingerprints[stage as usize]
+    }
+
+    fn meta(&self, stage: Stage) -> Metadata {
+        Metadata { run_id: self.folder.run_id.clone(), fingerprint: self.fingerprint(stage).to_string() }
+    }
+
+    fn bring_up_to_date(&self, stage: Stage, work: fn(&Run) -> Result<String>) -> Result<()> {
+        if self.folder.is_current(stage, self.fingerprint(stage)) {
+            progress::line(stage.name(), "up to date");
+            return Ok(());
+        }
+        let folders = self.folders(stage);
+        let started = Instant::now();
+        self.folder.begin(stage, self.fingerprint(stage), &folders)?;
+        let done = work(self)?;
+        self.folder.finish(stage, self.fingerprint(stage), &folders)?;
+        progress::line(stage.name(), &format!("{done}, {}", progress::seconds(started.elapsed().as_secs_f64())));
+        Ok(())
+    }
+
+    /// The folders a stage owns: nothing else writes there.
+    fn folders(&self, stage: Stage) -> Vec<PathBuf> {
+        let f = &self.folder;
+        match stage {
+            Stage::Corpus => vec![f.table("tokens")],
+            Stage::Export => vec![f.model(), f.table("model")],
+            Stage::Trace => vec![f.table("clean"), f.table("direct_effects"), f.work(), f.activations()],
+            Stage::Ablate => vec![f.table("pairs"), f.table("ablations")],
+            Stage::Analyze => analyze::derived_tables().iter().map(|name| f.table(name)).collect(),
+            Stage::Report => vec![f.root().join("report")],
+        }
+    }
+
+    fn corpus(&self) -> Result<String> {
+        let tokenizer = TextTokenizer::of(&self.model)?;
+        let prompts = corpus::prompts(&self.config.corpus, &self.corpus_path, &tokenizer)?;
+        corpus::write(&prompts, &tokenizer, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
+        Ok(format!("{} prompts of {} tokens", prompts.count(), prompts.prompt_len))
+    }
+
+    fn export(&self) -> Result<String> {
+        export::export(&self.model, self.config.corpus.prompt_len, &self.folder.model())?;
+        self.write_model_table()?;
+        let a = &self.model.architecture;
+        Ok(format!(
+            "{} ({}, {} layers of {} heads, width {}, {:.0} M parameters) as ONNX",
+            self.model.source.origin().name,
+            a.family,
+            a.layers,
+            a.heads,
+            a.d_model,
+            a.parameters() as f64 / 1e6
+        ))
+    }
+
+    fn write_model_table(&self) -> Result<()> {
+        let (a, origin) = (&self.model.architecture, self.model.source.origin());
+        let text = |s: &str| Arc::new(StringArray::from(vec![s])) as ArrayRef;
+        let small = |n: usize| Arc::new(UInt16Array::from(vec![n as u16])) as ArrayRef;
+        let int = |n: usize| Arc::new(UInt32Array::from(vec![n as u32])) as ArrayRef;
+        let columns = vec![
+            text(&origin.name),
+            text(&a.family),
+            small(a.layers),
+            small(a.heads),
+            int(a.d_model),
+            int(a.d_mlp),
+            int(a.vocab),
+            text(&a.dtype),
+            text(&origin.source),
+            text(&origin.revision),
+            text(&self.model_sha256),
+        ];
+        let path = self.folder.table("model").join("model.parquet");
+        let mut writer = TableWriter::create(&MODEL, &path, &self.meta(Stage::Export))?;
+        writer.write(&RecordBatch::try_new(MODEL.schema(), columns)?)?;
+        writer.finish()
+    }
+
+    fn trace(&self) -> Result<String> {
+        trace::trace(self, &self.prompts()?)
+    }
+
+    fn ablate(&self) -> Result<String> {
+        ablate::ablate(self, &self.prompts()?)
+    }
+
+    fn analyze(&self) -> Result<String> {
+        analyze::analyze(self.folder.root(), &self.config.analysis, &self.meta(Stage::Analyze))
+    }
+
+    fn report(&self) -> Result<String> {
+        write_atomically(
+            &self.folder.root().join("report").join("config.toml"),
+            toml::to_string(&self.config)?.as_bytes(),
+        )?;
+        report::report(self.folder.root())
+    }
+
+    /// The prompts as the `tokens` table has them: what was measured is what is written there.
+    fn prompts(&self) -> Result<Prompts> {
+        let path = self.folder.table("tokens").join("tokens.parquet");
+        let file = fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file)
+            .with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
+        let mask = ProjectionMask::columns(builder.parquet_schema(), ["token"]);
+        let mut tokens = Vec::new();
+        for batch in builder.with_projection(mask).build()? {
+            let batch = batch.with_context(|| format!("{} cannot be read", path.display()))?;
+            tokens.extend_from_slice(batch.column(0).as_primitive::<UInt32Type>().values());
+        }
+        Ok(Prompts::new(self.config.corpus.prompt_len, tokens))
+    }
+
+    fn has(&self, kind: Kind) -> bool {
+        self.config.ablation.kinds.contains(&kind)
+    }
+
+    /// Prompts in one call of a graph, so that a call has about as many rows as the configuration (or experience:
+    /// activations of more rows fall out of the cache) asks for.
+    fn rows_in_call(&self) -> usize {
+        match self.config.runtime.batch {
+            0 => 1200,
+            n => n,
+        }
+    }
+}
+
+/// `items` in as few groups of at most `most` as possible, of sizes that differ by at most one.
+fn balanced<T>(items: &[T], most: usize) -> impl Iterator<Item = &[T]> {
+    let groups = items.len().div_ceil(most.max(1)).max(1);
+    (0..groups).map(move |g| &items[g * items.len() / groups..(g + 1) * items.len() / groups])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::balanced;
+
+    #[test]
+    fn groups_are_even_and_complete() {
+        let items: Vec<usize> = (0..10).collect();
+        let sizes: Vec<usize> = balanced(&items, 9).map(<[usize]>::len).collect();
+        assert_eq!(sizes, [5, 5]);
+        assert_eq!(balanced(&items, 3).flatten().count(), 10);
+        assert!(balanced(&items, 3).all(|g| g.len() <= 3));
+        assert_eq!(balanced(&items[..0], 3).flatten().count(), 0);
+    }
+}
