@@ -53,7 +53,7 @@ spread as (
         group by ablation, hold, component, layer, head, subset
     ) m
         on p.ablation = m.ablation and p.hold = m.hold and p.component = m.component
-        and p.layer = m.layer and p.head is not distinct from m.head and p.subset = m.subset
+        and p.layer = m.layer and (p.head is not distinct from m.head) and p.subset = m.subset
     group by p.ablation, p.hold, p.component, p.layer, p.head, p.subset
 ),
 means as (
@@ -90,5 +90,5 @@ select
 from means m
 join spread s
     on m.ablation = s.ablation and m.hold = s.hold and m.component = s.component
-    and m.layer = s.layer and m.head is not distinct from s.head and m.subset = s.subset
+    and m.layer = s.layer and (m.head is not distinct from s.head) and m.subset = s.subset
 order by m.ablation, m.hold, m.component, m.layer, m.head, m.subset

@@ -37,11 +37,13 @@ impl Runtime {
             Some(environment) => environment.clone(),
             None => {
                 let library = provision::locate_library()?;
+                // First of all ort calls: it decides which library the others go to.
+                let builder =
+                    ort::init_from(&library.path).map_err(|e| anyhow!("{}: {e}", library.path.display()))?;
                 let threads = GlobalThreadPoolOptions::default()
                     .with_intra_threads(config.thread_count())?
                     .with_spin_control(true)?;
-                let environment = ort::init_from(&library.path)
-                    .map_err(|e| anyhow!("{}: {e}", library.path.display()))?
+                let environment = builder
                     .with_name(env!("CARGO_PKG_NAME"))
                     .with_telemetry(false)
                     .with_global_thread_pool(threads)

@@ -220,7 +220,7 @@ fn direct_effects(clean: &CleanEffects, group: &[usize]) -> Result<RecordBatch> 
     let columns: Vec<ArrayRef> = vec![
         repeat(&|p, _| group[p] as u32),
         repeat(&|_, s| s as u32),
-        Arc::new(StringArray::from_iter_values(each().map(|k| k.0))),
+        Arc::new(StringArray::from_iter(each().map(|k| Some(k.0)))),
         Arc::new(each().map(|k| k.1).collect::<UInt16Array>()),
         Arc::new(each().map(|k| k.2).collect::<UInt16Array>()),
         Arc::new(Float32Array::from(values)),
