@@ -112,8 +112,7 @@ impl RunFolder {
     /// Whether the stage was finished under this fingerprint and its files are still whole.
     pub fn is_current(&self, stage: Stage, fingerprint: &str) -> bool {
         let whole = |(file, size): &(String, u64)| fs::metadata(self.root.join(file)).is_ok_and(|m| m.len() == *size);
-        self.manifest(stage)
-            .is_some_and(|m| m.complete && m.fingerprint == fingerprint && m.files.iter().all(whole))
+        self.manifest(stage).is_some_and(|m| m.complete && m.fingerprint == fingerprint && m.files.iter().all(whole))
     }
 
     /// Begins (or resumes) a stage that writes into `folders`, removing what another fingerprint left there.

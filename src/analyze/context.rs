@@ -69,22 +69,24 @@ impl Tables {
 
     /// Runs one query; `$name` in it stands for a parameter.
     pub fn collect(&self, sql: &str, parameters: &[(&str, f64)]) -> Result<Vec<RecordBatch>> {
-        self.runtime.block_on(async {
-            let frame = self.context.sql(sql).await?;
-            let values: Vec<_> = parameters.iter().map(|&(k, v)| (k.to_string(), ScalarValue::from(v).into())).collect();
-            let frame = match values.is_empty() || !sql.contains('$') {
-                true => frame,
-                false => frame.with_param_values(ParamValues::Map(values.into_iter().collect()))?,
-            };
-            // An empty result still tells its columns.
-            let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
-            let mut batches = frame.collect().await?;
-            if batches.is_empty() {
-                batches.push(RecordBatch::new_empty(schema));
-            }
-            Ok::<_, datafusion::error::DataFusionError>(batches)
-        })
-        .map_err(|e| anyhow::anyhow!("{}", e.strip_backtrace()))
+        self.runtime
+            .block_on(async {
+                let frame = self.context.sql(sql).await?;
+                let values: Vec<_> =
+                    parameters.iter().map(|&(k, v)| (k.to_string(), ScalarValue::from(v).into())).collect();
+                let frame = match values.is_empty() || !sql.contains('$') {
+                    true => frame,
+                    false => frame.with_param_values(ParamValues::Map(values.into_iter().collect()))?,
+                };
+                // An empty result still tells its columns.
+                let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
+                let mut batches = frame.collect().await?;
+                if batches.is_empty() {
+                    batches.push(RecordBatch::new_empty(schema));
+                }
+                Ok::<_, datafusion::error::DataFusionError>(batches)
+            })
+            .map_err(|e| anyhow::anyhow!("{}", e.strip_backtrace()))
     }
 
     /// Names of the tables a query reads.
@@ -99,12 +101,14 @@ impl Tables {
 /// The folders of `<out>/tables` that hold at least one file.
 fn table_names(out: &Path) -> Result<Vec<String>> {
     let folder = out.join("tables");
-    let entries = std::fs::read_dir(&folder)
-        .with_context(|| format!("{} has no tables; run `pipeline run all` first or name a run with --out", out.display()))?;
+    let entries = std::fs::read_dir(&folder).with_context(|| {
+        format!("{} has no tables; run `pipeline run all` first or name a run with --out", out.display())
+    })?;
     let mut names = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        let has_files = path.is_dir() && std::fs::read_dir(&path)?.flatten().any(|f| f.path().extension().is_some_and(|e| e == "parquet"));
+        let has_files = path.is_dir()
+            && std::fs::read_dir(&path)?.flatten().any(|f| f.path().extension().is_some_and(|e| e == "parquet"));
         if has_files {
             names.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
         }

@@ -69,12 +69,13 @@ impl TextTokenizer {
             let id = self.tokenizer.token_to_id(token);
             id.with_context(|| format!("corpus.{key} = \"{token}\": the tokenizer has no such token"))
         };
-        let separator = match &config.separator {
-            Some(token) => named("separator", token)?,
-            None => self.tokenizer.token_to_id("<|endoftext|>").or(self.eos).context(
-                "the tokenizer has neither <|endoftext|> nor an EOS token; name one with corpus.separator",
-            )?,
-        };
+        let separator =
+            match &config.separator {
+                Some(token) => named("separator", token)?,
+                None => self.tokenizer.token_to_id("<|endoftext|>").or(self.eos).context(
+                    "the tokenizer has neither <|endoftext|> nor an EOS token; name one with corpus.separator",
+                )?,
+            };
         let bos = match &config.bos_token {
             Some(token) => named("bos_token", token)?,
             None => self.bos.unwrap_or(separator),
@@ -105,7 +106,10 @@ const USER_DEFINED: i64 = 4;
 fn from_gguf(gguf: &GgufFile) -> Result<Tokenizer> {
     let place = gguf.path().display();
     let model = gguf.metadata("tokenizer.ggml.model")?.to_string()?;
-    ensure!(model == "gpt2", "{place}: the tokenizer model `{model}` is not supported yet; supported: gpt2 (byte-level BPE)");
+    ensure!(
+        model == "gpt2",
+        "{place}: the tokenizer model `{model}` is not supported yet; supported: gpt2 (byte-level BPE)"
+    );
     let tokens = strings(gguf, "tokenizer.ggml.tokens")?;
     let merges: Vec<(String, String)> = strings(gguf, "tokenizer.ggml.merges")?
         .iter()

@@ -111,7 +111,8 @@ impl Engine {
         let place = position_tensor(prompts, positions)?;
         // No effects are asked for, so the directions do not matter.
         let no_v = tensor(&[1, positions, width], vec![0.0; positions * width])?;
-        let no_u = tensor(&[1, positions, self.architecture.d_model], vec![0.0; positions * self.architecture.d_model])?;
+        let no_u =
+            tensor(&[1, positions, self.architecture.d_model], vec![0.0; positions * self.architecture.d_model])?;
         let [mut residual] = self.embed.run([("tokens", Input::from(&token_tensor(tokens)?))], ["residual"])?;
         let mut out = Vec::with_capacity(wanted.len());
         for (l, &is_wanted) in wanted.iter().enumerate().take(last.map_or(0, |l| l + 1)) {

@@ -1,5 +1,6 @@
 //! ONNX Runtime: loading the library once, sessions that share one thread pool, and tensors in and out.
 
+use std::ffi::CStr;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -38,8 +39,7 @@ impl Runtime {
             None => {
                 let library = provision::locate_library()?;
                 // First of all ort calls: it decides which library the others go to.
-                let builder =
-                    ort::init_from(&library.path).map_err(|e| anyhow!("{}: {e}", library.path.display()))?;
+                let builder = ort::init_from(&library.path).map_err(|e| anyhow!("{}: {e}", library.path.display()))?;
                 let threads = GlobalThreadPoolOptions::default()
                     .with_intra_threads(config.thread_count())?
                     .with_spin_control(true)?;
@@ -91,17 +91,28 @@ fn parse_device(text: &str) -> Result<Device> {
     }
 }
 
-/// Build and execution providers of a library, for `doctor`.
+/// Version and execution providers of a library, for `doctor`.
 pub fn describe(path: &Path) -> Result<(String, Vec<&'static str>)> {
+    let version = version_of(path)?;
     let builder = ort::init_from(path).map_err(|e| anyhow!("{e}"))?;
     let _environment = builder.with_telemetry(false).build()?;
-    let info = ort::info();
-    let version = info.split("git-branch=rel-").nth(1).and_then(|s| s.split(',').next()).unwrap_or(info);
     let mut providers = vec!["CPU"];
     if ep::CUDA::is_available()? {
         providers.push("CUDA");
     }
-    Ok((version.to_string(), providers))
+    Ok((version, providers))
+}
+
+/// What the library says its version is: `ort` reads the same string but keeps it to itself.
+fn version_of(path: &Path) -> Result<String> {
+    // SAFETY: loading runs the library's initialisers, as `ort` does when it loads the same file; `OrtGetApiBase` and
+    // the two fields of what it returns are the part of ONNX Runtime's C interface that never changes.
+    unsafe {
+        let library = libloading::Library::new(path)?;
+        let get: libloading::Symbol<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase> =
+            library.get(b"OrtGetApiBase").context("it is not ONNX Runtime")?;
+        Ok(CStr::from_ptr(((*get()).GetVersionString)()).to_string_lossy().into_owned())
+    }
 }
 
 /// A loaded graph.

@@ -174,9 +174,7 @@ pub fn safetensors_files(directory: &Path) -> Result<Vec<PathBuf>> {
         directory.display()
     );
     let json = read_json(&index)?;
-    let map = json["weight_map"]
-        .as_object()
-        .with_context(|| format!("{}: no `weight_map` object", index.display()))?;
+    let map = json["weight_map"].as_object().with_context(|| format!("{}: no `weight_map` object", index.display()))?;
     let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
     names.sort_unstable();
     names.dedup();

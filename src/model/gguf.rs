@@ -22,8 +22,8 @@ impl GgufFile {
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let mut reader = BufReader::new(file);
-        let content = Content::read(&mut reader)
-            .with_context(|| format!("{} is not a complete GGUF file", path.display()))?;
+        let content =
+            Content::read(&mut reader).with_context(|| format!("{} is not a complete GGUF file", path.display()))?;
         Ok(Self { path: path.to_path_buf(), content, reader: Mutex::new(reader) })
     }
 
@@ -67,8 +67,8 @@ impl GgufFile {
             self.path.display()
         );
         let embedding = self.content.tensor_infos.get("token_embd.weight");
-        let embedding = embedding
-            .with_context(|| format!("{}: the tensor `token_embd.weight` is missing", self.path.display()))?;
+        let embedding =
+            embedding.with_context(|| format!("{}: the tensor `token_embd.weight` is missing", self.path.display()))?;
         let heads = int("attention.head_count")?;
         let token = |key: &str| self.optional(key).and_then(|v| integer(v).ok());
         Ok(json!({
@@ -122,11 +122,7 @@ fn unpermute(tensor: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
     if heads == 0 || rows % (2 * heads) != 0 {
         candle_core::bail!("{rows} rows cannot be split into {heads} heads");
     }
-    tensor
-        .reshape((heads, rows / heads / 2, 2, columns))?
-        .transpose(1, 2)?
-        .contiguous()?
-        .reshape((rows, columns))
+    tensor.reshape((heads, rows / heads / 2, 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
 }
 
 fn integer(value: &Value) -> Result<u64> {

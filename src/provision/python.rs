@@ -23,7 +23,9 @@ pub fn interpreter() -> Result<PathBuf> {
         Some(path) => Ok(path),
         None => match named {
             Some(path) => bail!("PIPELINE_PYTHON = {} does not start", path.display()),
-            None => bail!("no Python found (tried python3 and python); install Python 3 with pip, or set PIPELINE_PYTHON"),
+            None => {
+                bail!("no Python found (tried python3 and python); install Python 3 with pip, or set PIPELINE_PYTHON")
+            }
         },
     }
 }

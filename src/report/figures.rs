@@ -13,11 +13,8 @@ const GREEN: RGBColor = RGBColor(0, 158, 115);
 const GREY: RGBColor = RGBColor(110, 110, 110);
 
 /// Causes in the order in which bars are stacked.
-const CAUSES: [(&str, &str, RGBColor); 3] = [
-    ("repair_attention", "other heads", BLUE),
-    ("repair_mlp", "MLPs", ORANGE),
-    ("repair_norm", "final norm", GREEN),
-];
+const CAUSES: [(&str, &str, RGBColor); 3] =
+    [("repair_attention", "other heads", BLUE), ("repair_mlp", "MLPs", ORANGE), ("repair_norm", "final norm", GREEN)];
 
 const SIZE: (u32, u32) = (860, 460);
 
@@ -100,10 +97,8 @@ fn failed(e: impl std::fmt::Display) -> anyhow::Error {
 
 /// The range of some numbers and zero, with a little room.
 fn range<'a>(values: impl IntoIterator<Item = &'a f64>) -> (f64, f64) {
-    let (low, high) = values
-        .into_iter()
-        .filter(|v| v.is_finite())
-        .fold((0f64, 0f64), |(low, high), &v| (low.min(v), high.max(v)));
+    let (low, high) =
+        values.into_iter().filter(|v| v.is_finite()).fold((0f64, 0f64), |(low, high), &v| (low.min(v), high.max(v)));
     let room = 0.06 * (high - low).max(1e-3);
     (low - room, high + room)
 }
@@ -201,9 +196,11 @@ fn causes_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
                 Rectangle::new([(layer[i] - 0.36, from), (layer[i] + 0.36, *top)], color.filled())
             });
             let bars: Vec<_> = bars.collect();
-            chart.draw_series(bars).map_err(failed)?.label(label).legend(move |(x, y)| {
-                Rectangle::new([(x + 3, y - 5), (x + 15, y + 5)], color.filled())
-            });
+            chart
+                .draw_series(bars)
+                .map_err(failed)?
+                .label(label)
+                .legend(move |(x, y)| Rectangle::new([(x + 3, y - 5), (x + 15, y + 5)], color.filled()));
         }
         chart.draw_series([line((low, 0.0), (high, 0.0), GREY)]).map_err(failed)?;
         chart
@@ -266,8 +263,7 @@ fn quantiles_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
          where ablation = '{ablation}' order by layer, quantile"
     );
     let rows = Rows::of(tables, &sql)?;
-    let (layer, quantile, repair) =
-        (rows.numbers("layer")?, rows.numbers("quantile")?, rows.numbers("self_repair")?);
+    let (layer, quantile, repair) = (rows.numbers("layer")?, rows.numbers("quantile")?, rows.numbers("self_repair")?);
     let at = |q: f64| -> Vec<(f64, f64)> {
         (0..layer.len()).filter(|&i| (quantile[i] - q).abs() < 1e-4).map(|i| (layer[i], repair[i])).collect()
     };

@@ -47,7 +47,11 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         ),
     )?;
     let value = |name: &str| all.number(name);
-    writeln!(text, "{ablation} ablation, each head's top tokens by direct effect, mean over {} heads", value("heads")?)?;
+    writeln!(
+        text,
+        "{ablation} ablation, each head's top tokens by direct effect, mean over {} heads",
+        value("heads")?
+    )?;
     writeln!(text, "  direct effect     {:+.3} logits", value("de")?)?;
     writeln!(text, "  logit change      {:+.3} when the head is ablated", value("change")?)?;
     writeln!(
@@ -71,7 +75,9 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         .iter()
         .zip(layers.numbers("self_repair")?)
         .zip(layers.numbers("fraction_of_means")?)
-        .map(|((layer, repair), fraction)| format!("L{layer} {repair:+.3} ({:.0} % of its direct effect)", 100.0 * fraction))
+        .map(|((layer, repair), fraction)| {
+            format!("L{layer} {repair:+.3} ({:.0} % of its direct effect)", 100.0 * fraction)
+        })
         .collect();
     writeln!(text, "  strongest layers  {}", strongest.join(", "))?;
     let heads = Rows::of(
@@ -83,9 +89,8 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
     )?;
     let (layer, head) = (heads.numbers("layer")?, heads.numbers("head")?);
     let (repair, error) = (heads.numbers("self_repair")?, heads.numbers("self_repair_error")?);
-    let strongest: Vec<String> = (0..layer.len())
-        .map(|i| format!("L{}H{} {:+.2} ± {:.2}", layer[i], head[i], repair[i], error[i]))
-        .collect();
+    let strongest: Vec<String> =
+        (0..layer.len()).map(|i| format!("L{}H{} {:+.2} ± {:.2}", layer[i], head[i], repair[i], error[i])).collect();
     writeln!(text, "  strongest heads   {}\n", strongest.join(", "))?;
     Ok(())
 }

@@ -79,13 +79,7 @@ struct Item {
 }
 
 impl<'a> Plan<'a> {
-    fn new(
-        run: &'a Run,
-        a: &Architecture,
-        prompts: &'a Prompts,
-        pairings: Vec<Vec<usize>>,
-        mean_z: Vec<f32>,
-    ) -> Self {
+    fn new(run: &'a Run, a: &Architecture, prompts: &'a Prompts, pairings: Vec<Vec<usize>>, mean_z: Vec<f32>) -> Self {
         let mut by_layer: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for &(layer, head) in &run.heads {
             by_layer.entry(layer).or_default().push(head);
@@ -222,9 +216,8 @@ impl Work<'_> {
             let weight = if item.kind == Kind::Resample { 1.0 / self.plan.pairings.len() as f64 } else { 1.0 };
             for s in 0..positions {
                 let what = AblatedHead { layer, head: item.head, own_change: own_changes[b][s] };
-                let token = repair(&self.clean.effects, p * positions + s, &ablated, b * positions + s, &what).with_context(
-                    || format!("L{layer}H{}, prompt {}, position {s}", item.head, self.batch[p]),
-                )?;
+                let token = repair(&self.clean.effects, p * positions + s, &ablated, b * positions + s, &what)
+                    .with_context(|| format!("L{layer}H{}, prompt {}, position {s}", item.head, self.batch[p]))?;
                 shard.add(item.kind, (layer, item.head), self.batch[p], s, &token, weight);
             }
         }
@@ -266,7 +259,8 @@ impl Work<'_> {
         head: usize,
     ) -> Result<impl Iterator<Item = f32> + use<'v>> {
         let (width, d_head) = (a.heads * a.d_head, a.d_head);
-        let rows = &view(value)?[p * self.clean.effects.positions * width..(p + 1) * self.clean.effects.positions * width];
+        let rows =
+            &view(value)?[p * self.clean.effects.positions * width..(p + 1) * self.clean.effects.positions * width];
         Ok(rows.chunks_exact(width).flat_map(move |row| row[head * d_head..(head + 1) * d_head].iter().copied()))
     }
 }
@@ -308,13 +302,24 @@ impl Shard {
         let mut writer = TableWriter::create(&ABLATIONS, &self.path, meta)?;
         let block = self.prompts * self.positions;
         for (i, rows) in self.rows.chunks_exact(block).enumerate() {
-            writer.write(&self.batch(a, self.kinds[i / self.heads.len()], self.heads[i % self.heads.len()], rows)?)?;
+            writer.write(&self.batch(
+                a,
+                self.kinds[i / self.heads.len()],
+                self.heads[i % self.heads.len()],
+                rows,
+            )?)?;
         }
         writer.finish()
     }
 
     /// The rows of one ablated head.
-    fn batch(&self, a: &Architecture, kind: Kind, (layer, head): (usize, usize), rows: &[Repair]) -> Result<RecordBatch> {
+    fn batch(
+        &self,
+        a: &Architecture,
+        kind: Kind,
+        (layer, head): (usize, usize),
+        rows: &[Repair],
+    ) -> Result<RecordBatch> {
         let n = rows.len();
         let text = |s: &str| Arc::new(StringArray::from_iter_values(std::iter::repeat_n(s, n))) as ArrayRef;
         let small = |v: usize| Arc::new(UInt16Array::from(vec![v as u16; n])) as ArrayRef;

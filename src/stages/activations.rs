@@ -63,12 +63,8 @@ impl Writers {
                 Activation::ResidualFinal => view(&clean.residual_final)?.to_vec(),
             };
             let item = Arc::new(Field::new("item", DataType::Float32, false));
-            let list = FixedSizeListArray::try_new(
-                item,
-                saved.width as i32,
-                Arc::new(Float32Array::from(values)),
-                None,
-            )?;
+            let list =
+                FixedSizeListArray::try_new(item, saved.width as i32, Arc::new(Float32Array::from(values)), None)?;
             let columns: Vec<ArrayRef> = vec![
                 Arc::new(UInt32Array::from_iter_values(prompt.clone())),
                 Arc::new(UInt32Array::from_iter_values(position.clone())),

@@ -71,8 +71,7 @@ fn trace_shard(
 ) -> Result<()> {
     let a = engine.architecture.clone();
     let save = &run.config.trace.save;
-    let keep =
-        Keep { residual_mid: false, z: true, post: save.contains(&Activation::MlpPost) };
+    let keep = Keep { residual_mid: false, z: true, post: save.contains(&Activation::MlpPost) };
     let mut saved = activations::Writers::create(run, &a, files.number)?;
     let mut effects = TableWriter::create(&DIRECT_EFFECTS, &files.direct_effects, &run.meta(Stage::Trace))?;
     let mut clean_table = TableWriter::create(&CLEAN, &files.clean, &run.meta(Stage::Trace))?;

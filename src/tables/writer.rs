@@ -67,7 +67,9 @@ fn properties(name: &str, schema: &SchemaRef, key: usize, meta: &Metadata) -> Re
         .set_data_page_row_count_limit(ROWS_IN_PAGE)
         // Page limits are looked at once a batch of this many values.
         .set_write_batch_size(1024)
-        .set_sorting_columns(Some((0..key as i32).map(|i| SortingColumn { column_idx: i, descending: false, nulls_first: false }).collect()))
+        .set_sorting_columns(Some(
+            (0..key as i32).map(|i| SortingColumn { column_idx: i, descending: false, nulls_first: false }).collect(),
+        ))
         .set_key_value_metadata(Some(vec![
             pair("pipeline.schema_version", SCHEMA_VERSION),
             pair("pipeline.table", name),
@@ -91,7 +93,6 @@ pub fn is_whole(path: &Path, fingerprint: &str) -> bool {
     let Ok(file) = File::open(path) else { return false };
     let Ok(reader) = ParquetRecordBatchReaderBuilder::try_new(file) else { return false };
     let metadata = reader.metadata().file_metadata().key_value_metadata();
-    metadata.is_some_and(|pairs| {
-        pairs.iter().any(|kv| kv.key == FINGERPRINT && kv.value.as_deref() == Some(fingerprint))
-    })
+    metadata
+        .is_some_and(|pairs| pairs.iter().any(|kv| kv.key == FINGERPRINT && kv.value.as_deref() == Some(fingerprint)))
 }

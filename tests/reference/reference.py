@@ -62,7 +62,16 @@ def tiny_model(folder: Path):
 
 def tokenizer_ids(gguf: Path, out: Path):
     """Ids of awkward texts by transformers' own reading of the GGUF file."""
+    from tokenizers import pre_tokenizers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The GGUF file names its pre-tokenizer "smollm"; transformers' reading of GGUF ignores that and splits as GPT-2
+    # does. This is what the model's own tokenizer.json has (llama.cpp splits "smollm" in the same way). It differs for
+    # numerals that are not digits, such as ½.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+    ])
     texts = [
         "Hello world", " leading and trailing ", "In 2024, 1234567 people paid £3.50 (±0.01 %).",
         "def f(x: int) -> str:\n    return f\"{x:>08d}\" if x != 0x7f else None\n\n\tif __name__ == '__main__':\r\n",

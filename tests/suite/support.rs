@@ -1,0 +1,103 @@
+//! Running the binary and reading what it wrote.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Float64Type};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+pub const TINY: &str = "tests/fixtures/tiny-llama";
+
+/// The settings behind `tests/fixtures/tiny-llama/expected`.
+pub const TINY_SETTINGS: [&str; 7] = [
+    "model.source=tests/fixtures/tiny-llama",
+    "corpus.source=tests/fixtures/corpus.txt",
+    "corpus.tokens=192",
+    "corpus.prompt_len=16",
+    "ablation.kinds=[\"resample\", \"mean\", \"zero\"]",
+    "ablation.heads=all",
+    "ablation.resample.samples=2",
+];
+
+pub fn pipeline() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_pipeline"))
+}
+
+/// `pipeline run STAGE --out OUT --set …`
+pub fn run(stage: &str, out: &Path, settings: &[&str]) -> Output {
+    let mut command = pipeline();
+    command.args(["run", stage, "--out"]).arg(out);
+    for setting in settings {
+        command.args(["--set", setting]);
+    }
+    command.output().unwrap()
+}
+
+pub fn run_tiny(stage: &str, out: &Path, more: &[&str]) -> Output {
+    run(stage, out, &[&TINY_SETTINGS, more].concat())
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub fn succeeded(output: Output) -> String {
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The error a failed command printed, after checking that it is one and not a panic.
+pub fn failed(output: Output) -> String {
+    let error = text(&output.stderr);
+    assert!(!output.status.success(), "it succeeded:\n{}", text(&output.stdout));
+    assert!(!error.contains("panicked"), "{error}");
+    let error = error.lines().skip_while(|l| !l.starts_with("error:")).collect::<Vec<_>>().join("\n");
+    assert!(!error.is_empty(), "no `error:` line");
+    error
+}
+
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    pipeline::run_folder::files_below(folder).unwrap()
+}
+
+/// Every row of a Parquet file, or of a folder of them.
+pub fn read(path: &Path) -> RecordBatch {
+    let paths = if path.is_dir() { files(path) } else { vec![path.to_path_buf()] };
+    let mut batches = Vec::new();
+    for path in paths {
+        let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
+        batches.extend(reader.map(Result::unwrap));
+    }
+    // Files may differ in metadata of their fields, which the values do not.
+    let schema = batches[0].schema();
+    let columns = |b: &RecordBatch| RecordBatch::try_new(schema.clone(), b.columns().to_vec()).unwrap();
+    concat_batches(&schema, &batches.iter().map(columns).collect::<Vec<_>>()).unwrap()
+}
+
+pub fn numbers(batch: &RecordBatch, column: &str) -> Vec<f64> {
+    let array = batch.column_by_name(column).unwrap_or_else(|| panic!("no column {column}"));
+    let array = cast(array, &DataType::Float64).unwrap();
+    array.as_primitive::<Float64Type>().iter().map(|v| v.unwrap_or(f64::NAN)).collect()
+}
+
+pub fn texts(batch: &RecordBatch, column: &str) -> Vec<String> {
+    let array = cast(batch.column_by_name(column).unwrap(), &DataType::Utf8).unwrap();
+    (0..array.len()).map(|i| array.as_string::<i32>().value(i).to_string()).collect()
+}
+
+/// Row number by key, the key columns as text.
+pub fn index(batch: &RecordBatch, key: &[&str]) -> BTreeMap<Vec<String>, usize> {
+    let columns: Vec<Vec<String>> = key
+        .iter()
+        .map(|name| {
+            let array = cast(batch.column_by_name(name).unwrap(), &DataType::Utf8).unwrap();
+            let column = array.as_string::<i32>();
+            column.iter().map(|v| v.unwrap_or("null").to_string()).collect()
+        })
+        .collect();
+    (0..batch.num_rows()).map(|i| (columns.iter().map(|c| c[i].clone()).collect(), i)).collect()
+}
