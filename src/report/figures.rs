@@ -41,7 +41,7 @@ pub fn all(tables: &Tables) -> Result<Vec<Figure>> {
 
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// What every figure has: a title, axes with units, a light mesh.
+/// What every figure has: a title, a legend above the plot, axes with units, a light mesh.
 struct Frame<'a> {
     title: &'a str,
     x: &'a str,
@@ -50,6 +50,14 @@ struct Frame<'a> {
     y_range: (f64, f64),
     /// Ticks at whole numbers only.
     whole_x: bool,
+    legend: Vec<(Mark, String, RGBAColor)>,
+}
+
+/// How a series looks in the legend.
+enum Mark {
+    Dot,
+    Line,
+    Box,
 }
 
 fn draw(frame: &Frame, content: impl FnOnce(&mut Chart) -> Result<()>) -> Result<String> {
@@ -57,13 +65,21 @@ fn draw(frame: &Frame, content: impl FnOnce(&mut Chart) -> Result<()>) -> Result
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         root.fill(&WHITE).map_err(failed)?;
-        let mut chart = ChartBuilder::on(&root)
-            .caption(frame.title, ("sans-serif", 20))
+        let below = root.titled(frame.title, ("sans-serif", 20)).map_err(failed)?;
+        let (legend, plot) = below.split_vertically(26);
+        draw_legend(&legend, &frame.legend)?;
+        let mut chart = ChartBuilder::on(&plot)
             .margin(14)
+            .margin_top(4)
             .x_label_area_size(46)
             .y_label_area_size(64)
             .build_cartesian_2d(frame.x_range.0..frame.x_range.1, frame.y_range.0..frame.y_range.1)
             .map_err(failed)?;
+        // Adding zero turns −0 into 0.
+        let rounded = |v: f64, digits: usize| {
+            let scale = 10f64.powi(digits as i32);
+            format!("{:.digits$}", (v * scale).round() / scale + 0.0)
+        };
         let digits = if frame.whole_x { 0 } else { 2 };
         chart
             .configure_mesh()
@@ -74,21 +90,37 @@ fn draw(frame: &Frame, content: impl FnOnce(&mut Chart) -> Result<()>) -> Result
             .light_line_style(WHITE)
             .bold_line_style(RGBColor(232, 232, 232))
             .x_labels(12)
-            .x_label_formatter(&|x| format!("{x:.digits$}"))
-            .y_label_formatter(&|y| format!("{y:.2}"))
+            .x_label_formatter(&|&x| rounded(x, digits))
+            .y_label_formatter(&|&y| rounded(y, 2))
             .draw()
             .map_err(failed)?;
         content(&mut chart)?;
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(200, 200, 200))
-            .label_font(("sans-serif", 13))
-            .draw()
-            .map_err(failed)?;
         root.present().map_err(failed)?;
     }
     Ok(svg)
+}
+
+/// One row of marks and labels: nothing in the plot is covered by it.
+fn draw_legend(
+    area: &DrawingArea<SVGBackend, plotters::coord::Shift>,
+    entries: &[(Mark, String, RGBAColor)],
+) -> Result<()> {
+    // A sans-serif letter of 13 px is about 6.3 px wide.
+    let width = |label: &str| 26 + (label.chars().count() as f64 * 6.3) as i32 + 18;
+    let total: i32 = entries.iter().map(|e| width(&e.1)).sum();
+    let mut x = (SIZE.0 as i32 - total) / 2;
+    for (mark, label, color) in entries {
+        let (middle, style) = (13, color.filled());
+        match mark {
+            Mark::Dot => area.draw(&Circle::new((x + 12, middle), 4, style)),
+            Mark::Line => area.draw(&PathElement::new(vec![(x, middle), (x + 20, middle)], color.stroke_width(3))),
+            Mark::Box => area.draw(&Rectangle::new([(x + 6, middle - 6), (x + 18, middle + 6)], style)),
+        }
+        .map_err(failed)?;
+        area.draw(&Text::new(label.clone(), (x + 26, middle - 7), ("sans-serif", 13))).map_err(failed)?;
+        x += width(label);
+    }
+    Ok(())
 }
 
 fn failed(e: impl std::fmt::Display) -> anyhow::Error {
@@ -114,10 +146,6 @@ fn line(from: (f64, f64), to: (f64, f64), color: RGBColor) -> PathElement<(f64, 
     PathElement::new(vec![from, to], color.stroke_width(1))
 }
 
-fn legend_dot(color: RGBColor) -> impl Fn((i32, i32)) -> Circle<(i32, i32), i32> {
-    move |(x, y)| Circle::new((x + 9, y), 4, color.filled())
-}
-
 fn repair_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
     let sql = format!(
         "select layer, head, self_repair, self_repair_error from head_summary \
@@ -140,6 +168,10 @@ fn repair_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
         x_range: layer_range(&layer),
         y_range: range(&ends),
         whole_x: true,
+        legend: vec![
+            (Mark::Dot, "a head, ± standard error over prompts".into(), BLUE.mix(1.0)),
+            (Mark::Line, "mean of the layer".into(), ORANGE.mix(1.0)),
+        ],
     };
     let (low, high) = frame.x_range;
     let svg = draw(&frame, |chart| {
@@ -150,15 +182,9 @@ fn repair_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
         chart.draw_series(bars).map_err(failed)?;
         chart
             .draw_series(layer.iter().zip(&repair).map(|(&x, &y)| Circle::new((x, y), 3, BLUE.filled())))
-            .map_err(failed)?
-            .label("a head, ± standard error over prompts")
-            .legend(legend_dot(BLUE));
+            .map_err(failed)?;
         let mean: Vec<(f64, f64)> = means.numbers("layer")?.into_iter().zip(means.numbers("self_repair")?).collect();
-        chart
-            .draw_series(LineSeries::new(mean, ORANGE.stroke_width(3)))
-            .map_err(failed)?
-            .label("mean of the layer")
-            .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], ORANGE.stroke_width(3)));
+        chart.draw_series(LineSeries::new(mean, ORANGE.stroke_width(3))).map_err(failed)?;
         Ok(())
     })?;
     let caption = "Each point is one head: how much of its loss the rest of the model makes up for when it is ablated, \
@@ -183,12 +209,17 @@ fn causes_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
         x_range: layer_range(&layer),
         y_range: range(&ends),
         whole_x: true,
+        legend: CAUSES
+            .iter()
+            .map(|(_, label, color)| (Mark::Box, label.to_string(), color.mix(1.0)))
+            .chain([(Mark::Dot, "self-repair, their sum".into(), BLACK.mix(1.0))])
+            .collect(),
     };
     let (low, high) = frame.x_range;
     let total = rows.numbers("self_repair")?;
     let svg = draw(&frame, |chart| {
         let mut tops = vec![(0.0, 0.0); layer.len()];
-        for (values, (_, label, color)) in causes.iter().zip(CAUSES) {
+        for (values, (_, _, color)) in causes.iter().zip(CAUSES) {
             let bars = (0..layer.len()).map(|i| {
                 let top = if values[i] >= 0.0 { &mut tops[i].0 } else { &mut tops[i].1 };
                 let from = *top;
@@ -196,18 +227,12 @@ fn causes_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
                 Rectangle::new([(layer[i] - 0.36, from), (layer[i] + 0.36, *top)], color.filled())
             });
             let bars: Vec<_> = bars.collect();
-            chart
-                .draw_series(bars)
-                .map_err(failed)?
-                .label(label)
-                .legend(move |(x, y)| Rectangle::new([(x + 3, y - 5), (x + 15, y + 5)], color.filled()));
+            chart.draw_series(bars).map_err(failed)?;
         }
         chart.draw_series([line((low, 0.0), (high, 0.0), GREY)]).map_err(failed)?;
         chart
             .draw_series(layer.iter().zip(&total).map(|(&x, &y)| Circle::new((x, y), 4, BLACK.filled())))
-            .map_err(failed)?
-            .label("self-repair, their sum")
-            .legend(legend_dot(BLACK));
+            .map_err(failed)?;
         Ok(())
     })?;
     let caption = "Self-repair split into its causes: later heads, MLPs (from the ablated head's own layer on), and the \
@@ -222,6 +247,12 @@ fn effect_against_change(tables: &Tables, ablation: &str) -> Result<Figure> {
     );
     let rows = Rows::of(tables, &sql)?;
     let (layer, x, y) = (rows.numbers("layer")?, rows.numbers("direct_effect")?, rows.numbers("logit_change")?);
+    let (first, last) = layer.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &l| (a.min(l), b.max(l)));
+    let shade = |l: f64| {
+        let t = (l - first) / (last - first).max(1.0);
+        let mix = |a: u8, b: u8| (f64::from(a) * (1.0 - t) + f64::from(b) * t) as u8;
+        RGBColor(mix(150, 0), mix(200, 40), mix(235, 110))
+    };
     let frame = Frame {
         title: &format!("Direct effect against change of the logit ({ablation} ablation)"),
         x: "direct effect of the head, mean of top tokens [logits]",
@@ -229,27 +260,18 @@ fn effect_against_change(tables: &Tables, ablation: &str) -> Result<Figure> {
         x_range: range(&x),
         y_range: range(y.iter().chain(&x.iter().map(|v| -v).collect::<Vec<_>>())),
         whole_x: false,
+        legend: vec![
+            (Mark::Line, "no repair: change = −direct effect".into(), ORANGE.mix(1.0)),
+            (Mark::Dot, format!("a head of layer {first}"), shade(first).mix(1.0)),
+            (Mark::Dot, format!("of layer {last}"), shade(last).mix(1.0)),
+        ],
     };
-    let (first, last) = layer.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &l| (a.min(l), b.max(l)));
     let (low, high) = frame.x_range;
-    let shade = |l: f64| {
-        let t = (l - first) / (last - first).max(1.0);
-        let mix = |a: u8, b: u8| (f64::from(a) * (1.0 - t) + f64::from(b) * t) as u8;
-        RGBColor(mix(150, 0), mix(200, 40), mix(235, 110))
-    };
     let svg = draw(&frame, |chart| {
         chart.draw_series([line((low, 0.0), (high, 0.0), GREY)]).map_err(failed)?;
-        chart
-            .draw_series([line((low, -low), (high, -high), ORANGE)])
-            .map_err(failed)?
-            .label("no repair: change = −direct effect")
-            .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], ORANGE.stroke_width(2)));
+        chart.draw_series([line((low, -low), (high, -high), ORANGE)]).map_err(failed)?;
         let points = (0..x.len()).map(|i| Circle::new((x[i], y[i]), 4, shade(layer[i]).filled()));
-        chart
-            .draw_series(points)
-            .map_err(failed)?
-            .label(format!("a head, layer {first} (light) to {last} (dark)"))
-            .legend(legend_dot(shade((first + last) / 2.0)));
+        chart.draw_series(points).map_err(failed)?;
         Ok(())
     })?;
     let caption = "Without self-repair, ablating a head would lower the logit by its direct effect, and the heads would \
@@ -275,23 +297,20 @@ fn quantiles_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
         x_range: layer_range(&layer),
         y_range: range(&repair),
         whole_x: true,
+        legend: bands
+            .iter()
+            .map(|(from, to, mix)| (Mark::Box, format!("{:.0} % of the tokens", 100.0 * (to - from)), BLUE.mix(*mix)))
+            .chain([(Mark::Line, "median".into(), ORANGE.mix(1.0))])
+            .collect(),
     };
     let (low, high) = frame.x_range;
     let svg = draw(&frame, |chart| {
         for (from, to, strength) in bands {
             let outline: Vec<(f64, f64)> = at(from).into_iter().chain(at(to).into_iter().rev()).collect();
-            chart
-                .draw_series([Polygon::new(outline, BLUE.mix(strength).filled())])
-                .map_err(failed)?
-                .label(format!("{:.0} % of the tokens", 100.0 * (to - from)))
-                .legend(move |(x, y)| Rectangle::new([(x + 3, y - 5), (x + 15, y + 5)], BLUE.mix(strength).filled()));
+            chart.draw_series([Polygon::new(outline, BLUE.mix(strength).filled())]).map_err(failed)?;
         }
         chart.draw_series([line((low, 0.0), (high, 0.0), GREY)]).map_err(failed)?;
-        chart
-            .draw_series(LineSeries::new(at(0.5), ORANGE.stroke_width(3)))
-            .map_err(failed)?
-            .label("median")
-            .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], ORANGE.stroke_width(3)));
+        chart.draw_series(LineSeries::new(at(0.5), ORANGE.stroke_width(3))).map_err(failed)?;
         Ok(())
     })?;
     let caption = "All tokens, not only the top ones: most are hardly touched by one head, and self-repair is a matter \

@@ -91,10 +91,10 @@ impl<'a> Plan<'a> {
         Self { prompts, kinds, heads: &run.heads, by_layer, pairings, mean_z, flops_per_prompt }
     }
 
-    /// Prompts in one file: about 2·10¹³ operations, a minute or so of two cores, which is what a kill can lose. It
+    /// Prompts in one file: about 10¹³ operations, a minute or so of two cores, which is what a kill can lose. It
     /// depends on the configuration only, so that the same one gives the same files on every machine.
     fn prompts_in_shard(&self) -> usize {
-        ((2e13 / self.flops_per_prompt) as usize).clamp(8, 64)
+        ((1e13 / self.flops_per_prompt) as usize).clamp(8, 64)
     }
 
     fn items(&self, heads: &[usize]) -> Vec<Item> {
@@ -214,8 +214,8 @@ impl Work<'_> {
         let ablated = engine.ablated(layer, self.clean, self.directions, ablated_runs)?;
         for (b, &(p, item)) in runs.iter().enumerate() {
             let weight = if item.kind == Kind::Resample { 1.0 / self.plan.pairings.len() as f64 } else { 1.0 };
-            for s in 0..positions {
-                let what = AblatedHead { layer, head: item.head, own_change: own_changes[b][s] };
+            for (s, &own_change) in own_changes[b].iter().enumerate() {
+                let what = AblatedHead { layer, head: item.head, own_change };
                 let token = repair(&self.clean.effects, p * positions + s, &ablated, b * positions + s, &what)
                     .with_context(|| format!("L{layer}H{}, prompt {}, position {s}", item.head, self.batch[p]))?;
                 shard.add(item.kind, (layer, item.head), self.batch[p], s, &token, weight);

@@ -41,13 +41,16 @@ pub struct Run {
     heads: Vec<(usize, usize)>,
 }
 
+/// A stage's work; it returns what it did, for the line that is printed.
+type Work = fn(&Run) -> Result<String>;
+
 /// Brings `last` up to date, running what it needs before it. Returns the summary for the terminal.
 pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<String> {
     let run = Run::open(config, out)?;
     if fresh {
         run.folder.forget()?;
     }
-    let stages: [(Stage, fn(&Run) -> Result<String>); 6] = [
+    let stages: [(Stage, Work); 6] = [
         (Stage::Corpus, Run::corpus),
         (Stage::Export, Run::export),
         (Stage::Trace, Run::trace),
@@ -55,6 +58,7 @@ pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<Strin
         (Stage::Analyze, Run::analyze),
         (Stage::Report, Run::report),
     ];
+    run.announce();
     for (stage, work) in stages.into_iter().filter(|(s, _)| *s <= last) {
         run.bring_up_to_date(stage, work)?;
     }
@@ -102,6 +106,34 @@ impl Run {
         Ok(Self { config, folder, model, model_sha256, corpus_path, fingerprints, heads })
     }
 
+    /// Says before anything heavy starts what the run will need.
+    fn announce(&self) {
+        let (a, c) = (&self.model.architecture, &self.config.corpus);
+        let tokens = (c.tokens / c.prompt_len * (c.prompt_len - 1)) as f64;
+        let samples = self.config.ablation.resample.samples as f64;
+        let runs: f64 =
+            self.config.ablation.kinds.iter().map(|&k| if k == Kind::Resample { samples } else { 1.0 }).sum();
+        let flops: f64 = self.heads.iter().map(|&(l, _)| a.ablation_flops(l)).sum::<f64>() * tokens * runs;
+        let weights = 4.0 * a.parameters() as f64;
+        // Measured: 37 bytes a row of `ablations`, 4 a row of `direct_effects`.
+        let rows = self.config.ablation.kinds.len() as f64 * self.heads.len() as f64 * tokens;
+        let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
+        // The weights once mapped and once in the order in which matrix products want them, activations, buffers.
+        let memory = 2.0 * weights + 2e9;
+        progress::line(
+            "run",
+            &format!(
+                "{} × {} heads × {tokens} tokens: {:.1} TFLOP of necessary work; about {} of disk in {}, {} of memory",
+                self.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
+                self.heads.len(),
+                flops / 1e12,
+                progress::bytes(disk as u64),
+                self.folder.root().display(),
+                progress::bytes(memory as u64),
+            ),
+        );
+    }
+
     fn fingerprint(&self, stage: Stage) -> &str {
         &self.fingerprints[stage as usize]
     }
@@ -110,7 +142,7 @@ impl Run {
         Metadata { run_id: self.folder.run_id.clone(), fingerprint: self.fingerprint(stage).to_string() }
     }
 
-    fn bring_up_to_date(&self, stage: Stage, work: fn(&Run) -> Result<String>) -> Result<()> {
+    fn bring_up_to_date(&self, stage: Stage, work: Work) -> Result<()> {
         if self.folder.is_current(stage, self.fingerprint(stage)) {
             progress::line(stage.name(), "up to date");
             return Ok(());

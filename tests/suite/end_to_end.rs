@@ -44,11 +44,11 @@ fn head_summary_is_what_its_header_says() {
     let (de, repair) = (value(&rows, "direct_effect"), value(&rows, "self_repair"));
     let (prompt, position) = (value(&rows, "prompt"), value(&rows, "position"));
     let subset = texts(&summary, "subset");
-    for i in 0..summary.num_rows() {
+    for (i, subset) in subset.iter().enumerate() {
         let (l, h) = (value(&summary, "layer")[i], value(&summary, "head")[i]);
         let mut mine: Vec<usize> = (0..layer.len()).filter(|&r| layer[r] == l && head[r] == h).collect();
         assert_eq!(mine.len(), 180);
-        if subset[i] == "top" {
+        if subset == "top" {
             mine.sort_by(|&a, &b| {
                 de[b].total_cmp(&de[a]).then(prompt[a].total_cmp(&prompt[b])).then(position[a].total_cmp(&position[b]))
             });
