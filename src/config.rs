@@ -26,14 +26,16 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// `package:smollm2`, a directory with `config.json` and safetensors, or a `.gguf` file.
+    /// `package:smollm2`, `hf:owner/name`, a directory with `config.json` and weights, or a `.gguf` file.
     pub source: String,
+    /// Branch, tag or commit of an `hf:` source; empty is its main branch.
+    pub revision: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CorpusConfig {
-    /// `package:news`, or a `.txt` (a document a line), `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` file.
+    /// `package:news`, `hf:owner/name` (a data set), or a `.txt` (a document a line), `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` file.
     pub source: String,
     /// The column or JSON key that holds a document.
     pub text_column: String,
@@ -136,7 +138,7 @@ pub enum Selection {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { source: "package:smollm2".into() }
+        Self { source: "package:smollm2".into(), revision: String::new() }
     }
 }
 

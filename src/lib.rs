@@ -6,8 +6,10 @@
 pub mod analyze;
 pub mod config;
 pub mod corpus;
+pub mod describe;
 pub mod engine;
 pub mod export;
+pub mod hub;
 pub mod model;
 pub mod pairing;
 pub mod progress;

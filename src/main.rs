@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use pipeline::analyze::{Format, Tables, print};
-use pipeline::config::Config;
+use pipeline::config::{Config, ModelConfig};
+use pipeline::describe::describe;
+use pipeline::model::{Model, ModelSource};
 use pipeline::run_folder::Stage;
 use pipeline::{provision, stages};
 
@@ -67,9 +69,28 @@ enum Command {
         #[arg(long, value_enum, default_value = "table")]
         format: Format,
     },
+    /// Show what a run of a model would be: its architecture, memory, floating-point work and time on this machine
+    ///
+    /// Only the configuration of the model is read, not its weights; an hf: model is fetched.
+    #[command(after_help = MODEL_EXAMPLES)]
+    Model {
+        /// package:smollm2, hf:owner/name, a directory, or a .gguf file
+        source: String,
+        /// Branch, tag or commit of an hf: source
+        #[arg(long, default_value = "")]
+        revision: String,
+        /// Tokens of the run to estimate
+        #[arg(long, default_value_t = 100_000)]
+        tokens: usize,
+    },
     /// Show what this machine has: Python, ONNX Runtime and its providers, cached packages
     Doctor,
 }
+
+const MODEL_EXAMPLES: &str = "Examples:
+  pipeline model package:smollm2
+  pipeline model hf:EleutherAI/pythia-160m --tokens 1000000
+  pipeline model ./my-llama";
 
 const RUN_EXAMPLES: &str = "Examples:
   pipeline run all
@@ -132,6 +153,11 @@ fn run(cli: Cli) -> Result<()> {
             let mut stdout = std::io::stdout().lock();
             print(&rows, format, &mut stdout)?;
             Ok(stdout.flush()?)
+        }
+        Command::Model { source, revision, tokens } => {
+            let model = Model::open(ModelSource::resolve(&ModelConfig { source, revision })?)?;
+            println!("{}", describe(&model, tokens)?);
+            Ok(())
         }
         Command::Doctor => provision::doctor(),
     }

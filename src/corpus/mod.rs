@@ -6,7 +6,7 @@ mod tokenizer;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use arrow::array::{ArrayRef, StringBuilder, UInt32Array};
 use arrow::record_batch::RecordBatch;
 use rayon::prelude::*;
@@ -16,41 +16,62 @@ pub use pack::{Prompts, pack};
 pub use tokenizer::TextTokenizer;
 
 use crate::config::CorpusConfig;
+use crate::hub::{HubRepo, Kind};
 use crate::progress;
 use crate::provision;
 use crate::tables::{Metadata, TOKENS, TableWriter};
 use read::documents;
 
-/// The file a `corpus.source` names, provisioning a `package:` one.
-pub fn resolve(source: &str) -> Result<PathBuf> {
+/// The files a `corpus.source` names, in order, fetching a `package:` or `hf:` one.
+pub fn resolve(source: &str) -> Result<Vec<PathBuf>> {
     if let Some(name) = source.strip_prefix("package:") {
-        return provision::corpus_asset(name)?.provide();
+        return Ok(vec![provision::corpus_asset(name)?.provide()?]);
     }
-    ensure!(
-        !source.starts_with("hf:"),
-        "corpus.source = \"{source}\": hub data sets are not supported yet; download a file of it and name that"
-    );
+    if let Some(name) = source.strip_prefix("hf:") {
+        return fetch(name);
+    }
     let path = PathBuf::from(source);
     ensure!(
         path.is_file(),
-        "corpus.source = \"{source}\": no such file; use package:news or a .txt, .jsonl, .jsonl.gz, .jsonl.zst or \
-         .parquet file"
+        "corpus.source = \"{source}\": no such file; use package:news, hf:owner/name or a .txt, .jsonl, .jsonl.gz, \
+         .jsonl.zst or .parquet file"
     );
-    Ok(path)
+    Ok(vec![path])
+}
+
+/// The files of a data set of the hub: its Parquet files, else its JSON lines or texts; of several splits, `train`.
+fn fetch(name: &str) -> Result<Vec<PathBuf>> {
+    let repo = HubRepo::new(Kind::Dataset, name, "")?;
+    let mut files = repo.files()?;
+    files.sort();
+    let endings: [&[&str]; 3] = [&[".parquet"], &[".jsonl", ".jsonl.gz", ".jsonl.zst"], &[".txt"]];
+    for ending in endings {
+        let mut found: Vec<&String> = files.iter().filter(|f| ending.iter().any(|e| f.ends_with(e))).collect();
+        if found.iter().any(|f| f.contains("train")) {
+            found.retain(|f| f.contains("train"));
+        }
+        if !found.is_empty() {
+            return found.into_iter().map(|f| repo.get(f)).collect();
+        }
+    }
+    bail!("corpus.source = \"hf:{name}\": the data set has no .parquet, .jsonl or .txt files")
 }
 
 /// Documents tokenized at a time: enough for all cores, few enough that a small sample of a large file stays quick.
 const DOCUMENTS_AT_ONCE: usize = 256;
 
 /// Reads, tokenizes and packs as many documents as the run needs.
-pub fn prompts(config: &CorpusConfig, path: &std::path::Path, tokenizer: &TextTokenizer) -> Result<Prompts> {
+pub fn prompts(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -> Result<Prompts> {
     let special = tokenizer.specials(config)?;
     let run = config.prompt_len - usize::from(config.bos);
     let wanted_prompts = config.tokens / config.prompt_len;
     let wanted = wanted_prompts * run;
     let bar = progress::bar("corpus", wanted as u64, "tokens");
     let mut stream: Vec<u32> = Vec::with_capacity(wanted);
-    let mut documents = documents(path, &config.text_column)?;
+    // Files are opened one after the other: a large data set is read only as far as it is needed.
+    let mut documents = paths
+        .iter()
+        .flat_map(|path| documents(path, &config.text_column).unwrap_or_else(|e| Box::new(std::iter::once(Err(e)))));
     let mut count = 0usize;
     while stream.len() < wanted {
         let batch: Vec<String> = documents.by_ref().take(DOCUMENTS_AT_ONCE).collect::<Result<_>>()?;
@@ -73,7 +94,7 @@ pub fn prompts(config: &CorpusConfig, path: &std::path::Path, tokenizer: &TextTo
         prompts.count() >= 2,
         "{}: {count} document(s) with {} tokens make {} prompt(s) of {}; at least 2 are needed (a larger corpus, or a \
          smaller corpus.prompt_len)",
-        path.display(),
+        paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
         stream.len(),
         prompts.count(),
         config.prompt_len

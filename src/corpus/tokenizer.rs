@@ -1,4 +1,4 @@
-//! The model's tokenizer, from `tokenizer.json` or from inside a GGUF file.
+//! The model's tokenizer, from `tokenizer.json`, from `vocab.json` and `merges.txt`, or from inside a GGUF file.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ impl TextTokenizer {
     pub fn of(model: &Model) -> Result<Self> {
         let tokenizer = match (&model.source, model.gguf()) {
             (_, Some(gguf)) => from_gguf(gguf)?,
-            (ModelSource::Directory { path, .. }, _) => from_json(&path.join("tokenizer.json"))?,
+            (ModelSource::Directory { path, .. }, _) => from_directory(path)?,
             (ModelSource::Gguf { path, .. }, None) => bail!("{}: no tokenizer inside", path.display()),
         };
         let vocab = model.architecture.vocab;
@@ -87,13 +87,47 @@ impl TextTokenizer {
     }
 }
 
-fn from_json(path: &Path) -> Result<Tokenizer> {
-    ensure!(path.is_file(), "{} is missing; the model's folder must hold its tokenizer", path.display());
-    let mut tokenizer =
-        Tokenizer::from_file(path).map_err(|e| anyhow!("{} is not a tokenizer: {e}", path.display()))?;
-    // A prompt's length is ours to choose.
-    tokenizer.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
-    tokenizer.with_padding(None);
+fn from_directory(folder: &Path) -> Result<Tokenizer> {
+    let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.json"));
+    if json.is_file() {
+        let mut tokenizer =
+            Tokenizer::from_file(&json).map_err(|e| anyhow!("{} is not a tokenizer: {e}", json.display()))?;
+        // A prompt's length is ours to choose.
+        tokenizer.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
+        tokenizer.with_padding(None);
+        return Ok(tokenizer);
+    }
+    let merges = folder.join("merges.txt");
+    ensure!(
+        vocab.is_file() && merges.is_file(),
+        "{} is missing (and so is vocab.json with merges.txt); the model's folder must hold its tokenizer",
+        json.display()
+    );
+    from_vocab(&vocab, &merges, &folder.join("special_tokens_map.json"))
+}
+
+/// GPT-2's byte-level BPE, which is what a model with these two files has (GPT-2, GPT-Neo, OPT).
+fn from_vocab(vocab: &Path, merges: &Path, special: &Path) -> Result<Tokenizer> {
+    let text =
+        |path: &Path| path.to_str().map(str::to_string).with_context(|| format!("{} is not Unicode", path.display()));
+    let bpe = BPE::from_file(&text(vocab)?, &text(merges)?).build();
+    let bpe = bpe.map_err(|e| anyhow!("{} and {} are not a tokenizer: {e}", vocab.display(), merges.display()))?;
+    let mut tokenizer = Tokenizer::new(bpe);
+    let byte_level = ByteLevel::new(false, true, true);
+    tokenizer.with_pre_tokenizer(Some(byte_level)).with_decoder(Some(byte_level));
+    let mut names = vec!["<|endoftext|>".to_string()];
+    if let Ok(json) = std::fs::read_to_string(special) {
+        let json: serde_json::Value =
+            serde_json::from_str(&json).with_context(|| format!("{} is not valid JSON", special.display()))?;
+        let values = json.as_object().into_iter().flat_map(|o| o.values());
+        names.extend(values.filter_map(|v| v.as_str().or(v["content"].as_str())).map(str::to_string));
+    }
+    // Only tokens the vocabulary has: a new one would have no row in the embedding.
+    names.retain(|name| tokenizer.token_to_id(name).is_some());
+    names.sort();
+    names.dedup();
+    let tokens = names.into_iter().map(|name| AddedToken::from(name, true));
+    tokenizer.add_special_tokens(tokens).map_err(|e| anyhow!("{e}"))?;
     Ok(tokenizer)
 }
 

@@ -4,6 +4,7 @@
 //! direction `u`; they become direct effects when divided by the clean scale of the final norm.
 
 mod clean;
+pub mod rate;
 pub mod runtime;
 mod suffix;
 
@@ -30,8 +31,8 @@ pub struct Engine {
     directions: Graph,
     /// Only the clean pass over the corpus needs the whole distribution.
     unembed: Option<Graph>,
-    /// Only ablated runs need it.
-    ablate: Option<Graph>,
+    /// Only ablated runs need them.
+    ablate: Vec<Graph>,
 }
 
 /// What an engine is loaded for.
@@ -59,7 +60,10 @@ impl Engine {
             readout: load(export::READOUT)?,
             directions: load(export::DIRECTIONS)?,
             unembed: if purpose == Purpose::Trace { Some(load(export::UNEMBED)?) } else { None },
-            ablate: if purpose == Purpose::Ablate { Some(load(export::ABLATE)?) } else { None },
+            ablate: match purpose {
+                Purpose::Trace => vec![],
+                Purpose::Ablate => (0..a.layers).map(|l| load(&export::ablate_graph(l))).collect::<Result<_>>()?,
+            },
         };
         bar.finish_and_clear();
         Ok(engine)

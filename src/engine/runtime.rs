@@ -133,9 +133,9 @@ impl Graph {
     }
 
     /// As [`Graph::run`], for a number of outputs that depends on the model.
-    pub fn run_all<const I: usize>(
+    pub fn run_all<'a>(
         &mut self,
-        inputs: [(&'static str, Input<'_>); I],
+        inputs: impl IntoIterator<Item = (&'static str, Input<'a>)>,
         outputs: &[&str],
     ) -> Result<Vec<DynValue>> {
         let select = outputs.iter().fold(OutputSelector::no_default(), |s, &name| s.with(name));
@@ -167,6 +167,12 @@ pub fn int_tensor(shape: &[usize], data: Vec<i64>) -> Result<DynValue> {
 /// The numbers of a float tensor.
 pub fn view(value: &DynValue) -> Result<&[f32]> {
     Ok(value.try_extract_tensor::<f32>()?.1)
+}
+
+/// The same numbers in memory of their own.
+pub fn copy(value: &DynValue) -> Result<DynValue> {
+    let (shape, data) = value.try_extract_tensor::<f32>()?;
+    Ok(Tensor::from_array((shape.to_vec(), data.to_vec()))?.into_dyn())
 }
 
 /// The rows `range` of the first axis of a float tensor, not copied.

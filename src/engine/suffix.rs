@@ -1,7 +1,8 @@
 //! Ablated runs: everything before the ablated head is the clean pass's, so only what follows is run, from the stream
-//! after that layer's attention to the final norm, without unembedding.
+//! that the head wrote to, up to the final norm, without unembedding.
 
 use anyhow::{Context, Result, ensure};
+use ort::value::DynValue;
 
 use super::Engine;
 use super::clean::{CleanBatch, Directions, position_tensor};
@@ -20,7 +21,9 @@ pub struct AblatedRun {
 pub struct Ablated {
     /// Heads of the later layers, `head_effects[l − layer − 1]` [B, S, H].
     pub head_effects: Vec<Vec<f32>>,
-    /// MLPs from the ablated layer on, `mlp_effects[l − layer]` [B, S].
+    /// The first layer whose MLP reads what was ablated: the ablated layer, or the one after it in a parallel block.
+    pub first_mlp: usize,
+    /// MLPs from there on, `mlp_effects[l − first_mlp]` [B, S].
     pub mlp_effects: Vec<Vec<f32>>,
     /// Final stream · u, [B, S].
     pub dot: Vec<f32>,
@@ -49,36 +52,51 @@ impl Engine {
         let prompts = first..if shared { first + 1 } else { first + batch };
         let u = || rows(&directions.u, prompts.clone());
 
-        let heads = runs.iter().map(|r| (layer * a.heads + r.head) as i64).collect();
+        let heads = runs.iter().map(|r| r.head as i64).collect();
         let changes = runs.into_iter().flat_map(|r| r.z_change).collect();
         let change = tensor(&[batch, positions, a.d_head], changes)?;
-        let base = clean.residual_mid[layer].as_ref().context("the clean pass did not keep this layer's stream")?;
-        let graph = self.ablate.as_mut().context("this engine was not loaded for ablate")?;
-        let [mut mid] = graph.run(
+        let base = clean.ablation_base[layer].as_ref().context("the clean pass did not keep this layer's stream")?;
+        let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
+        let [ablated] = graph.run(
             [
                 ("residual", rows(base, prompts.clone())?),
                 ("z_change", Input::from(&change)),
                 ("head", Input::from(&int_tensor(&[batch], heads)?)),
             ],
-            ["residual_mid"],
+            ["ablated"],
         )?;
 
         let place = position_tensor(batch, positions)?;
-        let mut out = Ablated { head_effects: vec![], mlp_effects: vec![], dot: vec![], norm_scale: vec![] };
+        let first_mlp = if a.parallel { layer + 1 } else { layer };
+        let mut out = Ablated { head_effects: vec![], first_mlp, mlp_effects: vec![], dot: vec![], norm_scale: vec![] };
+        let mut residual = ablated;
         for l in layer..a.layers {
-            let inputs = [("residual_mid", Input::from(&mid)), ("u", u()?)];
-            let [residual, effect] = self.mlp[l].run(inputs, ["residual_post", "mlp_effect"])?;
-            out.mlp_effects.push(view(&effect)?.to_vec());
-            if l + 1 == a.layers {
-                (out.dot, out.norm_scale) = self.read_out(Input::from(&residual), u()?)?;
-                break;
+            if l > layer {
+                let v = rows(&directions.v[l], prompts.clone())?;
+                let names = ["residual_mid", "head_effects"];
+                let mut outputs = self.attention(l, Input::from(&residual), &place, v, &names)?;
+                out.head_effects.push(view(&outputs[1])?.to_vec());
+                let mid = outputs.swap_remove(0);
+                residual = self.run_mlp(l, &residual, &mid, u()?, &mut out)?;
+            } else if first_mlp == layer {
+                // What was ablated is the stream after attention; the stream before it is not read again.
+                residual = self.run_mlp(l, &residual, &residual, u()?, &mut out)?;
             }
-            let v = rows(&directions.v[l + 1], prompts.clone())?;
-            let inputs = [("residual", (&residual).into()), ("positions", (&place).into()), ("v", v)];
-            let effects;
-            [mid, effects] = self.attention[l + 1].run(inputs, ["residual_mid", "head_effects"])?;
-            out.head_effects.push(view(&effects)?.to_vec());
         }
+        (out.dot, out.norm_scale) = self.read_out(Input::from(&residual), u()?)?;
         Ok(out)
+    }
+
+    fn run_mlp(
+        &mut self,
+        layer: usize,
+        residual: &DynValue,
+        mid: &DynValue,
+        u: Input<'_>,
+        out: &mut Ablated,
+    ) -> Result<DynValue> {
+        let mut outputs = self.mlp(layer, residual, mid, u, &["residual_post", "mlp_effect"])?;
+        out.mlp_effects.push(view(&outputs[1])?.to_vec());
+        Ok(outputs.swap_remove(0))
     }
 }

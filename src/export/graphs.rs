@@ -1,141 +1,100 @@
-//! One function a graph. Shapes: B runs in a batch (ablations or prompts), P directions to broadcast over them
+//! The graphs of a block. Shapes: B runs in a batch (ablations or prompts), P directions to broadcast over them
 //! (P = B, or 1 when all runs share a prompt), S positions, D = d_model, H heads.
 //!
 //! Effects leave the graphs as dot products with the *unscaled* direction `u = γ ⊙ Ŵ[target]`; dividing by the clean
 //! scale of the final norm makes them direct effects, and is left to the caller, so that the clean pass needs no
 //! second pass once its scale is known.
 
-use anyhow::Result;
-use ndarray::{Array2, Axis};
+use super::onnx::{Dim, GraphBuilder, Stored, float, int, string};
+use super::stored::StoredLayer;
+use crate::model::{Activation, Architecture, Norm};
 
-use super::onnx::{Dim, GraphBuilder, Stored, WeightsFile, float, int};
-use crate::model::{Architecture, Ends, LayerWeights};
-
-const B: Dim = Dim::Name("B");
-const P: Dim = Dim::Name("P");
-const S: Dim = Dim::Name("S");
-
-/// Where the weights of a block lie in the weights file.
-pub struct StoredLayer {
-    attention_norm: Stored,
-    w_q: Stored,
-    w_k: Stored,
-    w_v: Stored,
-    w_o: Stored,
-    mlp_norm: Stored,
-    w_gate: Stored,
-    w_in: Stored,
-    w_out: Stored,
-}
-
-impl StoredLayer {
-    pub fn append(file: &mut WeightsFile, w: LayerWeights, w_o: Stored) -> Result<Self> {
-        let mut matrix = |name: &str, m: Array2<f32>| file.append(name, m.shape(), m.as_slice().unwrap_or(&[]), true);
-        let (w_q, w_k, w_v) = (matrix("W_Q", w.w_q)?, matrix("W_K", w.w_k)?, matrix("W_V", w.w_v)?);
-        let (w_gate, w_in, w_out) = (matrix("W_gate", w.w_gate)?, matrix("W_in", w.w_in)?, matrix("W_out", w.w_out)?);
-        let mut vector = |name: &str, v: &[f32]| file.append(name, &[v.len()], v, true);
-        let attention_norm = vector("attention_norm", w.attention_norm.as_slice().unwrap_or(&[]))?;
-        let mlp_norm = vector("mlp_norm", w.mlp_norm.as_slice().unwrap_or(&[]))?;
-        Ok(Self { attention_norm, w_q, w_k, w_v, w_o, mlp_norm, w_gate, w_in, w_out })
-    }
-}
-
-/// Where the weights around the blocks lie.
-pub struct EndWeights {
-    embedding: Stored,
-    /// W_Uᵀ, [vocab, D]; the embedding itself when tied.
-    unembedding: Stored,
-    final_norm: Stored,
-    /// mean_v W_U, [D]: what centres the unembedding.
-    unembedding_mean: Stored,
-}
-
-impl EndWeights {
-    pub fn append(file: &mut WeightsFile, ends: Ends) -> Result<Self> {
-        let mut matrix = |name: &str, m: &Array2<f32>| file.append(name, m.shape(), m.as_slice().unwrap_or(&[]), true);
-        let embedding = matrix("W_E", &ends.embedding)?;
-        let unembedding = match &ends.unembedding {
-            Some(w) => matrix("W_U", w)?,
-            None => embedding.clone(),
-        };
-        let source = ends.unembedding.as_ref().unwrap_or(&ends.embedding);
-        let sum = source.axis_iter(Axis(0)).fold(vec![0f64; source.ncols()], |mut sum, row| {
-            sum.iter_mut().zip(row).for_each(|(s, &v)| *s += v as f64);
-            sum
-        });
-        let mean: Vec<f32> = sum.iter().map(|s| (s / source.nrows() as f64) as f32).collect();
-        let gamma = ends.final_norm.as_slice().unwrap_or(&[]);
-        let final_norm = file.append("final_norm", &[gamma.len()], gamma, true)?;
-        let unembedding_mean = file.append("W_U_mean", &[mean.len()], &mean, true)?;
-        Ok(Self { embedding, unembedding, final_norm, unembedding_mean })
-    }
-}
-
-/// tokens [B, S] → residual [B, S, D].
-pub fn embed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
-    let mut g = GraphBuilder::new(super::EMBED, "Token ids to the residual stream before the first block.", weights);
-    let tokens = g.int_input("tokens", &[B, S], "token ids");
-    let w_e = g.weight(&ends.embedding);
-    g.node("Gather", &[&w_e, &tokens], "residual", vec![]);
-    g.output("residual", &[B, S, Dim::Size(a.d_model)], "the stream before block 0");
-    g
-}
+pub const B: Dim = Dim::Name("B");
+pub const P: Dim = Dim::Name("P");
+pub const S: Dim = Dim::Name("S");
 
 /// residual [B, S, D] → residual after attention, z [B, S, H·d_head] and each head's dot product with `u`.
 pub fn attention(a: &Architecture, layer: usize, w: &StoredLayer, prompt_len: usize, weights: &str) -> GraphBuilder {
     let (d, width) = (Dim::Size(a.d_model), Dim::Size(a.heads * a.d_head));
+    let kind = a.attention[layer];
     let doc = format!("Attention of block {layer}, with every head's dot product with a direction.");
     let mut g = GraphBuilder::new(&super::attention_graph(layer), &doc, weights);
     let residual = g.input("residual", &[B, S, d], "the stream before this block");
     let positions = g.int_input("positions", &[B, S], "0, 1, … S - 1 in every row");
     let v = g.input("v", &[P, S, width], "W_O u of every head: its dot product with z is the head's effect");
 
-    let normed = rms_norm(&mut g, a, &residual, &w.attention_norm, "normed");
-    let q = project(&mut g, &normed, &w.w_q, "q");
-    let k = project(&mut g, &normed, &w.w_k, "k");
-    let values = project(&mut g, &normed, &w.w_v, "values");
-    let (cos, sin) = rotary_tables(&mut g, a, prompt_len);
-    let mut rotate = |x: &str, heads: usize, name: &str| {
-        g.node("RotaryEmbedding", &[x, &cos, &sin, &positions], name, vec![int("num_heads", heads as i64)])
-    };
-    let (q, k) = (rotate(&q, a.heads, "q_rotated"), rotate(&k, a.kv_heads, "k_rotated"));
+    let normed = norm(&mut g, a, &residual, &w.attention_norm, "normed");
+    let mut q = project(&mut g, &normed, &w.w_q, &w.b_q, "q");
+    let mut k = project(&mut g, &normed, &w.w_k, &w.b_k, "k");
+    // Without the value bias, which is folded into b_O: z is free of it.
+    let values = project(&mut g, &normed, &w.w_v, &None, "values");
+    if let Some((q_norm, k_norm)) = &w.qk_norm {
+        q = norm_heads(&mut g, a, &q, q_norm, "q_normed", a.heads);
+        k = norm_heads(&mut g, a, &k, k_norm, "k_normed", a.kv_heads);
+    }
+    if let (Some(rotary), true) = (&a.rotary, kind.rotary) {
+        let dims = 2 * rotary.inverse_frequencies.len();
+        let (cos, sin) = rotary_tables(&mut g, &rotary.inverse_frequencies, prompt_len);
+        let mut rotate = |x: &str, heads: usize, name: &str| {
+            let mut attributes = vec![int("num_heads", heads as i64)];
+            if dims < a.d_head {
+                attributes.push(int("rotary_embedding_dim", dims as i64));
+            }
+            g.node("RotaryEmbedding", &[x, &cos, &sin, &positions], name, attributes)
+        };
+        (q, k) = (rotate(&q, a.heads, "q_rotated"), rotate(&k, a.kv_heads, "k_rotated"));
+    }
     let attributes = vec![
         int("q_num_heads", a.heads as i64),
         int("kv_num_heads", a.kv_heads as i64),
         int("is_causal", 1),
-        float("scale", (a.d_head as f32).sqrt().recip()),
+        float("scale", kind.scale),
     ];
-    let z = g.node("Attention", &[&q, &k, &values], "z", attributes);
-    let written = project(&mut g, &z, &w.w_o, "written");
+    // A window no shorter than the prompt hides nothing.
+    let z = match kind.window.filter(|&window| window < prompt_len) {
+        Some(window) => {
+            let mask = window_mask(&mut g, &residual, window, prompt_len);
+            g.node("Attention", &[&q, &k, &values, &mask], "z", attributes)
+        }
+        None => g.node("Attention", &[&q, &k, &values], "z", attributes),
+    };
+    let written = project(&mut g, &z, &w.w_o, &w.b_o, "written");
     g.node("Add", &[&residual, &written], "residual_mid", vec![]);
 
     let products = g.node("Mul", &[&z, &v], "z_times_v", vec![]);
-    let shape = g.int_constant("head_shape", &[0, 0, a.heads as i64, a.d_head as i64]);
-    let products = g.node("Reshape", &[&products, &shape], "z_times_v_by_head", vec![]);
+    let products = reshape(&mut g, &products, &[0, 0, a.heads as i64, a.d_head as i64], "z_times_v_by_head");
     sum_last(&mut g, &products, "head_effects", 3);
 
-    g.output("residual_mid", &[B, S, d], "the stream after attention");
+    g.output("residual_mid", &[B, S, d], "the stream with attention added");
     g.output("z", &[B, S, width], "each head's mixed values, before W_O");
     g.output("head_effects", &[B, S, Dim::Size(a.heads)], "each head's output · u");
     g
 }
 
-/// residual_mid [B, S, D] → residual after the MLP, and the MLP's dot product with `u`.
+/// residual_mid [B, S, D] → residual after the MLP, and the MLP's dot product with `u`. In a parallel block the MLP
+/// reads the stream before attention, which is then an input of its own.
 pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
     let d = Dim::Size(a.d_model);
     let doc = format!("MLP of block {layer}, with its dot product with a direction.");
     let mut g = GraphBuilder::new(&super::mlp_graph(layer), &doc, weights);
-    let residual = g.input("residual_mid", &[B, S, d], "the stream after this block's attention");
+    let mid = g.input("residual_mid", &[B, S, d], "the stream with this block's attention added");
     let u = g.input("u", &[P, S, d], "the direction γ ⊙ Ŵ[target]");
-    let normed = rms_norm(&mut g, a, &residual, &w.mlp_norm, "normed");
-    let gate = project(&mut g, &normed, &w.w_gate, "gate");
-    let hidden = project(&mut g, &normed, &w.w_in, "hidden");
-    // x · sigmoid(x): ONNX Runtime fuses the pair into one pass.
-    let sigmoid = g.node("Sigmoid", &[&gate], "gate_sigmoid", vec![]);
-    let silu = g.node("Mul", &[&gate, &sigmoid], "gate_silu", vec![]);
-    let post = g.node("Mul", &[&silu, &hidden], "post", vec![]);
-    let written = project(&mut g, &post, &w.w_out, "written");
-    g.node("Add", &[&residual, &written], "residual_post", vec![]);
+    let read = match a.parallel {
+        true => g.input("residual", &[B, S, d], "the stream before this block"),
+        false => mid.clone(),
+    };
+    let normed = norm(&mut g, a, &read, &w.mlp_norm, "normed");
+    let hidden = project(&mut g, &normed, &w.w_in, &w.b_in, "hidden");
+    let post = match &w.w_gate {
+        Some(w_gate) => {
+            let gate = project(&mut g, &normed, w_gate, &w.b_gate, "gate");
+            let gate = activate(&mut g, a.activation, &gate, "gate_activated");
+            g.node("Mul", &[&gate, &hidden], "post", vec![])
+        }
+        None => activate(&mut g, a.activation, &hidden, "post"),
+    };
+    let written = project(&mut g, &post, &w.w_out, &w.b_out, "written");
+    g.node("Add", &[&mid, &written], "residual_post", vec![]);
     let products = g.node("Mul", &[&written, &u], "written_times_u", vec![]);
     sum_last(&mut g, &products, "mlp_effect", 2);
     g.output("residual_post", &[B, S, d], "the stream after this block");
@@ -145,107 +104,97 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> Gr
 }
 
 /// The stream with one head's z changed: residual + Δz W_O of the head each run names.
-pub fn ablate(a: &Architecture, w_o: &[Stored], weights: &str) -> GraphBuilder {
+pub fn ablate(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
     let d = Dim::Size(a.d_model);
-    let mut g = GraphBuilder::new(super::ABLATE, "The stream after attention with one head's z changed.", weights);
-    let residual = g.input("residual", &[P, S, d], "the clean stream after attention");
+    let doc = "The stream with one head's z changed.";
+    let mut g = GraphBuilder::new(&super::ablate_graph(layer), doc, weights);
+    let residual = g.input("residual", &[P, S, d], "the clean stream after attention (or after a parallel block)");
     let delta = g.input("z_change", &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
-    let head = g.int_input("head", &[B], "layer · H + head");
-    let all = w_o[0].spanning("W_O", &[a.layers * a.heads, a.d_head, a.d_model]);
-    let all = g.weight(&all);
-    let chosen = g.node("Gather", &[&all, &head], "W_O_of_head", vec![]);
+    let head = g.int_input("head", &[B], "which head");
+    let w_o = g.weight(&w.w_o.reshaped(&[a.heads, a.d_head, a.d_model]));
+    let chosen = g.node("Gather", &[&w_o, &head], "W_O_of_head", vec![]);
     let change = g.node("MatMul", &[&delta, &chosen], "change", vec![]);
-    g.node("Add", &[&residual, &change], "residual_mid", vec![]);
-    g.output("residual_mid", &[B, S, d], "the ablated stream after attention");
+    g.node("Add", &[&residual, &change], "ablated", vec![]);
+    g.output("ablated", &[B, S, d], "the ablated stream");
     g
 }
 
-/// The final norm's scale and the stream's dot product with `u`: an ablated logit without unembedding.
-pub fn readout(a: &Architecture, weights: &str) -> GraphBuilder {
-    let d = Dim::Size(a.d_model);
-    let mut g = GraphBuilder::new(super::READOUT, "The final norm's scale, and the stream along a direction.", weights);
-    let residual = g.input("residual", &[B, S, d], "the stream after the last block");
-    let u = g.input("u", &[P, S, d], "the direction γ ⊙ Ŵ[target]");
-    let products = g.node("Mul", &[&residual, &u], "residual_times_u", vec![]);
-    sum_last(&mut g, &products, "dot", 2);
-    let square = g.node("Mul", &[&residual, &residual], "square", vec![]);
-    let axes = g.int_constant("last_axis_of_square", &[2]);
-    let mean = g.node("ReduceMean", &[&square, &axes], "mean_square", vec![int("keepdims", 0)]);
-    let eps = g.constant("eps", &[], &[a.norm_eps]);
-    let shifted = g.node("Add", &[&mean, &eps], "mean_square_eps", vec![]);
-    g.node("Sqrt", &[&shifted], "norm_scale", vec![]);
-    g.output("dot", &[B, S], "residual · u");
-    g.output("norm_scale", &[B, S], "√(mean square + ε) of the stream");
-    g
-}
-
-/// The directions of each position's target: u [P, S, D] and, for every layer, v = W_O u [P, S, H·d_head].
-pub fn directions(a: &Architecture, ends: &EndWeights, w_o: &[Stored], weights: &str) -> GraphBuilder {
-    let (d, width) = (Dim::Size(a.d_model), Dim::Size(a.heads * a.d_head));
-    let mut g = GraphBuilder::new(super::DIRECTIONS, "The direction of each target in the stream and in z.", weights);
-    let targets = g.int_input("targets", &[P, S], "the token whose logit is measured at each position");
-    let w_u = g.weight(&ends.unembedding);
-    let mean = g.weight(&ends.unembedding_mean);
-    let gamma = g.weight(&ends.final_norm);
-    let rows = g.node("Gather", &[&w_u, &targets], "rows", vec![]);
-    let centred = g.node("Sub", &[&rows, &mean], "centred", vec![]);
-    let u = g.node("Mul", &[&centred, &gamma], "u", vec![]);
-    g.output("u", &[P, S, d], "γ ⊙ Ŵ[target]");
-    for (l, stored) in w_o.iter().enumerate() {
-        let w = g.weight(stored);
-        let transposed = g.node("Transpose", &[&w], &format!("W_O_{l}_T"), vec![]);
-        let name = format!("v_{l}");
-        g.node("MatMul", &[&u, &transposed], &name, vec![]);
-        g.output(&name, &[P, S, width], "W_O u of this layer's heads");
-    }
-    g
-}
-
-/// The whole distribution, for the clean pass: logits [B, S, vocab] and the target's log-probability.
-pub fn unembed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
-    let mut g = GraphBuilder::new(super::UNEMBED, "The stream after the last block to logits.", weights);
-    let residual = g.input("residual", &[B, S, Dim::Size(a.d_model)], "the stream after the last block");
-    let targets = g.int_input("targets", &[B, S], "the token whose log-probability is wanted");
-    let normed = rms_norm(&mut g, a, &residual, &ends.final_norm, "normed");
-    let rows_shape = g.int_constant("rows_shape", &[-1, a.d_model as i64]);
-    let rows = g.node("Reshape", &[&normed, &rows_shape], "rows", vec![]);
-    let w_u = g.weight(&ends.unembedding);
-    let logits = g.node("Gemm", &[&rows, &w_u], "logits", vec![int("transB", 1)]);
-    let axes = g.int_constant("vocab_axis", &[1]);
-    let total = g.node("ReduceLogSumExp", &[&logits, &axes], "log_sum_exp", vec![int("keepdims", 1)]);
-    let column = g.int_constant("column_shape", &[-1, 1]);
-    let targets = g.node("Reshape", &[&targets, &column], "target_column", vec![]);
-    let own = g.node("GatherElements", &[&logits, &targets], "target_logit", vec![int("axis", 1)]);
-    g.node("Sub", &[&own, &total], "log_prob", vec![]);
-    g.output("logits", &[Dim::Name("B·S"), Dim::Size(a.vocab)], "the model's logits");
-    g.output("log_prob", &[Dim::Name("B·S"), Dim::Size(1)], "log-probability of the target, natural logarithm");
-    g
-}
-
-fn project(g: &mut GraphBuilder, x: &str, w: &Stored, name: &str) -> String {
+/// x W + b.
+fn project(g: &mut GraphBuilder, x: &str, w: &Stored, b: &Option<Stored>, name: &str) -> String {
     let w = g.weight(w);
-    g.node("MatMul", &[x, &w], name, vec![])
+    match b {
+        None => g.node("MatMul", &[x, &w], name, vec![]),
+        Some(b) => {
+            let product = g.node("MatMul", &[x, &w], &format!("{name}_product"), vec![]);
+            let b = g.weight(b);
+            g.node("Add", &[&product, &b], name, vec![])
+        }
+    }
 }
 
-fn rms_norm(g: &mut GraphBuilder, a: &Architecture, x: &str, gamma: &Stored, name: &str) -> String {
+/// The architecture's norm with γ; β is folded into the biases behind it.
+pub fn norm(g: &mut GraphBuilder, a: &Architecture, x: &str, gamma: &Stored, name: &str) -> String {
+    let op = match a.norm {
+        Norm::Rms => "RMSNormalization",
+        Norm::Layer => "LayerNormalization",
+    };
     let gamma = g.weight(gamma);
-    g.node("RMSNormalization", &[x, &gamma], name, vec![float("epsilon", a.norm_eps), int("axis", -1)])
+    g.node(op, &[x, &gamma], name, vec![float("epsilon", a.norm_eps), int("axis", -1)])
 }
 
-fn sum_last(g: &mut GraphBuilder, x: &str, name: &str, axis: i64) -> String {
+/// RMS norm of each head on its own: [B, S, heads · d_head] to the same shape.
+fn norm_heads(g: &mut GraphBuilder, a: &Architecture, x: &str, gamma: &Stored, name: &str, heads: usize) -> String {
+    let (heads, d_head) = (heads as i64, a.d_head as i64);
+    let split = reshape(g, x, &[0, 0, heads, d_head], &format!("{name}_split"));
+    let gamma = g.weight(gamma);
+    let attributes = vec![float("epsilon", a.norm_eps), int("axis", -1)];
+    let normed = g.node("RMSNormalization", &[&split, &gamma], &format!("{name}_by_head"), attributes);
+    reshape(g, &normed, &[0, 0, heads * d_head], name)
+}
+
+fn activate(g: &mut GraphBuilder, activation: Activation, x: &str, name: &str) -> String {
+    match activation {
+        // x · sigmoid(x): ONNX Runtime fuses the pair into one pass.
+        Activation::Silu => {
+            let sigmoid = g.node("Sigmoid", &[x], &format!("{name}_sigmoid"), vec![]);
+            g.node("Mul", &[x, &sigmoid], name, vec![])
+        }
+        Activation::Gelu => g.node("Gelu", &[x], name, vec![string("approximate", "none")]),
+        Activation::GeluTanh => g.node("Gelu", &[x], name, vec![string("approximate", "tanh")]),
+        Activation::Relu => g.node("Relu", &[x], name, vec![]),
+    }
+}
+
+fn reshape(g: &mut GraphBuilder, x: &str, shape: &[i64], name: &str) -> String {
+    let shape = g.int_constant(&format!("shape_of_{name}"), shape);
+    g.node("Reshape", &[x, &shape], name, vec![])
+}
+
+/// Sum over the last axis, which is `axis`.
+pub fn sum_last(g: &mut GraphBuilder, x: &str, name: &str, axis: i64) -> String {
     let axes = g.int_constant(&format!("axis_of_{name}"), &[axis]);
     g.node("ReduceSum", &[x, &axes], name, vec![int("keepdims", 0)])
 }
 
-/// cos and sin of position · base^(−2i / d_head), [prompt_len, d_head / 2], from float64 angles.
-fn rotary_tables(g: &mut GraphBuilder, a: &Architecture, prompt_len: usize) -> (String, String) {
-    let half = a.d_head / 2;
-    let angle = |i: usize| {
-        let (position, pair) = (i / half, i % half);
-        position as f64 * a.rotary_base.powf(-2.0 * pair as f64 / a.d_head as f64)
+/// cos and sin of position · frequency, [prompt_len, pairs], from float64 angles.
+fn rotary_tables(g: &mut GraphBuilder, frequencies: &[f64], prompt_len: usize) -> (String, String) {
+    let pairs = frequencies.len();
+    let table = |f: fn(f64) -> f64| -> Vec<f32> {
+        (0..prompt_len * pairs).map(|i| f((i / pairs) as f64 * frequencies[i % pairs]) as f32).collect()
     };
-    let table = |f: fn(f64) -> f64| (0..prompt_len * half).map(|i| f(angle(i)) as f32).collect::<Vec<_>>();
-    let cos = g.constant("cos", &[prompt_len, half], &table(f64::cos));
-    let sin = g.constant("sin", &[prompt_len, half], &table(f64::sin));
+    let cos = g.constant("cos", &[prompt_len, pairs], &table(f64::cos));
+    let sin = g.constant("sin", &[prompt_len, pairs], &table(f64::sin));
     (cos, sin)
+}
+
+/// A mask [S, S] to add to the scores: −∞ where a position looks back `window` places or more.
+fn window_mask(g: &mut GraphBuilder, residual: &str, window: usize, prompt_len: usize) -> String {
+    let hidden = |i: usize| i % prompt_len + window <= i / prompt_len;
+    let values: Vec<f32> =
+        (0..prompt_len * prompt_len).map(|i| if hidden(i) { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let mask = g.constant("window_mask", &[prompt_len, prompt_len], &values);
+    let shape = g.node("Shape", &[residual], "length", vec![int("start", 1), int("end", 2)]);
+    let ends = g.node("Concat", &[&shape, &shape], "mask_end", vec![int("axis", 0)]);
+    let starts = g.int_constant("mask_start", &[0, 0]);
+    g.node("Slice", &[&mask, &starts, &ends], "mask", vec![])
 }

@@ -67,6 +67,8 @@ pub struct AttributeProto {
     pub f: Option<f32>,
     #[prost(int64, optional, tag = "3")]
     pub i: Option<i64>,
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub s: Option<Vec<u8>>,
     #[prost(int32, tag = "20")]
     pub kind: i32,
 }
@@ -161,9 +163,10 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// `count` consecutive tensors, stored one after the other beginning with this one, as one tensor.
-    pub fn spanning(&self, name: &str, dims: &[usize]) -> Self {
-        Self { name: name.to_string(), dims: dims.to_vec(), offset: self.offset }
+    /// The same bytes as a tensor of another shape.
+    pub fn reshaped(&self, dims: &[usize]) -> Self {
+        assert_eq!(dims.iter().product::<usize>(), self.dims.iter().product::<usize>());
+        Self { dims: dims.to_vec(), ..self.clone() }
     }
 }
 
@@ -188,14 +191,12 @@ impl WeightsFile {
         &self.name
     }
 
-    /// Appends a tensor in row-major order. `aligned = false` puts it directly after the one before it.
-    pub fn append(&mut self, name: &str, dims: &[usize], values: &[f32], aligned: bool) -> Result<Stored> {
+    /// Appends a tensor in row-major order.
+    pub fn append(&mut self, name: &str, dims: &[usize], values: &[f32]) -> Result<Stored> {
         assert_eq!(dims.iter().product::<usize>(), values.len(), "{name}: {dims:?}");
-        if aligned {
-            let padding = self.offset.next_multiple_of(Self::ALIGNMENT) - self.offset;
-            self.file.write_all(&vec![0; padding as usize])?;
-            self.offset += padding;
-        }
+        let padding = self.offset.next_multiple_of(Self::ALIGNMENT) - self.offset;
+        self.file.write_all(&vec![0; padding as usize])?;
+        self.offset += padding;
         for v in values {
             self.file.write_all(&v.to_le_bytes())?;
         }
@@ -302,11 +303,15 @@ impl GraphBuilder {
 }
 
 pub fn int(name: &str, value: i64) -> AttributeProto {
-    AttributeProto { name: name.into(), i: Some(value), kind: 2, f: None }
+    AttributeProto { name: name.into(), i: Some(value), kind: 2, ..Default::default() }
 }
 
 pub fn float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto { name: name.into(), f: Some(value), kind: 1, i: None }
+    AttributeProto { name: name.into(), f: Some(value), kind: 1, ..Default::default() }
+}
+
+pub fn string(name: &str, value: &str) -> AttributeProto {
+    AttributeProto { name: name.into(), s: Some(value.into()), kind: 3, ..Default::default() }
 }
 
 fn value_info(name: &str, elem_type: i32, dims: &[Dim], doc: &str) -> ValueInfoProto {

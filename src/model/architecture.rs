@@ -1,10 +1,9 @@
 //! What a decoder-only transformer is made of, for the block builder in `export`.
 
 use ndarray::{Array1, Array2};
-use serde::{Deserialize, Serialize};
 
 /// Sizes and constants of a model. Matrices act on rows: a projection is \[in, out\].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
     /// The checkpoint's `model_type`.
     pub family: String,
@@ -18,29 +17,91 @@ pub struct Architecture {
     pub vocab: usize,
     /// The longest prompt the positions allow.
     pub context: usize,
-    /// ε of the RMS norms: scale = √(mean square + ε).
+    pub norm: Norm,
+    /// ε of the norms that read the stream.
     pub norm_eps: f32,
-    /// Base of the rotary embedding, which turns all d_head dimensions, first half against second half.
-    pub rotary_base: f64,
+    /// Attention and MLP read the same stream and are added together (else the MLP reads what attention wrote).
+    pub parallel: bool,
+    /// Rotary positions; without them, positions are learned vectors added to the embedding.
+    pub rotary: Option<Rotary>,
+    /// Queries and keys are RMS-normed head by head before positions are applied.
+    pub qk_norm: bool,
+    pub attention: Vec<AttentionKind>,
+    /// The MLP multiplies its activation by a second projection.
+    pub gated: bool,
+    pub activation: Activation,
+    pub biases: Biases,
+    /// What the token embedding is multiplied by on its way into the stream.
+    pub embedding_scale: f32,
     /// The element type the checkpoint stores most of its weights in.
     pub dtype: String,
 }
 
+/// The norm in front of every block part and of the unembedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norm {
+    /// x / √(mean x² + ε)
+    Rms,
+    /// (x − mean x) / √(var x + ε)
+    Layer,
+}
+
+/// Rotary positions on the first `2 · inverse_frequencies.len()` dimensions of a head, first half against second half.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rotary {
+    /// Radians a position, by pair of dimensions.
+    pub inverse_frequencies: Vec<f64>,
+}
+
+/// What differs between the attentions of one model's layers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionKind {
+    /// What q · k is multiplied by.
+    pub scale: f32,
+    /// How many positions, itself included, a position looks back on; `None` is all.
+    pub window: Option<usize>,
+    /// Whether rotary positions are applied in this layer.
+    pub rotary: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    Gelu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+    Relu,
+}
+
+/// Which biases the checkpoint has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Biases {
+    /// β of the norms.
+    pub norm: bool,
+    pub qkv: bool,
+    pub attention_out: bool,
+    /// Of the projections into the MLP.
+    pub mlp_in: bool,
+    pub mlp_out: bool,
+    pub unembedding: bool,
+}
+
 impl Architecture {
-    /// Weights that multiply every position of one block: attention's four matrices and the MLP's three.
+    /// Weights that multiply every position of one block: attention's four matrices and the MLP's two or three.
     pub fn block_weights(&self) -> (usize, usize) {
         let attention = self.d_model * self.d_head * (2 * self.heads + 2 * self.kv_heads);
-        (attention, 3 * self.d_model * self.d_mlp)
+        (attention, (2 + usize::from(self.gated)) * self.d_model * self.d_mlp)
     }
 
-    /// Necessary multiply-adds × 2 to ablate one head of `layer` at one position: the MLP of its own layer and every
-    /// later block (attention's own score and value products are not counted).
+    /// Necessary multiply-adds × 2 to ablate one head of `layer` at one position: the MLP of its own layer (unless the
+    /// block is parallel) and every later block. Attention's own score and value products are not counted.
     pub fn ablation_flops(&self, layer: usize) -> f64 {
         let (attention, mlp) = self.block_weights();
-        2.0 * (mlp as f64 + (self.layers - 1 - layer) as f64 * (attention + mlp) as f64)
+        let own = if self.parallel { 0 } else { mlp };
+        2.0 * (own as f64 + (self.layers - 1 - layer) as f64 * (attention + mlp) as f64)
     }
 
-    /// √(mean square + ε) of the final norm turned into the norm ‖r‖ of the stream it came from.
+    /// The norm ‖r‖ of the stream from the scale of the final norm (of the centred stream under layer norms).
     pub fn residual_norm(&self, norm_scale: f64) -> f64 {
         (self.d_model as f64 * (norm_scale * norm_scale - self.norm_eps as f64)).max(0.0).sqrt()
     }
@@ -49,34 +110,68 @@ impl Architecture {
         let (attention, mlp) = self.block_weights();
         self.layers * (attention + mlp + 2 * self.d_model) + self.d_model + self.vocab * self.d_model
     }
+
+    /// Whether attention writes something to the stream that no head does: b_O, or value biases through W_O.
+    pub fn has_attention_bias(&self) -> bool {
+        self.biases.norm || self.biases.qkv || self.biases.attention_out
+    }
+
+    /// Whether the logit has a part k that no component writes.
+    pub fn has_constant(&self) -> bool {
+        self.biases.norm || self.biases.unembedding
+    }
+
+    pub fn learned_positions(&self) -> bool {
+        self.rotary.is_none()
+    }
 }
 
-/// The weights of one block.
+/// γ and β of a norm; β is there if [`Biases::norm`] says so.
+#[derive(Clone)]
+pub struct NormWeights {
+    pub gamma: Array1<f32>,
+    pub beta: Option<Array1<f32>>,
+}
+
+/// The weights of one block, as the checkpoint has them.
 pub struct LayerWeights {
-    /// γ of the norm before attention, \[d_model\].
-    pub attention_norm: Array1<f32>,
+    pub attention_norm: NormWeights,
     /// \[d_model, heads · d_head\]
-    pub w_q: Array2<f32>,
+    pub q: Linear,
     /// \[d_model, kv_heads · d_head\]
-    pub w_k: Array2<f32>,
+    pub k: Linear,
     /// \[d_model, kv_heads · d_head\]
-    pub w_v: Array2<f32>,
-    /// γ of the norm before the MLP, \[d_model\].
-    pub mlp_norm: Array1<f32>,
+    pub v: Linear,
+    /// \[heads · d_head, d_model\]
+    pub o: Linear,
+    /// γ of the norms of queries and keys, \[d_head\] each.
+    pub qk_norm: Option<(Array1<f32>, Array1<f32>)>,
+    pub mlp_norm: NormWeights,
     /// \[d_model, d_mlp\]
-    pub w_gate: Array2<f32>,
+    pub gate: Option<Linear>,
     /// \[d_model, d_mlp\]
-    pub w_in: Array2<f32>,
+    pub up: Linear,
     /// \[d_mlp, d_model\]
-    pub w_out: Array2<f32>,
+    pub down: Linear,
+}
+
+/// A projection x W + b.
+pub struct Linear {
+    /// \[in, out\]
+    pub w: Array2<f32>,
+    /// \[out\]
+    pub b: Option<Array1<f32>>,
 }
 
 /// What is before the first and after the last block.
 pub struct Ends {
     /// W_E, \[vocab, d_model\].
     pub embedding: Array2<f32>,
-    /// γ of the final norm, \[d_model\].
-    pub final_norm: Array1<f32>,
+    /// Learned positions, \[positions, d_model\], the first row for position 0.
+    pub positions: Option<Array2<f32>>,
+    pub final_norm: NormWeights,
     /// W_Uᵀ, \[vocab, d_model\]; `None` when tied to the embedding.
     pub unembedding: Option<Array2<f32>>,
+    /// b_U, \[vocab\].
+    pub unembedding_bias: Option<Array1<f32>>,
 }

@@ -1,9 +1,11 @@
-//! Named tensors as float32, with every shape and value checked, from a GGUF file or a safetensors directory.
+//! Named tensors as float32, with every shape and value checked, from a GGUF file, safetensors or PyTorch `.bin` files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
+use candle_core::pickle::PthTensors;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use ndarray::{Array1, Array2};
@@ -17,10 +19,14 @@ pub struct Checkpoint {
     path: PathBuf,
     config: Value,
     tensors: Tensors,
+    /// Names asked for so far.
+    read: Mutex<BTreeSet<String>>,
 }
 
 enum Tensors {
     Safetensors(BTreeMap<PathBuf, MmapedSafetensors>),
+    /// PyTorch's own format, which is a pickle. candle reads the pickle's data and never runs what it calls.
+    Pickle(Vec<PthTensors>),
     Gguf(GgufFile),
 }
 
@@ -34,10 +40,10 @@ impl Checkpoint {
             }
             ModelSource::Directory { path, .. } => {
                 let config = read_json(&path.join("config.json"))?;
-                (config, Tensors::Safetensors(open_safetensors(path)?))
+                (config, open_directory(path)?)
             }
         };
-        Ok(Self { path, config, tensors })
+        Ok(Self { path, config, tensors, read: Mutex::default() })
     }
 
     pub fn config(&self) -> &Value {
@@ -47,7 +53,7 @@ impl Checkpoint {
     pub fn gguf(&self) -> Option<&GgufFile> {
         match &self.tensors {
             Tensors::Gguf(file) => Some(file),
-            Tensors::Safetensors(_) => None,
+            _ => None,
         }
     }
 
@@ -88,6 +94,7 @@ impl Checkpoint {
     pub fn has(&self, name: &str) -> bool {
         match &self.tensors {
             Tensors::Safetensors(files) => files.values().any(|f| f.get(name).is_ok()),
+            Tensors::Pickle(files) => files.iter().any(|f| f.tensor_infos().contains_key(name)),
             Tensors::Gguf(file) => file.has(name),
         }
     }
@@ -114,8 +121,40 @@ impl Checkpoint {
                 let view = files.values().find_map(|f| f.get(name).ok());
                 Ok(view.with_context(|| self.missing(name))?.dtype().to_string())
             }
+            Tensors::Pickle(files) => {
+                let info = files.iter().find_map(|f| f.tensor_infos().get(name));
+                Ok(info.with_context(|| self.missing(name))?.dtype.as_str().to_uppercase())
+            }
             Tensors::Gguf(file) => file.dtype(name).with_context(|| self.missing(name)),
         }
+    }
+
+    /// Whether every tensor of the checkpoint was asked for, but for those that are computed and not learned, and an
+    /// unembedding that repeats the embedding.
+    pub fn check_nothing_was_left_out(&self) -> Result<()> {
+        let all: Vec<String> = match &self.tensors {
+            Tensors::Safetensors(files) => files.values().flat_map(|f| f.tensors().into_iter().map(|t| t.0)).collect(),
+            Tensors::Pickle(files) => files.iter().flat_map(|f| f.tensor_infos().keys().cloned()).collect(),
+            Tensors::Gguf(file) => {
+                return file.check_nothing_was_left_out(&self.read.lock().unwrap_or_else(|e| e.into_inner()));
+            }
+        };
+        let computed =
+            ["attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "rotary_emb.inv_freq"];
+        let read = self.read.lock().unwrap_or_else(|e| e.into_inner());
+        let left: Vec<&String> = all
+            .iter()
+            .filter(|n| !read.contains(*n) && !computed.iter().any(|c| n.ends_with(c)) && *n != "lm_head.weight")
+            .collect();
+        ensure!(
+            left.is_empty(),
+            "{}: the checkpoint has tensors that its configuration does not speak of ({}{}); it is a variation that is \
+             not supported yet",
+            self.path.display(),
+            left.iter().take(3).map(|n| n.as_str()).collect::<Vec<_>>().join(", "),
+            if left.len() > 3 { ", …" } else { "" }
+        );
+        Ok(())
     }
 
     fn missing(&self, name: &str) -> String {
@@ -124,7 +163,13 @@ impl Checkpoint {
 
     /// The only place where weights come in: shape and finiteness are checked here.
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.read.lock().unwrap_or_else(|e| e.into_inner()).insert(name.to_string());
         let tensor = match &self.tensors {
+            Tensors::Pickle(files) => {
+                let file = files.iter().find(|f| f.tensor_infos().contains_key(name));
+                let file = file.with_context(|| self.missing(name))?;
+                file.get(name).and_then(|t| t.ok_or_else(|| candle_core::Error::Msg("it vanished".into())))
+            }
             Tensors::Safetensors(files) => {
                 let file = files.values().find(|f| f.get(name).is_ok()).with_context(|| self.missing(name))?;
                 file.load(name, &Device::Cpu)
@@ -161,45 +206,66 @@ fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{} is not valid JSON", path.display()))
 }
 
-/// `model.safetensors`, or the shards that `model.safetensors.index.json` names, which must be plain file names.
-pub fn safetensors_files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let single = directory.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
+/// The weight files of a directory: one file, or the shards that an index names, which must be plain file names.
+/// safetensors are preferred to PyTorch's `.bin`.
+pub fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    for (single, index) in
+        [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")]
+    {
+        if directory.join(single).is_file() {
+            return Ok(vec![directory.join(single)]);
+        }
+        if directory.join(index).is_file() {
+            return shards(directory, &directory.join(index));
+        }
     }
-    let index = directory.join("model.safetensors.index.json");
-    ensure!(
-        index.is_file(),
-        "{}: found neither model.safetensors nor model.safetensors.index.json",
+    bail!(
+        "{}: found no weights; expected model.safetensors, pytorch_model.bin or an index of shards of either",
         directory.display()
-    );
-    let json = read_json(&index)?;
-    let map = json["weight_map"].as_object().with_context(|| format!("{}: no `weight_map` object", index.display()))?;
-    let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
+    )
+}
+
+fn shards(directory: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for name in names {
-        ensure!(
-            Path::new(name).file_name().is_some_and(|f| f == name),
-            "{}: the shard `{name}` is not a plain file name; shards must lie beside the index",
-            index.display()
-        );
+    for name in shard_names(index)? {
         let path = directory.join(name);
         ensure!(path.is_file(), "{}: the shard {} is missing", index.display(), path.display());
         files.push(path);
     }
-    ensure!(!files.is_empty(), "{}: names no shards", index.display());
     Ok(files)
 }
 
-fn open_safetensors(directory: &Path) -> Result<BTreeMap<PathBuf, MmapedSafetensors>> {
+/// The files an index names, checked to be plain names.
+pub fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
+    let json = read_json(index)?;
+    let map = json["weight_map"].as_object().with_context(|| format!("{}: no `weight_map` object", index.display()))?;
+    let names: BTreeSet<String> = map.values().filter_map(Value::as_str).map(str::to_string).collect();
+    for name in &names {
+        ensure!(
+            Path::new(name).file_name().is_some_and(|f| f == name.as_str()),
+            "{}: the shard `{name}` is not a plain file name; shards must lie beside the index",
+            index.display()
+        );
+    }
+    ensure!(!names.is_empty(), "{}: names no shards", index.display());
+    Ok(names)
+}
+
+fn open_directory(directory: &Path) -> Result<Tensors> {
+    let files = weight_files(directory)?;
+    if files[0].extension().is_some_and(|e| e == "bin") {
+        let open = |path: &PathBuf| {
+            PthTensors::new(path, None)
+                .with_context(|| format!("{} is not a complete PyTorch file of plain tensors", path.display()))
+        };
+        return Ok(Tensors::Pickle(files.iter().map(open).collect::<Result<_>>()?));
+    }
     let mut out = BTreeMap::new();
-    for path in safetensors_files(directory)? {
+    for path in files {
         // SAFETY: the file is mapped read-only; changing it while a run reads it is outside what we guard against.
         let file = unsafe { MmapedSafetensors::new(&path) }
             .with_context(|| format!("{} is not a complete safetensors file", path.display()))?;
         out.insert(path, file);
     }
-    Ok(out)
+    Ok(Tensors::Safetensors(out))
 }

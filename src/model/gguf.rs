@@ -1,5 +1,6 @@
 //! GGUF files: tensors by Hugging Face's names, and metadata as a Hugging Face configuration.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -93,6 +94,19 @@ impl GgufFile {
 
     pub fn has(&self, name: &str) -> bool {
         gguf_name(name).is_some_and(|n| self.content.tensor_infos.contains_key(&n))
+    }
+
+    /// See [`super::Checkpoint::check_nothing_was_left_out`].
+    pub fn check_nothing_was_left_out(&self, read: &BTreeSet<String>) -> Result<()> {
+        let read: BTreeSet<String> = read.iter().filter_map(|name| gguf_name(name)).collect();
+        let left: Vec<&String> = self.content.tensor_infos.keys().filter(|n| !read.contains(*n)).collect();
+        ensure!(
+            left.is_empty(),
+            "{}: the file has tensors that a Llama does not have ({}); it is a variation that is not supported yet",
+            self.path.display(),
+            left.iter().take(3).map(|n| n.as_str()).collect::<Vec<_>>().join(", ")
+        );
+        Ok(())
     }
 
     pub fn dtype(&self, name: &str) -> Option<String> {

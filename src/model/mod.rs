@@ -1,56 +1,60 @@
 //! A model as this program sees it: one architecture description and its weights, whatever file they came from.
 //!
-//! `source` finds the files, `checkpoint` reads named tensors out of them, and a family file (`llama`) maps a
+//! `source` finds the files, `checkpoint` reads named tensors out of them, and a family file (`families/`) maps a
 //! checkpoint's configuration and tensor names to the [`Architecture`] and to [`LayerWeights`]. Everything after that
 //! (export, engine) knows no families.
 
 mod architecture;
 mod checkpoint;
+mod families;
+mod fold;
 mod gguf;
-mod llama;
 mod source;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 
-pub use architecture::{Architecture, Ends, LayerWeights};
+pub use architecture::{
+    Activation, Architecture, AttentionKind, Ends, LayerWeights, Linear, Norm, NormWeights, Rotary,
+};
 pub use checkpoint::Checkpoint;
+pub use fold::FoldedBiases;
 pub use gguf::{GgufFile, Value as GgufValue};
 pub use source::{ModelSource, Origin};
+
+use families::Family;
 
 /// A checkpoint together with the description of its architecture.
 pub struct Model {
     pub architecture: Architecture,
     pub source: ModelSource,
     checkpoint: Checkpoint,
+    family: &'static Family,
 }
 
 impl Model {
     /// Opens the checkpoint and reads its configuration; no weights are read yet.
     pub fn open(source: ModelSource) -> Result<Self> {
         let checkpoint = Checkpoint::open(&source)?;
-        let architecture = match checkpoint.model_type()? {
-            "llama" => llama::architecture(&checkpoint)?,
-            other => bail!(
-                "{}: the architecture `{other}` is not supported yet; supported: llama (Llama, SmolLM, TinyLlama, …)",
-                source.path().display()
-            ),
-        };
-        Ok(Self { architecture, source, checkpoint })
+        let place = || source.path().display().to_string();
+        let family = families::find(checkpoint.model_type()?).with_context(place)?;
+        let architecture = (family.architecture)(&checkpoint).with_context(place)?;
+        Ok(Self { architecture, source, checkpoint, family })
     }
 
     /// The weights of one block, read from disk at each call so that a large model is never held whole.
     pub fn layer(&self, layer: usize) -> Result<LayerWeights> {
-        llama::layer(&self.checkpoint, &self.architecture, layer)
-    }
-
-    /// `W_O` of one block alone, [heads · d_head, d_model].
-    pub fn w_o(&self, layer: usize) -> Result<ndarray::Array2<f32>> {
-        llama::w_o(&self.checkpoint, &self.architecture, layer)
+        (self.family.layer)(&self.checkpoint, &self.architecture, layer)
     }
 
     /// Embedding, final norm and unembedding.
     pub fn ends(&self) -> Result<Ends> {
-        llama::ends(&self.checkpoint, &self.architecture)
+        (self.family.ends)(&self.checkpoint, &self.architecture)
+    }
+
+    /// After every weight was read: whether the checkpoint has others, which would mean a variation of the family that
+    /// this program does not know.
+    pub fn check_nothing_was_left_out(&self) -> Result<()> {
+        self.checkpoint.check_nothing_was_left_out()
     }
 
     /// The configuration as the checkpoint has it (a GGUF file's metadata under Hugging Face's names).

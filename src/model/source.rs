@@ -1,10 +1,12 @@
-//! Where a model comes from: an asset, a directory, or a GGUF file.
+//! Where a model comes from: an asset, the hub, a directory, or a GGUF file.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::checkpoint::safetensors_files;
+use super::checkpoint::{shard_names, weight_files};
+use crate::config::ModelConfig;
+use crate::hub::{HubRepo, Kind};
 use crate::provision;
 
 /// What to call a model in the tables.
@@ -24,18 +26,24 @@ pub enum ModelSource {
 }
 
 impl ModelSource {
-    /// Finds the model, provisioning a `package:` one.
-    pub fn resolve(source: &str) -> Result<Self> {
+    /// Finds the model, fetching a `package:` or `hf:` one.
+    pub fn resolve(config: &ModelConfig) -> Result<Self> {
+        let source = config.source.as_str();
         if let Some(name) = source.strip_prefix("package:") {
             let asset = provision::model_asset(name)?;
             let path = asset.provide()?;
             let origin = Origin { name: name.into(), source: source.into(), revision: asset.version.clone() };
             return Ok(Self::Gguf { path, origin });
         }
-        ensure!(
-            !source.starts_with("hf:"),
-            "model.source = \"{source}\": hub sources are not supported yet; download the repository and name its folder"
-        );
+        if let Some(name) = source.strip_prefix("hf:") {
+            let path = fetch(name, &config.revision)?;
+            // The snapshot's folder is named by the commit, which says more than a branch.
+            let revision = path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+            let origin =
+                Origin { name: name.rsplit('/').next().unwrap_or(name).into(), source: source.into(), revision };
+            return Ok(Self::Directory { path, origin });
+        }
+        ensure!(config.revision.is_empty(), "model.revision is for hf: sources; \"{source}\" has no revisions");
         let path = PathBuf::from(source);
         let name = path.file_stem().map_or(source.to_string(), |n| n.to_string_lossy().into_owned());
         let origin = Origin { name, source: source.into(), revision: String::new() };
@@ -47,14 +55,14 @@ impl ModelSource {
         if path.is_file() {
             ensure!(
                 path.extension().is_some_and(|e| e == "gguf"),
-                "model.source: {} is a file but not a .gguf file; name a directory with config.json and safetensors",
+                "model.source: {} is a file but not a .gguf file; name a directory with config.json and weights",
                 path.display()
             );
             return Ok(Self::Gguf { path, origin });
         }
         bail!(
-            "model.source = \"{source}\": no such file or directory; use package:smollm2, a directory with config.json \
-             and safetensors, or a .gguf file"
+            "model.source = \"{source}\": no such file or directory; use package:smollm2, hf:owner/name, a directory with \
+             config.json and weights, or a .gguf file"
         )
     }
 
@@ -76,13 +84,40 @@ impl ModelSource {
             Self::Gguf { path, .. } => Ok(vec![path.clone()]),
             Self::Directory { path, .. } => {
                 let mut files = vec![path.join("config.json")];
-                files.extend(safetensors_files(path)?);
-                for name in ["tokenizer.json", "generation_config.json"] {
-                    files.push(path.join(name));
-                }
-                files.retain(|f| f.is_file());
+                files.extend(weight_files(path)?);
+                files.extend(TOKENIZER.iter().map(|name| path.join(name)).filter(|f| f.is_file()));
                 Ok(files)
             }
         }
     }
+}
+
+/// What a tokenizer may be made of.
+const TOKENIZER: [&str; 4] = ["tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json"];
+
+/// Fetches a model of the hub: its configuration, its tokenizer, and the weights in the best format it has.
+fn fetch(name: &str, revision: &str) -> Result<PathBuf> {
+    let repo = HubRepo::new(Kind::Model, name, revision)?;
+    let files = repo.files()?;
+    let has = |file: &str| files.iter().any(|f| f == file);
+    ensure!(has("config.json"), "hf:{name} has no config.json; it is no model that transformers could load");
+    let config = repo.get("config.json")?;
+    for file in TOKENIZER.iter().filter(|f| has(f)) {
+        repo.get(file)?;
+    }
+    for (single, index) in
+        [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")]
+    {
+        if has(single) {
+            repo.get(single)?;
+        } else if has(index) {
+            for shard in shard_names(&repo.get(index)?)? {
+                repo.get(&shard)?;
+            }
+        } else {
+            continue;
+        }
+        return Ok(config.parent().context("a file in the cache has a folder")?.to_path_buf());
+    }
+    bail!("hf:{name} has neither model.safetensors nor pytorch_model.bin (or an index of shards of either)")
 }

@@ -145,7 +145,7 @@ fn ablate_prompts(
     let tokens_of = |p: usize| &plan.prompts.prompt(p)[..positions];
     let layers = engine.architecture.layers;
     let wanted: Vec<bool> = (0..layers).map(|l| plan.by_layer.contains_key(&l)).collect();
-    let keep: Vec<Keep> = wanted.iter().map(|&w| Keep { residual_mid: w, z: w, post: false }).collect();
+    let keep: Vec<Keep> = wanted.iter().map(|&w| Keep { ablation_base: w, z: w, post: false }).collect();
 
     let tokens: Vec<&[u32]> = batch.iter().map(|&p| tokens_of(p)).collect();
     let targets: Vec<&[u32]> = batch.iter().map(|&p| &plan.prompts.prompt(p)[1..]).collect();

@@ -22,6 +22,7 @@ use serde_json::json;
 use crate::analyze;
 use crate::config::{Config, Kind};
 use crate::corpus::{self, Prompts, TextTokenizer};
+use crate::describe::memory;
 use crate::export;
 use crate::model::{Model, ModelSource};
 use crate::progress;
@@ -35,7 +36,7 @@ pub struct Run {
     pub folder: RunFolder,
     pub model: Model,
     model_sha256: String,
-    corpus_path: PathBuf,
+    corpus_files: Vec<PathBuf>,
     /// Fingerprint of every stage, in the order of [`Stage`].
     fingerprints: [String; 6],
     heads: Vec<(usize, usize)>,
@@ -72,7 +73,7 @@ impl Run {
     /// Finds the model and the corpus (downloading packages), checks the configuration against them and takes the
     /// folder.
     fn open(config: Config, out: &Path) -> Result<Self> {
-        let source = ModelSource::resolve(&config.model.source)?;
+        let source = ModelSource::resolve(&config.model)?;
         let model = Model::open(source)?;
         let a = &model.architecture;
         ensure!(
@@ -82,7 +83,7 @@ impl Run {
             a.context
         );
         let heads = config.ablation.heads.heads(a.layers, a.heads)?;
-        let corpus_path = corpus::resolve(&config.corpus.source)?;
+        let corpus_files = corpus::resolve(&config.corpus.source)?;
 
         let spinner = progress::spinner("reading the inputs' checksums");
         let sums: Vec<String> = model.source.files()?.iter().map(|p| sha256_of_file(p)).collect::<Result<_>>()?;
@@ -90,7 +91,7 @@ impl Run {
             [one] => one.clone(),
             many => fingerprint(&many)?,
         };
-        let corpus_sha256 = sha256_of_file(&corpus_path)?;
+        let corpus_sha256: Vec<String> = corpus_files.iter().map(|p| sha256_of_file(p)).collect::<Result<_>>()?;
         spinner.finish_and_clear();
 
         let code = (SCHEMA_VERSION, env!("CARGO_PKG_VERSION"));
@@ -103,7 +104,7 @@ impl Run {
         let report = fingerprint(&json!([analyze, report::VERSION]))?;
         let folder = RunFolder::open(out, fingerprint(&json!([ablate, c.analysis]))?)?;
         let fingerprints = [corpus, export, trace, ablate, analyze, report];
-        Ok(Self { config, folder, model, model_sha256, corpus_path, fingerprints, heads })
+        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, heads })
     }
 
     /// Says before anything heavy starts what the run will need.
@@ -118,8 +119,6 @@ impl Run {
         // Measured: 37 bytes a row of `ablations`, 4 a row of `direct_effects`.
         let rows = self.config.ablation.kinds.len() as f64 * self.heads.len() as f64 * tokens;
         let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
-        // The weights once mapped and once in the order in which matrix products want them, activations, buffers.
-        let memory = 2.0 * weights + 2e9;
         progress::line(
             "run",
             &format!(
@@ -129,7 +128,7 @@ impl Run {
                 flops / 1e12,
                 progress::bytes(disk as u64),
                 self.folder.root().display(),
-                progress::bytes(memory as u64),
+                progress::bytes(memory(a) as u64),
             ),
         );
     }
@@ -171,7 +170,7 @@ impl Run {
 
     fn corpus(&self) -> Result<String> {
         let tokenizer = TextTokenizer::of(&self.model)?;
-        let prompts = corpus::prompts(&self.config.corpus, &self.corpus_path, &tokenizer)?;
+        let prompts = corpus::prompts(&self.config.corpus, &self.corpus_files, &tokenizer)?;
         corpus::write(&prompts, &tokenizer, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
         Ok(format!("{} prompts of {} tokens", prompts.count(), prompts.prompt_len))
     }

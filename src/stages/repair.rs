@@ -118,7 +118,7 @@ fn changes(clean: &CleanEffects, i: usize, ablated: &Ablated, j: usize, layer: u
         let after = &after[j * heads..(j + 1) * heads];
         attention += before.iter().zip(after).map(|(&b, &a)| count(b, a)).sum::<f64>();
     }
-    let mlps = (layer..).zip(&ablated.mlp_effects);
+    let mlps = (ablated.first_mlp..).zip(&ablated.mlp_effects);
     let mlp = mlps.map(|(l, after)| count(clean.mlps[l][i], after[j])).sum();
     Changes { attention, mlp, ..sum }
 }
@@ -135,7 +135,9 @@ mod tests {
             positions: 1,
             embed: vec![1.0],
             heads: vec![vec![4.0, -1.0], vec![-2.0, 3.0]],
+            attention_bias: vec![],
             mlps: vec![vec![2.0], vec![-3.0]],
+            constant: vec![0.0],
             dot: vec![4.0],
             norm_scale: vec![2.0],
         }
@@ -148,6 +150,7 @@ mod tests {
         // stream is 4 − 4 + 2 = 2 along u; at scale 1.6 the ablated logit is 1.25 and the change 1.25 − 2 = −0.75.
         let ablated = Ablated {
             head_effects: vec![vec![-1.0, 3.0]],
+            first_mlp: 0,
             mlp_effects: vec![vec![2.5], vec![-2.5]],
             dot: vec![2.0],
             norm_scale: vec![1.6],
@@ -169,6 +172,7 @@ mod tests {
     fn causes_that_do_not_add_up_are_an_error() {
         let ablated = Ablated {
             head_effects: vec![vec![-1.0, 3.0]],
+            first_mlp: 0,
             mlp_effects: vec![vec![2.5], vec![-2.5]],
             dot: vec![3.0],
             norm_scale: vec![1.6],

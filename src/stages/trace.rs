@@ -71,7 +71,7 @@ fn trace_shard(
 ) -> Result<()> {
     let a = engine.architecture.clone();
     let save = &run.config.trace.save;
-    let keep = Keep { residual_mid: false, z: true, post: save.contains(&Activation::MlpPost) };
+    let keep = Keep { ablation_base: false, z: true, post: save.contains(&Activation::MlpPost) };
     let mut saved = activations::Writers::create(run, &a, files.number)?;
     let mut effects = TableWriter::create(&DIRECT_EFFECTS, &files.direct_effects, &run.meta(Stage::Trace))?;
     let mut clean_table = TableWriter::create(&CLEAN, &files.clean, &run.meta(Stage::Trace))?;
@@ -150,14 +150,16 @@ fn check(clean: &CleanEffects, group: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// Every component's dot product with u at row `i`: embedding, heads, MLPs.
+/// Every component's dot product with u at row `i`: attention biases, embedding, heads, MLPs.
 fn component_dots(clean: &CleanEffects, i: usize) -> impl Iterator<Item = f64> {
     let heads = clean.heads.iter().flat_map(move |layer| {
         let n = layer.len() / (clean.prompts * clean.positions);
         layer[i * n..(i + 1) * n].iter().copied()
     });
     let mlps = clean.mlps.iter().map(move |layer| layer[i]);
-    std::iter::once(clean.embed[i]).chain(heads).chain(mlps).map(f64::from)
+    let n = clean.attention_bias.len() / (clean.prompts * clean.positions);
+    let biases = clean.attention_bias[i * n..(i + 1) * n].iter().copied();
+    biases.chain([clean.embed[i]]).chain(heads).chain(mlps).map(f64::from)
 }
 
 /// (prompt of the batch, position) of every measured token.
@@ -186,7 +188,7 @@ fn clean_rows(
     let columns = vec![
         prompt,
         position,
-        floats(&|i| (f64::from(clean.dot[i]) / f64::from(clean.norm_scale[i])) as f32),
+        floats(&|i| (f64::from(clean.dot[i]) / f64::from(clean.norm_scale[i]) + f64::from(clean.constant[i])) as f32),
         floats(&|i| log_probs[i]),
         floats(&|i| clean.norm_scale[i]),
         floats(&|i| residual_norm(f64::from(clean.norm_scale[i])) as f32),
@@ -194,21 +196,24 @@ fn clean_rows(
     RecordBatch::try_new(CLEAN.schema(), columns).context("building the clean table")
 }
 
-/// Rows sorted by (prompt, position, component, layer, head): constant, embed, heads, MLPs.
+/// Rows sorted by (prompt, position, component, layer, head): attention biases, constant, embed, heads, MLPs.
 fn direct_effects(clean: &CleanEffects, group: &[usize]) -> Result<RecordBatch> {
-    let layers = clean.heads.len();
-    let heads = clean.heads[0].len() / (clean.prompts * clean.positions);
-    let mut keys: Vec<(&str, Option<u16>, Option<u16>)> = vec![("constant", None, None), ("embed", None, None)];
+    let tokens = clean.prompts * clean.positions;
+    let (layers, heads) = (clean.heads.len(), clean.heads[0].len() / tokens);
+    let biases = clean.attention_bias.len() / tokens;
+    let mut keys: Vec<(&str, Option<u16>, Option<u16>)> = Vec::new();
+    keys.extend((0..biases).map(|l| ("attention_bias", Some(l as u16), None)));
+    keys.extend([("constant", None, None), ("embed", None, None)]);
     keys.extend((0..layers * heads).map(|i| ("head", Some((i / heads) as u16), Some((i % heads) as u16))));
     keys.extend((0..layers).map(|l| ("mlp", Some(l as u16), None)));
 
-    let mut values = Vec::with_capacity(clean.prompts * clean.positions * keys.len());
+    let mut values: Vec<f32> = Vec::with_capacity(tokens * keys.len());
     for (p, s) in measured(clean) {
         let i = p * clean.positions + s;
-        // The Llama family has neither β nor an unembedding bias, so k = 0.
-        values.push(0.0);
         let scale = f64::from(clean.norm_scale[i]);
         values.extend(component_dots(clean, i).map(|dot| (dot / scale) as f32));
+        // k is part of the logit as it is, whatever the norm's scale.
+        values.insert(values.len() - (keys.len() - 1 - biases), clean.constant[i]);
     }
     let rows = values.len() / keys.len();
     let repeat = |f: &dyn Fn(usize, usize) -> u32| -> ArrayRef {

@@ -118,7 +118,12 @@ pub const DIRECT_EFFECTS: Table = Table {
     columns: &[
         PROMPT,
         POSITION,
-        Column("component", Text, "", "embed, head, mlp, or constant (what the logit has without any component)"),
+        Column(
+            "component",
+            Text,
+            "",
+            "embed, head, attention_bias (what attention writes that no head does), mlp, or constant (what the logit has without any component)",
+        ),
         Column("layer?", Small, "", "block; null for embed and constant"),
         Column("head?", Small, "", "head; null unless the component is a head"),
         Column("direct_effect", Float, "logits", "the component's output · u / norm_scale"),

@@ -51,7 +51,8 @@ fn models_that_do_not_exist() {
     assert_says(&error_with(&["model.source=package:gpt9"]), &["package:gpt9", "known: smollm2"]);
     assert_says(&error_with(&["model.source=tests/fixtures"]), &["has no config.json"]);
     assert_says(&error_with(&["model.source=tests/fixtures/corpus.txt"]), &["not a .gguf file"]);
-    assert_says(&error_with(&["model.source=hf:gpt2"]), &["hub sources are not supported yet"]);
+    assert_says(&error_with(&["model.source=hf:../etc"]), &["hf:../etc is not a repository's name"]);
+    assert_says(&error_with(&["model.revision=v1"]), &["model.revision is for hf: sources"]);
 }
 
 #[test]
@@ -95,13 +96,17 @@ fn a_misspelt_key_in_a_file_is_shown_with_its_line() {
 fn architectures_that_are_not_supported() {
     let error =
         error_of_spoilt(|f| edit(&f.join("config.json"), "\"model_type\": \"llama\"", "\"model_type\": \"mamba\""));
-    assert_says(&error, &["`mamba` is not supported yet", "supported: llama"]);
-    let error =
-        error_of_spoilt(|f| edit(&f.join("config.json"), "\"attention_bias\": false", "\"attention_bias\": true"));
-    assert_says(&error, &["`attention_bias` = true", "not supported"]);
-    let error =
-        error_of_spoilt(|f| edit(&f.join("config.json"), "\"rope_type\": \"default\"", "\"rope_type\": \"llama3\""));
-    assert_says(&error, &["rope_parameters", "not supported"]);
+    assert_says(&error, &["`mamba` is not supported yet", "supported: gemma", "llama"]);
+    let swap = |from: &str, to: &str| error_of_spoilt(|f| edit(&f.join("config.json"), from, to));
+    let error = swap("\"model_type\": \"llama\"", "\"model_type\": \"gemma2\"");
+    assert_says(&error, &["`gemma2` norms what each block writes"]);
+    let error = swap("\"rope_type\": \"default\"", "\"rope_type\": \"yarn\"");
+    assert_says(&error, &["rope scaling `yarn`", "not supported"]);
+    // What the configuration promises must be there, and nothing that it does not speak of.
+    let error = swap("\"attention_bias\": false", "\"attention_bias\": true");
+    assert_says(&error, &["self_attn.q_proj.bias", "is missing"]);
+    let error = swap("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2");
+    assert_says(&error, &["model.layers.2.", "configuration does not speak of"]);
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn spoilt_checkpoints() {
     let error = error_of_spoilt(|f| fs::write(f.join("config.json"), "{").unwrap());
     assert_says(&error, &["config.json is not valid JSON"]);
     let error = error_of_spoilt(|f| fs::remove_file(f.join("model.safetensors")).unwrap());
-    assert_says(&error, &["neither model.safetensors nor"]);
+    assert_says(&error, &["found no weights", "model.safetensors"]);
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 mod bad_input;
 mod end_to_end;
+mod families;
+mod formats;
 mod graphs;
+mod hub;
 mod parity;
 mod provisioning;
 mod support;

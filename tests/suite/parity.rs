@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use pipeline::config::{Config, RuntimeConfig};
+use pipeline::config::{Config, ModelConfig, RuntimeConfig};
 use pipeline::engine::{Engine, Purpose};
 use pipeline::model::{Model, ModelSource};
 
 use crate::support::*;
 
 /// |difference| ≤ 1e-4 · max(1, largest absolute value in the column), on every row that is expected.
-fn assert_agrees(run: &Path, expected: &Path, table: &str, key: &[&str]) {
+pub fn assert_agrees(run: &Path, expected: &Path, table: &str, key: &[&str]) {
     let ours = read(&run.join("tables").join(table));
     let theirs = read(&expected.join(format!("{table}.parquet")));
     let (our_rows, their_rows) = (index(&ours, key), index(&theirs, key));
@@ -38,7 +38,7 @@ fn assert_agrees(run: &Path, expected: &Path, table: &str, key: &[&str]) {
 }
 
 /// The expected values were made for these prompts and partners; otherwise a comparison would mean nothing.
-fn assert_same_inputs(run: &Path, expected: &Path) {
+pub fn assert_same_inputs(run: &Path, expected: &Path) {
     for (table, columns) in [("tokens", ["prompt", "position", "token"]), ("pairs", ["sample", "prompt", "partner"])] {
         let (ours, theirs) = (read(&run.join("tables").join(table)), read(&expected.join(format!("{table}.parquet"))));
         for column in columns {
@@ -54,12 +54,12 @@ fn assert_everything_agrees(run: &Path, expected: &Path) {
     assert_agrees(run, expected, "ablations", &["ablation", "layer", "head", "prompt", "position"]);
 }
 
-/// Logits of the exported graphs within 1e-3 of transformers'.
-fn assert_logits_agree(source: &str, run: &Path, expected: &Path) {
+/// Logits of the exported graphs within `tolerance` of transformers'.
+pub fn assert_logits_agree(source: &ModelConfig, run: &Path, tokens: &Path, expected: &Path, tolerance: f64) {
     let model = Model::open(ModelSource::resolve(source).unwrap()).unwrap();
     let config = RuntimeConfig::default();
     let mut engine = Engine::load(&model.architecture, &run.join("model"), &config, Purpose::Trace).unwrap();
-    let tokens = read(&expected.join("tokens.parquet"));
+    let tokens = read(tokens);
     let (prompt, token) = (numbers(&tokens, "prompt"), numbers(&tokens, "token"));
     let logits = read(&expected.join("logits.parquet"));
     let column = |name: &str| numbers(&logits, name);
@@ -71,7 +71,7 @@ fn assert_logits_agree(source: &str, run: &Path, expected: &Path) {
         for i in (0..p.len()).filter(|&i| p[i] == which) {
             let ours = f64::from(ours[s[i] as usize * model.architecture.vocab + id[i] as usize]);
             assert!(
-                (ours - value[i]).abs() <= 1e-3,
+                (ours - value[i]).abs() <= tolerance,
                 "prompt {which}, position {}, token {}: {ours} against {}",
                 s[i],
                 id[i],
@@ -89,7 +89,8 @@ fn a_tiny_llama_agrees_with_a_plain_implementation() {
     succeeded(run_tiny("ablate", dir.path(), &[]));
     let expected = Path::new(TINY).join("expected");
     assert_everything_agrees(dir.path(), &expected);
-    assert_logits_agree(TINY, dir.path(), &expected);
+    let model = ModelConfig { source: TINY.into(), ..Default::default() };
+    assert_logits_agree(&model, dir.path(), &expected.join("tokens.parquet"), &expected, 1e-3);
 }
 
 #[test]
@@ -104,5 +105,6 @@ fn smollm2_agrees_with_a_plain_implementation() {
     succeeded(run("analyze", dir.path(), &settings));
     let expected = Path::new("tests/fixtures/smollm2/expected");
     assert_everything_agrees(dir.path(), expected);
-    assert_logits_agree(&Config::load(None, &[]).unwrap().model.source, dir.path(), expected);
+    let model = Config::load(None, &[]).unwrap().model;
+    assert_logits_agree(&model, dir.path(), &expected.join("tokens.parquet"), expected, 1e-3);
 }

@@ -12,7 +12,7 @@ struct Case {
 
 #[test]
 fn smollm2_ids_are_those_of_transformers() {
-    let source = ModelSource::resolve(&Config::load(None, &[]).unwrap().model.source).unwrap();
+    let source = ModelSource::resolve(&Config::load(None, &[]).unwrap().model).unwrap();
     let tokenizer = TextTokenizer::of(&Model::open(source).unwrap()).unwrap();
     let cases = std::fs::read_to_string("tests/fixtures/smollm2/tokenizer.json").unwrap();
     let cases: Vec<Case> = serde_json::from_str(&cases).unwrap();
@@ -24,7 +24,7 @@ fn smollm2_ids_are_those_of_transformers() {
 
 #[test]
 fn specials_come_from_the_vocabulary_and_the_configuration_and_can_be_named() {
-    let source = ModelSource::resolve(&Config::load(None, &[]).unwrap().model.source).unwrap();
+    let source = ModelSource::resolve(&Config::load(None, &[]).unwrap().model).unwrap();
     let tokenizer = TextTokenizer::of(&Model::open(source).unwrap()).unwrap();
     // <|endoftext|> is 0 in SmolLM2's vocabulary, its BOS <|im_start|> is 1 and <|im_end|> is 2.
     let special = tokenizer.specials(&CorpusConfig::default()).unwrap();

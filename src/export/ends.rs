@@ -1,0 +1,146 @@
+//! The graphs around the blocks. Shapes as in `graphs`.
+
+use super::graphs::{B, P, S, norm, sum_last};
+use super::onnx::{Dim, GraphBuilder, Stored, int};
+use super::stored::EndWeights;
+use crate::model::{Architecture, Norm};
+
+/// tokens [B, S] → residual [B, S, D].
+pub fn embed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
+    let mut g = GraphBuilder::new(super::EMBED, "Token ids to the residual stream before the first block.", weights);
+    let tokens = g.int_input("tokens", &[B, S], "token ids");
+    let w_e = g.weight(&ends.embedding);
+    let mut residual = g.node("Gather", &[&w_e, &tokens], "token_embedding", vec![]);
+    if a.embedding_scale != 1.0 {
+        let scale = g.constant("embedding_scale", &[], &[a.embedding_scale]);
+        residual = g.node("Mul", &[&residual, &scale], "scaled_embedding", vec![]);
+    }
+    if let Some(table) = &ends.positions {
+        let positions = g.int_input("positions", &[B, S], "0, 1, … S - 1 in every row");
+        let table = g.weight(table);
+        let embedded = g.node("Gather", &[&table, &positions], "position_embedding", vec![]);
+        residual = g.node("Add", &[&residual, &embedded], "embedding_sum", vec![]);
+    }
+    g.node("Identity", &[&residual], "residual", vec![]);
+    g.output("residual", &[B, S, Dim::Size(a.d_model)], "the stream before block 0");
+    g
+}
+
+/// The final norm's scale and the stream's dot product with `u`: an ablated logit without unembedding.
+pub fn readout(a: &Architecture, weights: &str) -> GraphBuilder {
+    let d = Dim::Size(a.d_model);
+    let mut g = GraphBuilder::new(super::READOUT, "The final norm's scale, and the stream along a direction.", weights);
+    let residual = g.input("residual", &[B, S, d], "the stream after the last block");
+    let u = g.input("u", &[P, S, d], "the direction γ ⊙ Ŵ[target]");
+    let products = g.node("Mul", &[&residual, &u], "residual_times_u", vec![]);
+    sum_last(&mut g, &products, "dot", 2);
+    let centred = match a.norm {
+        Norm::Rms => residual,
+        Norm::Layer => {
+            let mean = mean_last(&mut g, &residual, "stream_mean", true);
+            g.node("Sub", &[&residual, &mean], "centred", vec![])
+        }
+    };
+    let square = g.node("Mul", &[&centred, &centred], "square", vec![]);
+    let mean = mean_last(&mut g, &square, "mean_square", false);
+    let eps = g.constant("eps", &[], &[a.norm_eps]);
+    let shifted = g.node("Add", &[&mean, &eps], "mean_square_eps", vec![]);
+    g.node("Sqrt", &[&shifted], "norm_scale", vec![]);
+    g.output("dot", &[B, S], "residual · u");
+    g.output("norm_scale", &[B, S], "√(mean square + ε) of the stream, centred under layer norms");
+    g
+}
+
+fn mean_last(g: &mut GraphBuilder, x: &str, name: &str, keep: bool) -> String {
+    let axes = g.int_constant(&format!("axis_of_{name}"), &[2]);
+    g.node("ReduceMean", &[x, &axes], name, vec![int("keepdims", i64::from(keep))])
+}
+
+/// The directions of each position's target: u [P, S, D] and, for every layer, v = W_O u [P, S, H·d_head]; what
+/// attention writes that no head does, along u [P, S, layers]; and k [P, S], the part of the logit no component writes.
+pub fn directions(a: &Architecture, ends: &EndWeights, w_o: &[Stored], weights: &str) -> GraphBuilder {
+    let (d, width) = (Dim::Size(a.d_model), Dim::Size(a.heads * a.d_head));
+    let mut g = GraphBuilder::new(super::DIRECTIONS, "The direction of each target in the stream and in z.", weights);
+    let targets = g.int_input("targets", &[P, S], "the token whose logit is measured at each position");
+    let w_u = g.weight(&ends.unembedding);
+    let mean = g.weight(&ends.unembedding_mean);
+    let gamma = g.weight(&ends.final_norm);
+    let rows = g.node("Gather", &[&w_u, &targets], "rows", vec![]);
+    let rows = g.node("Sub", &[&rows, &mean], "rows_less_mean", vec![]);
+    match a.norm {
+        Norm::Rms => g.node("Mul", &[&rows, &gamma], "u", vec![]),
+        // A layer norm takes the stream's mean away; taking it from u instead is the same.
+        Norm::Layer => {
+            let scaled = g.node("Mul", &[&rows, &gamma], "u_not_centred", vec![]);
+            let mean = mean_last(&mut g, &scaled, "u_mean", true);
+            g.node("Sub", &[&scaled, &mean], "u", vec![])
+        }
+    };
+    g.output("u", &[P, S, d], "γ ⊙ Ŵ[target]");
+    for (l, stored) in w_o.iter().enumerate() {
+        let w = g.weight(stored);
+        let transposed = g.node("Transpose", &[&w], &format!("W_O_{l}_T"), vec![]);
+        let name = format!("v_{l}");
+        g.node("MatMul", &["u", &transposed], &name, vec![]);
+        g.output(&name, &[P, S, width], "W_O u of this layer's heads");
+    }
+    if let Some(biases) = &ends.attention_biases {
+        let biases = g.weight(biases);
+        g.node("MatMul", &["u", &biases], "attention_bias", vec![]);
+        g.output("attention_bias", &[P, S, Dim::Size(a.layers)], "b_O' · u of every layer");
+    }
+    constant(&mut g, ends, &targets, &rows);
+    g
+}
+
+/// k = β · Ŵ[t] + b̂_U[t], an output if the model has either.
+fn constant(g: &mut GraphBuilder, ends: &EndWeights, targets: &str, rows: &str) {
+    let from_norm = ends.final_norm_beta.as_ref().map(|beta| {
+        let beta = g.weight(beta);
+        let products = g.node("Mul", &[rows, &beta], "rows_times_beta", vec![]);
+        sum_last(g, &products, "constant_of_norm", 2)
+    });
+    let from_bias = ends.unembedding_bias.as_ref().map(|bias| {
+        let bias = g.weight(bias);
+        let own = g.node("Gather", &[&bias, targets], "own_bias", vec![]);
+        let mean = g.constant("b_U_mean", &[], &[ends.unembedding_bias_mean]);
+        g.node("Sub", &[&own, &mean], "constant_of_bias", vec![])
+    });
+    match (from_norm, from_bias) {
+        (Some(a), Some(b)) => g.node("Add", &[&a, &b], "constant", vec![]),
+        (Some(one), None) | (None, Some(one)) => g.node("Identity", &[&one], "constant", vec![]),
+        (None, None) => return,
+    };
+    g.output("constant", &[P, S], "k, the part of the logit that no component writes");
+}
+
+/// The whole distribution, for the clean pass: logits [B·S, vocab] and the target's log-probability.
+pub fn unembed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
+    let mut g = GraphBuilder::new(super::UNEMBED, "The stream after the last block to logits.", weights);
+    let residual = g.input("residual", &[B, S, Dim::Size(a.d_model)], "the stream after the last block");
+    let targets = g.int_input("targets", &[B, S], "the token whose log-probability is wanted");
+    let mut normed = norm(&mut g, a, &residual, &ends.final_norm, "normed");
+    if let Some(beta) = &ends.final_norm_beta {
+        let beta = g.weight(beta);
+        normed = g.node("Add", &[&normed, &beta], "normed_shifted", vec![]);
+    }
+    let rows_shape = g.int_constant("rows_shape", &[-1, a.d_model as i64]);
+    let rows = g.node("Reshape", &[&normed, &rows_shape], "rows", vec![]);
+    let w_u = g.weight(&ends.unembedding);
+    let logits = match &ends.unembedding_bias {
+        Some(bias) => {
+            let bias = g.weight(bias);
+            g.node("Gemm", &[&rows, &w_u, &bias], "logits", vec![int("transB", 1)])
+        }
+        None => g.node("Gemm", &[&rows, &w_u], "logits", vec![int("transB", 1)]),
+    };
+    let axes = g.int_constant("vocab_axis", &[1]);
+    let total = g.node("ReduceLogSumExp", &[&logits, &axes], "log_sum_exp", vec![int("keepdims", 1)]);
+    let column = g.int_constant("column_shape", &[-1, 1]);
+    let targets = g.node("Reshape", &[&targets, &column], "target_column", vec![]);
+    let own = g.node("GatherElements", &[&logits, &targets], "target_logit", vec![int("axis", 1)]);
+    g.node("Sub", &[&own, &total], "log_prob", vec![]);
+    g.output("logits", &[Dim::Name("B·S"), Dim::Size(a.vocab)], "the model's logits");
+    g.output("log_prob", &[Dim::Name("B·S"), Dim::Size(1)], "log-probability of the target, natural logarithm");
+    g
+}

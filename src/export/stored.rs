@@ -1,0 +1,127 @@
+//! Putting weights into the weights file, and remembering where.
+
+use anyhow::Result;
+use ndarray::{Array1, Array2, ArrayBase, Axis, Data, Dimension};
+
+use super::onnx::{Stored, WeightsFile};
+use crate::model::{Ends, FoldedBiases, LayerWeights};
+
+/// Where the weights of a block lie.
+pub struct StoredLayer {
+    pub attention_norm: Stored,
+    pub w_q: Stored,
+    pub w_k: Stored,
+    pub w_v: Stored,
+    pub w_o: Stored,
+    pub b_q: Option<Stored>,
+    pub b_k: Option<Stored>,
+    pub b_o: Option<Stored>,
+    /// γ of the norms of queries and keys.
+    pub qk_norm: Option<(Stored, Stored)>,
+    pub mlp_norm: Stored,
+    pub w_gate: Option<Stored>,
+    pub w_in: Stored,
+    pub w_out: Stored,
+    pub b_gate: Option<Stored>,
+    pub b_in: Option<Stored>,
+    pub b_out: Option<Stored>,
+}
+
+/// Appends an array; arrays of weights are all in standard layout.
+fn put<S: Data<Elem = f32>, D: Dimension>(f: &mut WeightsFile, name: &str, array: &ArrayBase<S, D>) -> Result<Stored> {
+    let standard = array.as_standard_layout();
+    f.append(name, array.shape(), standard.as_slice().unwrap_or(&[]))
+}
+
+fn put_some(f: &mut WeightsFile, name: &str, array: &Option<Array1<f32>>) -> Result<Option<Stored>> {
+    array.as_ref().map(|a| put(f, name, a)).transpose()
+}
+
+impl StoredLayer {
+    pub fn append(f: &mut WeightsFile, layer: usize, w: LayerWeights, b: FoldedBiases) -> Result<Self> {
+        let qk_norm = match &w.qk_norm {
+            Some((q, k)) => Some((put(f, "q_norm", q)?, put(f, "k_norm", k)?)),
+            None => None,
+        };
+        Ok(Self {
+            attention_norm: put(f, "attention_norm", &w.attention_norm.gamma)?,
+            w_q: put(f, "W_Q", &w.q.w)?,
+            w_k: put(f, "W_K", &w.k.w)?,
+            w_v: put(f, "W_V", &w.v.w)?,
+            // With its layer, because `directions` holds those of all layers.
+            w_o: put(f, &format!("W_O_{layer}"), &w.o.w)?,
+            b_q: put_some(f, "b_Q", &b.q)?,
+            b_k: put_some(f, "b_K", &b.k)?,
+            b_o: put_some(f, "b_O", &b.o)?,
+            qk_norm,
+            mlp_norm: put(f, "mlp_norm", &w.mlp_norm.gamma)?,
+            w_gate: w.gate.as_ref().map(|gate| put(f, "W_gate", &gate.w)).transpose()?,
+            w_in: put(f, "W_in", &w.up.w)?,
+            w_out: put(f, "W_out", &w.down.w)?,
+            b_gate: put_some(f, "b_gate", &b.gate)?,
+            b_in: put_some(f, "b_in", &b.up)?,
+            b_out: put_some(f, "b_out", &b.down)?,
+        })
+    }
+
+    pub fn into_w_o(self) -> Stored {
+        self.w_o
+    }
+}
+
+/// Where the weights around the blocks lie.
+pub struct EndWeights {
+    pub embedding: Stored,
+    pub positions: Option<Stored>,
+    /// W_Uᵀ, [vocab, D]; the embedding itself when tied.
+    pub unembedding: Stored,
+    pub unembedding_bias: Option<Stored>,
+    /// Mean of b_U over the vocabulary.
+    pub unembedding_bias_mean: f32,
+    pub final_norm: Stored,
+    pub final_norm_beta: Option<Stored>,
+    /// mean_v W_U, [D]: what centres the unembedding.
+    pub unembedding_mean: Stored,
+    /// b_O' of every layer, [D, layers].
+    pub attention_biases: Option<Stored>,
+}
+
+impl EndWeights {
+    pub fn append(f: &mut WeightsFile, ends: Ends, attention_biases: Vec<Option<Array1<f32>>>) -> Result<Self> {
+        let embedding = put(f, "W_E", &ends.embedding)?;
+        let unembedding = match &ends.unembedding {
+            Some(w) => put(f, "W_U", w)?,
+            None => embedding.clone(),
+        };
+        let source = ends.unembedding.as_ref().unwrap_or(&ends.embedding);
+        let bias_mean = ends
+            .unembedding_bias
+            .as_ref()
+            .map_or(0.0, |b| (b.iter().map(|&v| f64::from(v)).sum::<f64>() / b.len() as f64) as f32);
+        let biases: Option<Vec<Array1<f32>>> = attention_biases.into_iter().collect();
+        let biases = biases.map(|b| {
+            let d = b[0].len();
+            Array2::from_shape_fn((d, b.len()), |(i, l)| b[l][i])
+        });
+        Ok(Self {
+            positions: ends.positions.as_ref().map(|p| put(f, "W_pos", p)).transpose()?,
+            unembedding_bias: put_some(f, "b_U", &ends.unembedding_bias)?,
+            unembedding_bias_mean: bias_mean,
+            final_norm: put(f, "final_norm", &ends.final_norm.gamma)?,
+            final_norm_beta: put_some(f, "final_norm_beta", &ends.final_norm.beta)?,
+            unembedding_mean: put(f, "W_U_mean", &column_means(source))?,
+            attention_biases: biases.map(|b| put(f, "b_O_by_layer", &b)).transpose()?,
+            embedding,
+            unembedding,
+        })
+    }
+}
+
+/// Mean over rows, summed in float64.
+fn column_means(m: &Array2<f32>) -> Array1<f32> {
+    let sum = m.axis_iter(Axis(0)).fold(Array1::<f64>::zeros(m.ncols()), |mut sum, row| {
+        sum.iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
+        sum
+    });
+    sum.mapv(|s| (s / m.nrows() as f64) as f32)
+}

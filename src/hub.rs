@@ -1,0 +1,199 @@
+//! Repositories on the Hugging Face hub: `hf:owner/name`, fetched once into the hub's own cache.
+//!
+//! `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to Hugging Face's own tools. A token is
+//! only ever sent as a header: it is in no message and no table.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use hf_hub::api::Progress;
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use indicatif::ProgressBar;
+
+use crate::progress;
+use crate::run_folder::sha256_of_file;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Model,
+    Dataset,
+}
+
+/// Files of a repository at one revision.
+pub struct HubRepo {
+    name: String,
+    revision: String,
+    cached: CacheRepo,
+    /// `None` when offline.
+    online: Option<(Api, ApiRepo)>,
+}
+
+/// How often a broken connection is taken up again, where it broke off.
+const RETRIES: usize = 5;
+
+impl HubRepo {
+    /// `name` is `owner/name`, or a name alone for the hub's first models.
+    pub fn new(kind: Kind, name: &str, revision: &str) -> Result<Self> {
+        let plain = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        ensure!(
+            name.split('/').count() <= 2 && name.split('/').all(plain),
+            "hf:{name} is not a repository's name; expected hf:owner/name"
+        );
+        let revision = if revision.is_empty() { "main" } else { revision };
+        ensure!(revision.split('/').all(plain), "`{revision}` is not a revision; expected a branch, tag or commit");
+        let kind = match kind {
+            Kind::Model => RepoType::Model,
+            Kind::Dataset => RepoType::Dataset,
+        };
+        let repo = Repo::with_revision(name.into(), kind, revision.into());
+        let cache = Cache::from_env();
+        let online = match offline() {
+            true => None,
+            false => {
+                let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()).or_else(|| cache.token());
+                let api = ApiBuilder::from_env().with_token(token).with_retries(RETRIES).build();
+                let api = api.map_err(|e| anyhow::anyhow!("cannot set up the hub client: {}", explain(&e)))?;
+                let repo = api.repo(repo.clone());
+                Some((api, repo))
+            }
+        };
+        Ok(Self { name: name.into(), revision: revision.into(), cached: cache.repo(repo), online })
+    }
+
+    /// The repository's files, by the hub or, offline, by what is cached.
+    pub fn files(&self) -> Result<Vec<String>> {
+        let Some((_, repo)) = &self.online else {
+            let first = ["config.json", "README.md", ".gitattributes"].iter().find_map(|f| self.cached.get(f));
+            let snapshot = match first.as_ref().and_then(|p| p.parent()) {
+                Some(folder) => folder.to_path_buf(),
+                None => self.cached_snapshot()?,
+            };
+            let files = crate::run_folder::files_below(&snapshot)?;
+            let relative = |p: &PathBuf| p.strip_prefix(&snapshot).map(|p| p.to_string_lossy().into_owned()).ok();
+            return Ok(files.iter().filter_map(relative).collect());
+        };
+        let info = repo.info().map_err(|e| self.failed("listing the files", &e))?;
+        let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
+        for file in &files {
+            // A name from outside becomes a path here.
+            ensure!(
+                Path::new(file).components().all(|c| matches!(c, std::path::Component::Normal(_))),
+                "hf:{}: the hub lists a file called `{file}`, which could be written elsewhere",
+                self.name
+            );
+        }
+        Ok(files)
+    }
+
+    /// The folder of the revision in the cache, when nothing but the cache may be asked.
+    fn cached_snapshot(&self) -> Result<PathBuf> {
+        let nowhere = self.cached.pointer_path("");
+        let snapshots = std::fs::read_dir(&nowhere).ok();
+        let only = snapshots.and_then(|mut s| s.next()).and_then(Result::ok).map(|e| e.path());
+        only.with_context(|| {
+            format!(
+                "hf:{} is not in the cache ({}) and HF_HUB_OFFLINE is set; run once with a network, or copy the cache",
+                self.name,
+                nowhere.display()
+            )
+        })
+    }
+
+    /// One file, from the cache or the hub, its checksum verified where the hub gives one.
+    pub fn get(&self, file: &str) -> Result<PathBuf> {
+        if let Some(path) = self.cached.get(file) {
+            return Ok(path);
+        }
+        let Some((api, repo)) = &self.online else {
+            bail!("hf:{}: `{file}` is not in the cache and HF_HUB_OFFLINE is set; run once with a network", self.name);
+        };
+        let doing = format!("fetching {file}");
+        let metadata = api.metadata(&repo.url(file)).map_err(|e| self.failed(&doing, &e))?;
+        // They become names of files and folders in the cache.
+        for id in [metadata.etag(), metadata.commit_hash()] {
+            ensure!(
+                !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
+                "hf:{}: the hub answered for `{file}` with the identifier `{id}`, which is none",
+                self.name
+            );
+        }
+        let path = repo.download_with_progress(file, Bar::default()).map_err(|e| self.failed(&doing, &e))?;
+        let size = std::fs::metadata(&path)?.len();
+        let sha256 = metadata.etag().len() == 64;
+        let whole = size == metadata.size() as u64 && (!sha256 || sha256_of_file(&path)? == metadata.etag());
+        if !whole {
+            // The name in the snapshot and the bytes it stands for, so that neither is used again.
+            let blob = std::fs::canonicalize(&path)?;
+            std::fs::remove_file(&path)?;
+            std::fs::remove_file(blob).ok();
+            bail!(
+                "hf:{}: `{file}` arrived with other bytes than the hub announced ({} of {size} bytes, id {}) and was \
+                 not kept; try again",
+                self.name,
+                metadata.size(),
+                metadata.etag()
+            );
+        }
+        Ok(path)
+    }
+
+    fn failed(&self, doing: &str, error: &ApiError) -> anyhow::Error {
+        let status = match error {
+            ApiError::RequestError(e) => match **e {
+                ureq::Error::StatusCode(code) => Some(code),
+                _ => None,
+            },
+            _ => None,
+        };
+        let advice = match status {
+            Some(401 | 403) => {
+                "access was refused; set HF_TOKEN to a token that may read it, and accept its licence on the hub".into()
+            }
+            Some(404) => {
+                format!("there is no such repository, file or revision `{}`; is the name right?", self.revision)
+            }
+            _ => format!("{}; is there a network? (a download goes on where it stopped)", explain(error)),
+        };
+        anyhow::anyhow!("hf:{}: {doing}: {advice}", self.name)
+    }
+}
+
+fn offline() -> bool {
+    std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()))
+}
+
+/// The error's own words. They name addresses, never headers.
+fn explain(error: &ApiError) -> String {
+    error.to_string()
+}
+
+/// The program's progress bar for the hub's client.
+#[derive(Default)]
+struct Bar(Option<ProgressBar>);
+
+impl Progress for Bar {
+    fn init(&mut self, size: usize, filename: &str) {
+        if let Some(old) = self.0.take() {
+            old.finish_and_clear();
+        }
+        let name: String = filename.chars().rev().take(24).collect::<Vec<_>>().into_iter().rev().collect();
+        self.0 = Some(progress::bar(&name, size as u64 >> 10, "kB"));
+    }
+
+    fn update(&mut self, size: usize) {
+        if let Some(bar) = &self.0 {
+            bar.inc(size as u64 >> 10);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.0.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

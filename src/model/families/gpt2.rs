@@ -1,0 +1,73 @@
+//! GPT-2 (`GPT2LMHeadModel`), also Stanford's variants: learned positions, layer norms, one matrix for q, k and v, all
+//! linear layers stored [in, out].
+
+use anyhow::Result;
+use ndarray::{Array1, s};
+
+use super::Family;
+use super::common::{Sizes, activation, flag, norm, refuse, unembedding, with_sizes};
+use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
+use crate::model::checkpoint::Checkpoint;
+
+pub const FAMILY: Family = Family { architecture, layer, ends };
+
+fn architecture(c: &Checkpoint) -> Result<Architecture> {
+    let (d_model, heads, layers) = (c.size("n_embd")?, c.size("n_head")?, c.size("n_layer")?);
+    let d_mlp = c.optional_size("n_inner")?.unwrap_or(4 * d_model);
+    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head: d_model / heads, d_mlp })?;
+    refuse(c, "scale_attn_weights", |v| v == false)?;
+    refuse(c, "add_cross_attention", |v| v == true)?;
+    // `reorder_and_upcast_attn` changes the order of the same multiplications, for half precision.
+    if flag(c, "scale_attn_by_inverse_layer_idx", false) {
+        a.attention.iter_mut().enumerate().for_each(|(l, kind)| kind.scale /= (l + 1) as f32);
+    }
+    a.norm_eps = c.number("layer_norm_epsilon", 1e-5)? as f32;
+    a.activation = activation(c, "activation_function")?;
+    a.biases = Biases { norm: true, qkv: true, attention_out: true, mlp_in: true, mlp_out: true, unembedding: false };
+    a.dtype = c.dtype(&format!("{}h.0.mlp.c_proj.weight", prefix(c)))?;
+    Ok(a)
+}
+
+/// The first checkpoints were saved without the outer `transformer.`.
+fn prefix(c: &Checkpoint) -> &'static str {
+    if c.has("wte.weight") { "" } else { "transformer." }
+}
+
+fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
+    let name = |rest: &str| format!("{}h.{layer}.{rest}", prefix(c));
+    let conv = |rest: &str, inputs: usize, outputs: usize| -> Result<Linear> {
+        Ok(Linear {
+            w: c.matrix(&name(&format!("{rest}.weight")), inputs, outputs)?,
+            b: Some(c.vector(&name(&format!("{rest}.bias")), outputs)?),
+        })
+    };
+    let d = a.d_model;
+    let qkv = conv("attn.c_attn", d, 3 * d)?;
+    let third = |i: usize| -> Linear {
+        let b: Option<Array1<f32>> = qkv.b.as_ref().map(|b| b.slice(s![i * d..(i + 1) * d]).to_owned());
+        Linear { w: qkv.w.slice(s![.., i * d..(i + 1) * d]).as_standard_layout().into_owned(), b }
+    };
+    Ok(LayerWeights {
+        attention_norm: norm(c, a, &name("ln_1"))?,
+        q: third(0),
+        k: third(1),
+        v: third(2),
+        o: conv("attn.c_proj", d, d)?,
+        qk_norm: None,
+        mlp_norm: norm(c, a, &name("ln_2"))?,
+        gate: None,
+        up: conv("mlp.c_fc", d, a.d_mlp)?,
+        down: conv("mlp.c_proj", a.d_mlp, d)?,
+    })
+}
+
+fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    let name = |rest: &str| format!("{}{rest}", prefix(c));
+    Ok(Ends {
+        embedding: c.matrix(&name("wte.weight"), a.vocab, a.d_model)?,
+        positions: Some(c.matrix(&name("wpe.weight"), a.context, a.d_model)?),
+        final_norm: norm(c, a, &name("ln_f"))?,
+        unembedding: unembedding(c, a, "lm_head", true)?,
+        unembedding_bias: None,
+    })
+}

@@ -1,0 +1,77 @@
+//! GPT-Neo and TinyStories (`GPTNeoForCausalLM`): learned positions, layer norms, layers that look at everything and
+//! layers that look at a window, attention scores that are not scaled.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::Family;
+use super::common::{Sizes, activation, linear, norm, unembedding, with_sizes};
+use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights};
+use crate::model::checkpoint::Checkpoint;
+
+pub const FAMILY: Family = Family { architecture, layer, ends };
+
+fn architecture(c: &Checkpoint) -> Result<Architecture> {
+    let (d_model, heads, layers) = (c.size("hidden_size")?, c.size("num_heads")?, c.size("num_layers")?);
+    let d_mlp = c.optional_size("intermediate_size")?.unwrap_or(4 * d_model);
+    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head: d_model / heads, d_mlp })?;
+    let window = c.size("window_size")?;
+    for (kind, name) in a.attention.iter_mut().zip(kinds_by_layer(c, layers)?) {
+        kind.scale = 1.0;
+        kind.window = match name.as_str() {
+            "global" => None,
+            "local" => Some(window),
+            other => bail!("the configuration has a layer of attention `{other}`; expected global or local"),
+        };
+    }
+    a.norm_eps = c.number("layer_norm_epsilon", 1e-5)? as f32;
+    a.activation = activation(c, "activation_function")?;
+    a.biases = Biases { norm: true, qkv: false, attention_out: true, mlp_in: true, mlp_out: true, unembedding: false };
+    a.dtype = c.dtype("transformer.h.0.mlp.c_proj.weight")?;
+    Ok(a)
+}
+
+/// `attention_types` = [[["global", "local"], 6]]: the pattern, and how often it is repeated.
+fn kinds_by_layer(c: &Checkpoint, layers: usize) -> Result<Vec<String>> {
+    let types = &c.config()["attention_types"];
+    let wrong = || format!("`attention_types` is {types}; expected a pattern and a count for {layers} layers");
+    let mut out: Vec<String> = Vec::new();
+    for entry in types.as_array().with_context(wrong)? {
+        let pattern = entry[0].as_array().with_context(wrong)?;
+        let times = entry[1].as_u64().filter(|&n| n <= layers as u64).with_context(wrong)?;
+        for _ in 0..times {
+            out.extend(pattern.iter().filter_map(Value::as_str).map(str::to_string));
+        }
+    }
+    if out.len() != layers {
+        bail!(wrong());
+    }
+    Ok(out)
+}
+
+fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
+    let name = |rest: &str| format!("transformer.h.{layer}.{rest}");
+    let square = |rest: &str, biased: bool| linear(c, &name(rest), a.d_model, a.d_model, biased);
+    Ok(LayerWeights {
+        attention_norm: norm(c, a, &name("ln_1"))?,
+        q: square("attn.attention.q_proj", false)?,
+        k: square("attn.attention.k_proj", false)?,
+        v: square("attn.attention.v_proj", false)?,
+        o: square("attn.attention.out_proj", true)?,
+        qk_norm: None,
+        mlp_norm: norm(c, a, &name("ln_2"))?,
+        gate: None,
+        up: linear(c, &name("mlp.c_fc"), a.d_model, a.d_mlp, true)?,
+        down: linear(c, &name("mlp.c_proj"), a.d_mlp, a.d_model, true)?,
+    })
+}
+
+fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    Ok(Ends {
+        embedding: c.matrix("transformer.wte.weight", a.vocab, a.d_model)?,
+        positions: Some(c.matrix("transformer.wpe.weight", a.context, a.d_model)?),
+        final_norm: norm(c, a, "transformer.ln_f")?,
+        unembedding: unembedding(c, a, "lm_head", true)?,
+        unembedding_bias: None,
+    })
+}

@@ -1,0 +1,64 @@
+//! GPT-NeoX and Pythia (`GPTNeoXForCausalLM`): parallel residual with two layer norms, partial rotary positions, one
+//! matrix for q, k and v, interleaved head by head.
+
+use anyhow::Result;
+use ndarray::{Array1, Array2};
+
+use super::Family;
+use super::common::{activation, flag, linear, norm, plain, rotary};
+use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
+use crate::model::checkpoint::Checkpoint;
+
+pub const FAMILY: Family = Family { architecture, layer, ends };
+
+fn architecture(c: &Checkpoint) -> Result<Architecture> {
+    let mut a = plain(c, c.size("intermediate_size")?)?;
+    let base = c.number("rotary_emb_base", 10_000.0)?;
+    a.norm_eps = c.number("layer_norm_eps", 1e-5)? as f32;
+    a.parallel = flag(c, "use_parallel_residual", true);
+    a.rotary = Some(rotary(c, a.d_head, c.number("rotary_pct", 0.25)?, base)?);
+    a.activation = activation(c, "hidden_act")?;
+    let bias = flag(c, "attention_bias", true);
+    a.biases = Biases { norm: true, qkv: bias, attention_out: bias, mlp_in: true, mlp_out: true, unembedding: false };
+    a.dtype = c.dtype("gpt_neox.layers.0.mlp.dense_4h_to_h.weight")?;
+    Ok(a)
+}
+
+fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
+    let name = |rest: &str| format!("gpt_neox.layers.{layer}.{rest}");
+    let width = a.heads * a.d_head;
+    let qkv = linear(c, &name("attention.query_key_value"), a.d_model, 3 * width, a.biases.qkv)?;
+    Ok(LayerWeights {
+        attention_norm: norm(c, a, &name("input_layernorm"))?,
+        q: part(a, &qkv, 0),
+        k: part(a, &qkv, 1),
+        v: part(a, &qkv, 2),
+        o: linear(c, &name("attention.dense"), width, a.d_model, a.biases.attention_out)?,
+        qk_norm: None,
+        mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
+        gate: None,
+        up: linear(c, &name("mlp.dense_h_to_4h"), a.d_model, a.d_mlp, true)?,
+        down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, a.d_model, true)?,
+    })
+}
+
+/// The columns of q (0), k (1) or v (2): head h has its three parts side by side.
+fn part(a: &Architecture, qkv: &Linear, which: usize) -> Linear {
+    let column = |i: usize| (i / a.d_head * 3 + which) * a.d_head + i % a.d_head;
+    let width = a.heads * a.d_head;
+    Linear {
+        w: Array2::from_shape_fn((a.d_model, width), |(row, i)| qkv.w[[row, column(i)]]),
+        b: qkv.b.as_ref().map(|b| Array1::from_shape_fn(width, |i| b[column(i)])),
+    }
+}
+
+fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    let tied = flag(c, "tie_word_embeddings", false);
+    Ok(Ends {
+        embedding: c.matrix("gpt_neox.embed_in.weight", a.vocab, a.d_model)?,
+        positions: None,
+        final_norm: norm(c, a, "gpt_neox.final_layer_norm")?,
+        unembedding: if tied { None } else { Some(c.matrix("embed_out.weight", a.vocab, a.d_model)?) },
+        unembedding_bias: None,
+    })
+}

@@ -1,0 +1,109 @@
+//! Llama and what shares its tensor names: RMS norms, rotary positions, grouped-query heads, gated MLP, serial residual.
+//! `LlamaForCausalLM`, `MistralForCausalLM` (sliding window), `Qwen2ForCausalLM` (biases of q, k and v),
+//! `Qwen3ForCausalLM` (norms of q and k), `SmolLM3ForCausalLM` (some layers without positions).
+
+use anyhow::Result;
+
+use super::Family;
+use super::common::{activation, flag, linear, norm, plain, refuse, rotary, unembedding};
+use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Norm};
+use crate::model::checkpoint::Checkpoint;
+
+pub const FAMILY: Family = Family { architecture, layer, ends };
+
+fn architecture(c: &Checkpoint) -> Result<Architecture> {
+    let mut a = llama_like(c)?;
+    match a.family.as_str() {
+        "mistral" => a.attention.iter_mut().for_each(|k| k.window = window(c)),
+        "qwen2" => {
+            a.biases = Biases { qkv: true, ..Biases::default() };
+            windows_by_layer(c, &mut a)?;
+        }
+        "qwen3" => {
+            a.qk_norm = true;
+            windows_by_layer(c, &mut a)?;
+        }
+        "smollm3" => {
+            windows_by_layer(c, &mut a)?;
+            if let Some(list) = c.config()["no_rope_layers"].as_array() {
+                // Named by what it marks the other way round: 1 is a layer with positions.
+                a.attention.iter_mut().zip(list).for_each(|(k, v)| k.rotary = v.as_u64() == Some(1));
+            }
+        }
+        _ => {}
+    }
+    Ok(a)
+}
+
+/// What all of them have in common.
+pub fn llama_like(c: &Checkpoint) -> Result<Architecture> {
+    let mut a = plain(c, c.size("intermediate_size")?)?;
+    refuse(c, "quantization_config", |_| true)?;
+    let attention_bias = flag(c, "attention_bias", false);
+    let mlp_bias = flag(c, "mlp_bias", false);
+    a.norm = Norm::Rms;
+    a.norm_eps = c.number("rms_norm_eps", 1e-6)? as f32;
+    a.rotary = Some(rotary(c, a.d_head, 1.0, 10_000.0)?);
+    a.gated = true;
+    a.activation = activation(c, "hidden_act")?;
+    a.biases = Biases {
+        qkv: attention_bias,
+        attention_out: attention_bias,
+        mlp_in: mlp_bias,
+        mlp_out: mlp_bias,
+        ..Biases::default()
+    };
+    a.dtype = c.dtype("model.layers.0.mlp.down_proj.weight")?;
+    Ok(a)
+}
+
+fn window(c: &Checkpoint) -> Option<usize> {
+    c.config()["sliding_window"].as_u64().map(|n| n as usize)
+}
+
+/// Qwen's windows hold for the layers that `layer_types` names (before it: from `max_window_layers` on), if
+/// `use_sliding_window`.
+fn windows_by_layer(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
+    if !flag(c, "use_sliding_window", false) {
+        return Ok(());
+    }
+    let first = c.optional_size("max_window_layers")?.unwrap_or(a.layers);
+    let types = c.config()["layer_types"].as_array();
+    for (l, kind) in a.attention.iter_mut().enumerate() {
+        let slides = match types {
+            Some(list) => list.get(l).and_then(|v| v.as_str()) == Some("sliding_attention"),
+            None => l >= first,
+        };
+        kind.window = if slides { window(c) } else { None };
+    }
+    Ok(())
+}
+
+pub fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
+    let name = |rest: &str| format!("model.layers.{layer}.{rest}");
+    let (width, kv) = (a.heads * a.d_head, a.kv_heads * a.d_head);
+    let b = a.biases;
+    let head_norm = |which: &str| c.vector(&name(&format!("self_attn.{which}.weight")), a.d_head);
+    Ok(LayerWeights {
+        attention_norm: norm(c, a, &name("input_layernorm"))?,
+        q: linear(c, &name("self_attn.q_proj"), a.d_model, width, b.qkv)?,
+        k: linear(c, &name("self_attn.k_proj"), a.d_model, kv, b.qkv)?,
+        v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, b.qkv)?,
+        o: linear(c, &name("self_attn.o_proj"), width, a.d_model, b.attention_out)?,
+        qk_norm: if a.qk_norm { Some((head_norm("q_norm")?, head_norm("k_norm")?)) } else { None },
+        mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
+        gate: Some(linear(c, &name("mlp.gate_proj"), a.d_model, a.d_mlp, b.mlp_in)?),
+        up: linear(c, &name("mlp.up_proj"), a.d_model, a.d_mlp, b.mlp_in)?,
+        down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, b.mlp_out)?,
+    })
+}
+
+pub fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    Ok(Ends {
+        embedding: c.matrix("model.embed_tokens.weight", a.vocab, a.d_model)?,
+        positions: None,
+        final_norm: norm(c, a, "model.norm")?,
+        unembedding: unembedding(c, a, "lm_head", false)?,
+        unembedding_bias: None,
+    })
+}

@@ -1,0 +1,51 @@
+//! One short file a family: its configuration keys and tensor names mapped to [`Architecture`] and [`LayerWeights`].
+//!
+//! To add one: write its file, put its [`Family`] into [`find`], and give it a checkpoint in
+//! `tests/reference/families.py`. Supported is what agrees with Hugging Face transformers there.
+
+mod common;
+mod gemma;
+mod gpt2;
+mod gpt_neo;
+mod gpt_neox;
+mod llama;
+mod olmo;
+mod opt;
+mod phi;
+mod stablelm;
+
+use anyhow::{Result, bail};
+
+use super::architecture::{Architecture, Ends, LayerWeights};
+use super::checkpoint::Checkpoint;
+
+/// How to read one family's checkpoints.
+pub struct Family {
+    pub architecture: fn(&Checkpoint) -> Result<Architecture>,
+    pub layer: fn(&Checkpoint, &Architecture, usize) -> Result<LayerWeights>,
+    pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
+}
+
+const NAMES: &str =
+    "gemma, gpt2, gpt_neo, gpt_neox (Pythia), llama, mistral, olmo, opt, phi, qwen2, qwen3, smollm3, stablelm";
+
+/// The family of a `model_type`.
+pub fn find(model_type: &str) -> Result<&'static Family> {
+    Ok(match model_type {
+        "gemma" => &gemma::FAMILY,
+        "gpt2" => &gpt2::FAMILY,
+        "gpt_neo" => &gpt_neo::FAMILY,
+        "gpt_neox" => &gpt_neox::FAMILY,
+        "llama" | "mistral" | "qwen2" | "qwen3" | "smollm3" => &llama::FAMILY,
+        "olmo" => &olmo::FAMILY,
+        "opt" => &opt::FAMILY,
+        "phi" => &phi::FAMILY,
+        "stablelm" => &stablelm::FAMILY,
+        // They norm what a block writes, so the direct effect as defined here does not sum to the logit.
+        "gemma2" | "gemma3" | "gemma3_text" | "olmo2" | "olmo3" => bail!(
+            "`{model_type}` norms what each block writes to the stream; direct effects of such models are not supported \
+             yet. Supported: {NAMES}"
+        ),
+        other => bail!("the architecture `{other}` is not supported yet; supported: {NAMES}"),
+    })
+}

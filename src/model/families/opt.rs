@@ -1,0 +1,70 @@
+//! OPT (`OPTForCausalLM`): layer norms before each part, learned positions that start at row 2, ReLU. OPT-350M, which
+//! norms after each part and projects its embedding, is refused.
+
+use anyhow::{Result, ensure};
+use ndarray::s;
+
+use super::Family;
+use super::common::{Sizes, activation, flag, linear, norm, refuse, unembedding, with_sizes};
+use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights};
+use crate::model::checkpoint::Checkpoint;
+
+pub const FAMILY: Family = Family { architecture, layer, ends };
+
+/// Rows of the position table before position 0 (transformers: `OPTLearnedPositionalEmbedding.offset`).
+const OFFSET: usize = 2;
+
+fn architecture(c: &Checkpoint) -> Result<Architecture> {
+    let (d_model, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
+    let (layers, d_mlp) = (c.size("num_hidden_layers")?, c.size("ffn_dim")?);
+    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head: d_model / heads, d_mlp })?;
+    refuse(c, "do_layer_norm_before", |v| v == false)?;
+    refuse(c, "_remove_final_layer_norm", |v| v == true)?;
+    let projected = c.optional_size("word_embed_proj_dim")?.unwrap_or(d_model);
+    ensure!(
+        projected == d_model,
+        "the configuration has `word_embed_proj_dim` = {projected} beside `hidden_size` = {d_model}, which is not \
+         supported (OPT-350M)"
+    );
+    let bias = flag(c, "enable_bias", true);
+    let affine = flag(c, "layer_norm_elementwise_affine", true);
+    ensure!(affine, "`layer_norm_elementwise_affine` = false is not supported yet for `opt`");
+    a.activation = activation(c, "activation_function")?;
+    a.biases = Biases { norm: true, qkv: bias, attention_out: bias, mlp_in: bias, mlp_out: bias, unembedding: false };
+    a.dtype = c.dtype(&format!("{}layers.0.fc2.weight", prefix(c)))?;
+    Ok(a)
+}
+
+/// Older checkpoints were saved without the outer `model.`.
+fn prefix(c: &Checkpoint) -> &'static str {
+    if c.has("decoder.embed_tokens.weight") { "decoder." } else { "model.decoder." }
+}
+
+fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
+    let name = |rest: &str| format!("{}layers.{layer}.{rest}", prefix(c));
+    let square = |rest: &str, biased: bool| linear(c, &name(rest), a.d_model, a.d_model, biased);
+    Ok(LayerWeights {
+        attention_norm: norm(c, a, &name("self_attn_layer_norm"))?,
+        q: square("self_attn.q_proj", a.biases.qkv)?,
+        k: square("self_attn.k_proj", a.biases.qkv)?,
+        v: square("self_attn.v_proj", a.biases.qkv)?,
+        o: square("self_attn.out_proj", a.biases.attention_out)?,
+        qk_norm: None,
+        mlp_norm: norm(c, a, &name("final_layer_norm"))?,
+        gate: None,
+        up: linear(c, &name("fc1"), a.d_model, a.d_mlp, a.biases.mlp_in)?,
+        down: linear(c, &name("fc2"), a.d_mlp, a.d_model, a.biases.mlp_out)?,
+    })
+}
+
+fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    let name = |rest: &str| format!("{}{rest}", prefix(c));
+    let positions = c.matrix(&name("embed_positions.weight"), a.context + OFFSET, a.d_model)?;
+    Ok(Ends {
+        embedding: c.matrix(&name("embed_tokens.weight"), a.vocab, a.d_model)?,
+        positions: Some(positions.slice(s![OFFSET.., ..]).to_owned()),
+        final_norm: norm(c, a, &name("final_layer_norm"))?,
+        unembedding: unembedding(c, a, "lm_head", true)?,
+        unembedding_bias: None,
+    })
+}

@@ -1,0 +1,51 @@
+//! Phi-1, 1.5 and 2 (`PhiForCausalLM`): parallel residual behind one layer norm, partial rotary positions, biases
+//! everywhere, also at the unembedding.
+
+use anyhow::Result;
+
+use super::Family;
+use super::common::{activation, linear, norm, plain, refuse, rotary};
+use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights};
+use crate::model::checkpoint::Checkpoint;
+
+pub const FAMILY: Family = Family { architecture, layer, ends };
+
+fn architecture(c: &Checkpoint) -> Result<Architecture> {
+    let mut a = plain(c, c.size("intermediate_size")?)?;
+    refuse(c, "qk_layernorm", |v| v == true)?;
+    a.norm_eps = c.number("layer_norm_eps", 1e-5)? as f32;
+    a.parallel = true;
+    a.rotary = Some(rotary(c, a.d_head, c.number("partial_rotary_factor", 0.5)?, 10_000.0)?);
+    a.activation = activation(c, "hidden_act")?;
+    a.biases = Biases { norm: true, qkv: true, attention_out: true, mlp_in: true, mlp_out: true, unembedding: true };
+    a.dtype = c.dtype("model.layers.0.mlp.fc2.weight")?;
+    Ok(a)
+}
+
+fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
+    let name = |rest: &str| format!("model.layers.{layer}.{rest}");
+    let (width, kv) = (a.heads * a.d_head, a.kv_heads * a.d_head);
+    let shared = norm(c, a, &name("input_layernorm"))?;
+    Ok(LayerWeights {
+        attention_norm: shared.clone(),
+        q: linear(c, &name("self_attn.q_proj"), a.d_model, width, true)?,
+        k: linear(c, &name("self_attn.k_proj"), a.d_model, kv, true)?,
+        v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, true)?,
+        o: linear(c, &name("self_attn.dense"), width, a.d_model, true)?,
+        qk_norm: None,
+        mlp_norm: shared,
+        gate: None,
+        up: linear(c, &name("mlp.fc1"), a.d_model, a.d_mlp, true)?,
+        down: linear(c, &name("mlp.fc2"), a.d_mlp, a.d_model, true)?,
+    })
+}
+
+fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    Ok(Ends {
+        embedding: c.matrix("model.embed_tokens.weight", a.vocab, a.d_model)?,
+        positions: None,
+        final_norm: norm(c, a, "model.final_layernorm")?,
+        unembedding: Some(c.matrix("lm_head.weight", a.vocab, a.d_model)?),
+        unembedding_bias: Some(c.vector("lm_head.bias", a.vocab)?),
+    })
+}

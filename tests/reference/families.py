@@ -1,0 +1,242 @@
+"""Makes a tiny checkpoint of every family of models and its expected values, in tests/fixtures/families/<name>/: what
+`save_pretrained` writes, and `expected/`, measured as measurement.py says.
+
+    python tests/reference/families.py            all of them
+    python tests/reference/families.py phi opt    these
+
+Prompts and resample partners are those of tests/fixtures/tiny-llama, whose tokenizer.json fits all of them too. The
+weights are random, but the same on every run; they are measured as stored, in whatever type.
+
+Made with torch 2.15.0, transformers 5.23.0, pyarrow 26.0.1.
+"""
+
+import json
+import shutil
+import sys
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+import transformers
+from transformers.pytorch_utils import Conv1D
+
+from measurement import Effects, Measurement, inputs, load
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+# Small enough that the fixtures are, while every layer still has heads before and after it to repair or be repaired.
+COMMON = {
+    "vocab_size": 384, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": None,
+}
+HEADS = ["L0H1", "L1H0", "L1H3", "L2H2"]
+
+
+@dataclass(frozen=True)
+class Family:
+    model: str
+    """The class in `transformers`."""
+    settings: dict
+    """Of its configuration, beyond COMMON."""
+    differs: list[dict] = field(default_factory=list)
+    """Other settings for which the same weights must give other logits: so no reader passes who overlooks these."""
+    dtype: torch.dtype = torch.float32
+    """What the weights are stored in."""
+    published: bool = False
+    """Whether config.json has the keys of published checkpoints, from before transformers 5."""
+
+
+def rope(theta, **more):
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | more}
+
+
+# Epsilons are large enough that a wrong one shows.
+GATED = {"intermediate_size": 44, "num_key_value_heads": 2}
+RMS, LAYER_NORM = {"rms_norm_eps": 0.01}, {"layer_norm_eps": 0.01}
+# Wavelengths of a head's four frequencies: 6, 20, 63 and 199 positions. Those under 32 / 4 stay as they are, those over
+# 32 / 1 are divided by the factor, and the one between is moved in between.
+LLAMA3_ROPE = rope(
+    100.0, rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=32)
+
+FAMILIES = {
+    "gpt2": Family(
+        "GPT2LMHeadModel", {"n_inner": 44, "layer_norm_epsilon": 0.01},
+        [{"activation_function": "gelu"}, {"layer_norm_epsilon": 1e-5}]),
+    # Without n_inner, the MLP is four times as wide as the stream.
+    "gpt2-stanford": Family(
+        "GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+        [{"scale_attn_by_inverse_layer_idx": False}]),
+    # A quarter of 8 dimensions is rotated.
+    "gpt_neox": Family(
+        "GPTNeoXForCausalLM",
+        LAYER_NORM | {"hidden_size": 32, "intermediate_size": 44} | rope(5000.0, partial_rotary_factor=0.25),
+        [{"use_parallel_residual": False}, {"hidden_act": "gelu_new"}, {"layer_norm_eps": 1e-5},
+         rope(5000.0, partial_rotary_factor=1.0), rope(50.0, partial_rotary_factor=0.5)],
+        torch.float16, published=True),
+    "gpt_neox-serial": Family(
+        "GPTNeoXForCausalLM",
+        {"intermediate_size": 44, "use_parallel_residual": False} | rope(5000.0, partial_rotary_factor=1.0),
+        [{"use_parallel_residual": True}, rope(50.0, partial_rotary_factor=1.0)]),
+    "opt": Family("OPTForCausalLM", {"ffn_dim": 44}, [{"activation_function": "gelu"}]),
+    # The window is shorter than a prompt; the MLP is four times as wide as the stream.
+    "gpt_neo": Family(
+        "GPTNeoForCausalLM",
+        {"layer_norm_epsilon": 0.01, "window_size": 5, "attention_types": [[["global", "local"], 1], [["global"], 1]]},
+        [{"window_size": 6}, {"attention_types": [[["global"], 3]]}, {"attention_types": [[["local"], 3]]},
+         {"activation_function": "gelu"}, {"layer_norm_epsilon": 1e-5}]),
+    "llama3": Family(
+        "LlamaForCausalLM",
+        GATED | RMS | LLAMA3_ROPE
+        | {"head_dim": 8, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        [rope(100.0), rope(100.0, rope_type="linear", factor=4.0), {"rms_norm_eps": 1e-6}]),
+    "mistral": Family(
+        "MistralForCausalLM", GATED | RMS | rope(5000.0) | {"sliding_window": 5},
+        [{"sliding_window": None}, {"sliding_window": 6}, {"rms_norm_eps": 1e-6}]),
+    "qwen2": Family(
+        "Qwen2ForCausalLM", GATED | RMS | rope(5000.0), [rope(50.0), {"rms_norm_eps": 1e-6}], torch.bfloat16),
+    "qwen3": Family(
+        "Qwen3ForCausalLM", GATED | RMS | rope(5000.0) | {"head_dim": 8}, [rope(50.0), {"rms_norm_eps": 1e-6}]),
+    "phi": Family(
+        "PhiForCausalLM",
+        LAYER_NORM | {"hidden_size": 32, "intermediate_size": 44} | rope(5000.0, partial_rotary_factor=0.5),
+        [rope(5000.0, partial_rotary_factor=1.0), {"layer_norm_eps": 1e-5}, {"hidden_act": "gelu"}],
+        torch.float16, published=True),
+    "olmo": Family("OlmoForCausalLM", {"intermediate_size": 44} | rope(5000.0), [rope(50.0)]),
+    "stablelm": Family(
+        "StableLmForCausalLM",
+        GATED | LAYER_NORM | {"hidden_size": 32, "use_qkv_bias": True} | rope(5000.0, partial_rotary_factor=0.25),
+        [rope(5000.0, partial_rotary_factor=1.0), {"layer_norm_eps": 1e-5}],
+        torch.bfloat16),
+    "stablelm-parallel": Family(
+        "StableLmForCausalLM",
+        GATED | {"hidden_size": 32, "use_parallel_residual": True} | rope(5000.0, partial_rotary_factor=0.25),
+        [rope(5000.0, partial_rotary_factor=1.0)],
+        torch.bfloat16, published=True),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM", GATED | RMS | rope(5000.0) | {"no_rope_layers": [1, 0, 1]},
+        [{"no_rope_layers": [1, 1, 1]}, {"no_rope_layers": [0, 0, 0]}, {"rms_norm_eps": 1e-6}]),
+    "gemma": Family(
+        "GemmaForCausalLM", GATED | RMS | rope(5000.0) | {"head_dim": 8},
+        [rope(50.0), {"hidden_act": "silu"}, {"rms_norm_eps": 1e-6}]),
+}
+
+
+def build(family: Family, **changes):
+    kind = getattr(transformers, family.model)
+    return kind(kind.config_class(**COMMON | family.settings | changes))
+
+
+@torch.no_grad()
+def randomise(model, seed):
+    """Nothing stays at zero or one, and the weights are large enough that heads matter to each other."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            random = torch.randn(p.shape, generator=generator)
+            if p.dim() > 1:
+                fan_in = p.shape[0] if isinstance(module, Conv1D) else p.shape[-1]
+                p.copy_(random * (1.6 / fan_in**0.5))
+            elif name == "weight" and type(module).__name__ != "GemmaRMSNorm":  # whose weight is γ − 1
+                p.copy_(1 + 0.3 * random)
+            else:
+                p.copy_(0.3 * random)
+
+
+def published_keys(config: dict):
+    """transformers 5 writes `dtype` and `rope_parameters`; it reads what came before too."""
+    config["torch_dtype"] = config.pop("dtype")
+    rotary = config.pop("rope_parameters")
+    assert rotary.pop("rope_type") == "default", "else it belongs into rope_scaling"
+    neox = config["model_type"] == "gpt_neox"
+    names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"} if neox else {}
+    return config | {names.get(key, key): value for key, value in rotary.items()}
+
+
+def make(name: str, folder: Path):
+    family = FAMILIES[name]
+    model = build(family)
+    randomise(model, zlib.crc32(name.encode()))
+    model.to(family.dtype).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if family.published:
+        config = json.loads((folder / "config.json").read_text())
+        published = json.dumps(published_keys(config), indent=2, sort_keys=True) + "\n"
+        (folder / "config.json").write_text(published)
+
+
+@torch.no_grad()
+def logits_with(model, tokens, hooks=()):
+    """hooks: pairs of a module and a forward hook."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    logits = model(input_ids=tokens, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+def check(name: str, folder: Path, e: Effects):
+    """The measurement against other ways to the same; returns the largest differences."""
+    m, tokens, gaps = e.m, e.tokens, {}
+
+    # b_V' is z where all that attention reads is β.
+    z = [None] * m.layers
+    hooks = []
+    for l in range(m.layers):
+        def keep(_, args, __, l=l):
+            z[l] = args[0]
+        norm = m.part(l, "attention_norm")
+        # γ ⊙ x̂ + β is β where γ is 0, but not every family's norm lets its γ be changed: so its output is.
+        beta = m.norm_of(norm).beta
+        hooks += [(norm, lambda _, __, output, beta=beta: beta.expand_as(output)), (m.part(l, "output"), keep)]
+    logits_with(m.model, tokens, hooks)
+    gaps["value_bias"] = max((z[l] - m.value_bias[l]).abs().max().item() for l in range(m.layers))
+    assert gaps["value_bias"] < 1e-6, f"{name}: z must be the value bias where attention reads β"
+
+    # An ablation to zero takes the head's output out of what attention writes.
+    for head in HEADS:
+        layer, h = map(int, head[1:].split("H"))
+        gone = e.clean["z"][layer][..., m.span(h)] @ m.w_o[layer][m.span(h)]
+        edited = logits_with(m.model, tokens, [(m.part(layer, "output"), lambda _, __, out, gone=gone: out - gone)])
+        ablated = m.run(tokens, (layer, h, torch.zeros(*tokens.shape, m.d_head, dtype=torch.float64)))["logits"]
+        gaps["zero"] = max(gaps.get("zero", 0), (edited - ablated).abs().max().item())
+    assert gaps["zero"] < 1e-4, f"{name}: ablating z must be removing the head's output"
+
+    # The model in float32, with nothing hooked and nothing set.
+    plain = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager").eval()
+    gaps["float32"] = (logits_with(plain, tokens) - e.clean["logits"]).abs().max().item()
+    assert gaps["float32"] < 1e-3, f"{name}: the hooks must not change the model"
+
+    # Every setting changes logits far more than float32 does.
+    family = FAMILIES[name]
+    for changes in [{}, *family.differs]:
+        other = build(family, **changes).eval()
+        other.load_state_dict(plain.state_dict())
+        change = (logits_with(other, tokens) - e.clean["logits"]).abs().max().item()
+        if changes:
+            gaps["least change"] = min(gaps.get("least change", change), change)
+            assert change > 20 * gaps["float32"], f"{name}: {changes} changes logits by {change} only"
+        else:
+            assert change < 1e-3, f"{name}: what is stored must be the family's"
+    return gaps
+
+
+def main(names):
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    expected = FIXTURES / "tiny-llama" / "expected"
+    tokens, partner = inputs(*(pq.read_table(expected / f"{table}.parquet") for table in ["tokens", "pairs"]))
+    for name in names:
+        folder = FIXTURES / "families" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        make(name, folder)
+        effects = Effects(Measurement(load(folder)), tokens, partner)
+        gaps = check(name, folder, effects)
+        effects.write(folder / "expected", HEADS, layers=range(3), logits_of=1)
+        print(name, *(f"{k} {v:.1e}" for k, v in (effects.residuals | gaps).items()), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or FAMILIES)

@@ -1,0 +1,156 @@
+//! The same weights in every format give the same numbers, and files that would do harm are refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::*;
+
+const OPT: &str = "tests/fixtures/families/opt";
+
+/// A model's folder with the tiny OPT's configuration and the weights of `weights`.
+fn opt_with(dir: &Path, weights: &Path) -> PathBuf {
+    let folder = dir.join(format!("model-{}", weights.file_name().unwrap().to_string_lossy()));
+    fs::create_dir(&folder).unwrap();
+    fs::copy(Path::new(OPT).join("config.json"), folder.join("config.json")).unwrap();
+    fs::copy(Path::new(TINY).join("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+    for file in files(weights).iter().filter(|f| {
+        f.extension().is_some_and(|e| e == "bin" || e == "safetensors") || f.ends_with("pytorch_model.bin.index.json")
+    }) {
+        fs::copy(file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+fn ablations_of(folder: &Path) -> Vec<Vec<f64>> {
+    let out = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("ablate", out.path(), &[&format!("model.source={}", folder.display())]));
+    let rows = read(&out.path().join("tables/ablations"));
+    ["direct_effect", "self_repair", "repair_norm"].map(|c| numbers(&rows, c)).to_vec()
+}
+
+#[test]
+fn pytorch_files_whole_and_in_shards_give_what_safetensors_give() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = ablations_of(&opt_with(dir.path(), Path::new(OPT)));
+    for name in ["single", "sharded"] {
+        let folder = opt_with(dir.path(), &Path::new("tests/fixtures/pickles").join(name));
+        assert!(ablations_of(&folder) == expected, "{name}");
+    }
+}
+
+#[test]
+fn a_pickle_that_would_run_code_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = opt_with(dir.path(), Path::new("tests/fixtures/pickles/evil"));
+    let mut command = pipeline();
+    command.current_dir(dir.path()).args(["run", "export", "--out", "out", "--set"]);
+    let corpus = fs::canonicalize("tests/fixtures/corpus.txt").unwrap();
+    command.arg(format!("model.source={}", folder.display())).args(["--set", "ablation.heads=all", "--set"]);
+    let error = failed(
+        command
+            .arg(format!("corpus.source={}", corpus.display()))
+            .args(["--set", "corpus.prompt_len=16"])
+            .output()
+            .unwrap(),
+    );
+    assert!(error.contains("pytorch_model.bin") || error.contains("is missing"), "{error}");
+    assert!(!dir.path().join("executed").exists(), "the pickle's code ran");
+}
+
+#[test]
+fn safetensors_headers_that_lie_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = opt_with(dir.path(), Path::new(OPT));
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let rewrite = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut header = header.clone();
+        change(&mut header["model.decoder.layers.0.fc1.weight"]);
+        let mut text = serde_json::to_vec(&header).unwrap();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        let file = [&(text.len() as u64).to_le_bytes()[..], &text, &bytes[8 + length..]].concat();
+        fs::write(&path, file).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        failed(run_tiny("export", out.path(), &[&format!("model.source={}", folder.display())]))
+    };
+    let lies: [(&str, &dyn Fn(&mut serde_json::Value)); 3] = [
+        ("a size that is not its data's", &|t| t["shape"] = serde_json::json!([1000, 24])),
+        ("an offset beyond the file", &|t| t["data_offsets"] = serde_json::json!([0, 999_999_999])),
+        ("absurd dimensions", &|t| t["shape"] = serde_json::json!([u64::MAX, u64::MAX])),
+    ];
+    for (what, lie) in lies {
+        let error = rewrite(lie);
+        assert!(error.contains("model.safetensors") && error.contains("not a complete"), "{what}: {error}");
+    }
+    // A header said to be longer than any file.
+    fs::write(&path, [&u64::MAX.to_le_bytes()[..], &bytes[8..]].concat()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let error = failed(run_tiny("export", out.path(), &[&format!("model.source={}", folder.display())]));
+    assert!(error.contains("model.safetensors"), "{error}");
+}
+
+#[test]
+fn a_gguf_with_absurd_counts_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("absurd.gguf");
+    for (tensors, entries) in [(u64::MAX, 1), (1, u64::MAX), (1 << 40, 1 << 40)] {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3u32.to_le_bytes());
+        bytes.extend(tensors.to_le_bytes());
+        bytes.extend(entries.to_le_bytes());
+        bytes.extend([0; 64]);
+        fs::write(&path, bytes).unwrap();
+        let error = failed(run_tiny("export", &dir.path().join("out"), &[&format!("model.source={}", path.display())]));
+        assert!(error.contains("absurd.gguf is not a complete GGUF file"), "{error}");
+    }
+}
+
+#[test]
+fn a_tokenizer_larger_than_the_embedding_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = opt_with(dir.path(), Path::new(OPT));
+    let path = folder.join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    json["model"]["vocab"]["far"] = serde_json::json!(9999);
+    fs::write(&path, json.to_string()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let error = failed(run_tiny("corpus", out.path(), &[&format!("model.source={}", folder.display())]));
+    assert!(error.contains("token ids up to 9999") && error.contains("384 rows"), "{error}");
+}
+
+#[test]
+fn vocab_and_merges_give_the_ids_of_tokenizer_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = opt_with(dir.path(), Path::new(OPT));
+    let expected = tempfile::tempdir().unwrap();
+    let source = format!("model.source={}", folder.display());
+    succeeded(run_tiny("corpus", expected.path(), &[&source]));
+    let json: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("tokenizer.json")).unwrap()).unwrap();
+    fs::remove_file(folder.join("tokenizer.json")).unwrap();
+    fs::write(folder.join("vocab.json"), json["model"]["vocab"].to_string()).unwrap();
+    let merges = json["model"]["merges"].as_array().unwrap().iter().map(|m| match m.as_array() {
+        Some(pair) => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+        None => m.as_str().unwrap().to_string(),
+    });
+    fs::write(folder.join("merges.txt"), merges.collect::<Vec<_>>().join("\n")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("corpus", out.path(), &[&source]));
+    let ids = |dir: &Path| numbers(&read(&dir.join("tables/tokens")), "token");
+    assert_eq!(ids(out.path()), ids(expected.path()));
+}
+
+/// Every configuration of the paper loads, and names a hub model and the paper's settings.
+#[test]
+fn the_papers_configurations_load() {
+    let configs = files(Path::new("pipeline/paper"));
+    assert!(configs.len() >= 15, "{}", configs.len());
+    for path in configs {
+        let config = pipeline::config::Config::load(Some(&path), &[]).unwrap();
+        assert!(config.model.source.starts_with("hf:"), "{}", path.display());
+        assert_eq!((config.corpus.prompt_len, config.analysis.top_fraction), (128, 0.02), "{}", path.display());
+        assert!(fs::read_to_string(&path).unwrap().starts_with("# "), "{}", path.display());
+    }
+}
