@@ -154,3 +154,60 @@ fn the_papers_configurations_load() {
         assert!(fs::read_to_string(&path).unwrap().starts_with("# "), "{}", path.display());
     }
 }
+
+/// The default model's weights as a safetensors directory give the tables that the GGUF file gives.
+#[test]
+fn smollm2_from_gguf_and_from_safetensors_gives_the_same_tables() {
+    use pipeline::model::GgufFile;
+
+    let dir = tempfile::tempdir().unwrap();
+    let source = pipeline::provision::model_asset("smollm2").unwrap().provide().unwrap();
+    let gguf = GgufFile::open(&source).unwrap();
+    let folder = dir.path().join("smollm2");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("config.json"), gguf.config().unwrap().to_string()).unwrap();
+
+    let part = |l: usize, part: &str| format!("model.layers.{l}.{part}.weight");
+    let parts = [
+        "input_layernorm",
+        "post_attention_layernorm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ];
+    let mut names: Vec<String> = (0..30).flat_map(|l| parts.map(|p| part(l, p))).collect();
+    names.extend(["model.embed_tokens.weight".to_string(), "model.norm.weight".to_string()]);
+    let tensors = names.into_iter().map(|n| (n.clone(), gguf.tensor(&n).unwrap())).collect();
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+
+    let list = |key: &str| -> Vec<String> {
+        let values = gguf.metadata(key).unwrap().to_vec().unwrap();
+        values.iter().map(|v| v.to_string().unwrap().clone()).collect()
+    };
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        list("tokenizer.ggml.tokens").into_iter().enumerate().map(|(i, t)| (t, i.into())).collect();
+    fs::write(folder.join("vocab.json"), serde_json::Value::Object(vocab).to_string()).unwrap();
+    fs::write(folder.join("merges.txt"), list("tokenizer.ggml.merges").join("\n")).unwrap();
+
+    let settings = ["corpus.tokens=96", "corpus.prompt_len=24", "ablation.heads=[\"L28H3\", \"L29H3\"]"];
+    let table = |out: &Path, name: &str, column: &str| numbers(&read(&out.join("tables").join(name)), column);
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    succeeded(run("ablate", &a, &settings));
+    let from_folder = format!("model.source={}", folder.display());
+    succeeded(run("ablate", &b, &[&settings[..], &[&from_folder]].concat()));
+    for (name, column) in [
+        ("tokens", "token"),
+        ("clean", "logit"),
+        ("clean", "log_prob"),
+        ("direct_effects", "direct_effect"),
+        ("ablations", "self_repair"),
+        ("ablations", "repair_norm"),
+    ] {
+        // NaN where a key has no layer or head does not occur in these columns.
+        assert_eq!(table(&a, name, column), table(&b, name, column), "{name}.{column}");
+    }
+}

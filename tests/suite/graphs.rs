@@ -26,7 +26,8 @@ fn python_with_onnx() -> PathBuf {
 fn onnx_checker_accepts_every_graph() {
     let dir = tempfile::tempdir().unwrap();
     let mut graphs = Vec::new();
-    for name in ["tiny-llama", "families/gpt2", "families/gpt_neo", "families/phi", "families/qwen3", "families/gemma"] {
+    for name in ["tiny-llama", "families/gpt2", "families/gpt_neo", "families/phi", "families/qwen3", "families/gemma"]
+    {
         let model = dir.path().join(name.replace('/', "-"));
         std::fs::create_dir(&model).unwrap();
         for file in ["config.json", "model.safetensors"] {

@@ -89,6 +89,13 @@ pub fn rotary(c: &Checkpoint, d_head: usize, share: f64, default_base: f64) -> R
             };
             plain.map(|f| scale.apply(f)).collect()
         }
+        // As GGUF files have it: a divisor for each frequency.
+        "by_frequency" => {
+            let factors: Vec<f64> =
+                scaling["factors"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+            ensure!(factors.len() == dims / 2, "{} rotary factors for {} frequencies", factors.len(), dims / 2);
+            plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect()
+        }
         other => bail!("the rope scaling `{other}` is not supported yet; supported: default, linear, llama3"),
     };
     Ok(Rotary { inverse_frequencies })

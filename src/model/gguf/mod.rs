@@ -1,0 +1,108 @@
+//! GGUF files: tensors by Hugging Face's names and in its layout, and metadata as a Hugging Face configuration, so that
+//! the family files need not know where a checkpoint came from. What llama.cpp's converter did is undone here.
+
+mod config;
+mod layout;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::quantized::gguf_file::Content;
+use candle_core::{Device, Tensor};
+
+pub use candle_core::quantized::gguf_file::Value;
+
+pub struct GgufFile {
+    path: PathBuf,
+    content: Content,
+    reader: Mutex<BufReader<File>>,
+}
+
+impl GgufFile {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let mut reader = BufReader::new(file);
+        let content =
+            Content::read(&mut reader).with_context(|| format!("{} is not a complete GGUF file", path.display()))?;
+        Ok(Self { path: path.to_path_buf(), content, reader: Mutex::new(reader) })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn metadata(&self, key: &str) -> Result<&Value> {
+        let value = self.content.metadata.get(key);
+        value.with_context(|| format!("{}: the GGUF metadata has no `{key}`", self.path.display()))
+    }
+
+    pub fn optional(&self, key: &str) -> Option<&Value> {
+        self.content.metadata.get(key)
+    }
+
+    /// `llama`, `gpt2`, `phi2`, … as llama.cpp calls it.
+    pub fn architecture(&self) -> Result<&str> {
+        let place = || format!("{}: `general.architecture`", self.path.display());
+        Ok(self.metadata("general.architecture")?.to_string().with_context(place)?.as_str())
+    }
+
+    fn stores(&self, gguf_name: &str) -> bool {
+        self.content.tensor_infos.contains_key(gguf_name)
+    }
+
+    /// A whole number of the metadata, `None` if it is missing or something else.
+    fn integer(&self, key: &str) -> Option<u64> {
+        let value = self.optional(key)?;
+        value.to_u64().or_else(|_| value.to_u32().map(u64::from)).ok()
+    }
+
+    fn float(&self, key: &str) -> Option<f64> {
+        self.optional(key)?.to_f32().map(f64::from).ok()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        layout::stored_name(self, name).is_some_and(|n| self.stores(&n))
+    }
+
+    pub fn dtype(&self, name: &str) -> Option<String> {
+        let info = self.content.tensor_infos.get(&layout::stored_name(self, name)?)?;
+        Some(format!("{:?}", info.ggml_dtype))
+    }
+
+    /// A tensor by its Hugging Face name and in its layout, dequantised to float32.
+    pub fn tensor(&self, name: &str) -> candle_core::Result<Tensor> {
+        let stored = layout::stored_name(self, name)
+            .ok_or_else(|| candle_core::Error::Msg(format!("no GGUF name for `{name}`")))?;
+        layout::restore(self, name, self.stored(&stored)?)
+    }
+
+    /// A tensor as the file has it, [out, in].
+    fn stored(&self, gguf_name: &str) -> candle_core::Result<Tensor> {
+        let mut reader = self.reader.lock().unwrap_or_else(|e| e.into_inner());
+        self.content.tensor(&mut *reader, gguf_name, &Device::Cpu)?.dequantize(&Device::Cpu)
+    }
+
+    /// See [`super::Checkpoint::check_nothing_was_left_out`].
+    pub fn check_nothing_was_left_out(&self, read: &BTreeSet<String>) -> Result<()> {
+        let mut read: BTreeSet<String> = read.iter().filter_map(|name| layout::stored_name(self, name)).collect();
+        read.insert(config::ROPE_FACTORS.into());
+        let tied = self.stores("output.weight") && !read.contains("output.weight");
+        if tied {
+            // A tied unembedding is sometimes written out.
+            read.insert("output.weight".into());
+        }
+        let left: Vec<&String> = self.content.tensor_infos.keys().filter(|n| !read.contains(*n)).collect();
+        ensure!(
+            left.is_empty(),
+            "{}: the file has tensors that its architecture does not speak of ({}); it is a variation that is not \
+             supported yet",
+            self.path.display(),
+            left.iter().take(3).map(|n| n.as_str()).collect::<Vec<_>>().join(", ")
+        );
+        Ok(())
+    }
+}
