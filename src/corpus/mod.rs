@@ -1,5 +1,6 @@
 //! The `corpus` stage: documents → token ids → prompts of equal length → the `tokens` table.
 
+mod gguf_tokenizer;
 mod pack;
 mod read;
 mod tokenizer;

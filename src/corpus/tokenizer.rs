@@ -2,16 +2,15 @@
 
 use std::path::Path;
 
-use ahash::AHashMap;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::{AddedToken, PreTokenizerWrapper, Tokenizer};
+use tokenizers::{AddedToken, Tokenizer};
 
 use crate::config::CorpusConfig;
-use crate::model::{GgufFile, GgufValue, Model, ModelSource};
+use crate::model::{Model, ModelSource};
+
+use super::gguf_tokenizer::from_gguf;
 
 /// Text to token ids, without special tokens of the tokenizer's own.
 pub struct TextTokenizer {
@@ -129,60 +128,4 @@ fn from_vocab(vocab: &Path, merges: &Path, special: &Path) -> Result<Tokenizer> 
     let tokens = names.into_iter().map(|name| AddedToken::from(name, true));
     tokenizer.add_special_tokens(tokens).map_err(|e| anyhow!("{e}"))?;
     Ok(tokenizer)
-}
-
-/// Kinds of token in GGUF's `tokenizer.ggml.token_type`.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
-/// A byte-level BPE from GGUF metadata. The pre-tokenizer is named there, not stored; each name stands for what the
-/// model's own `tokenizer.json` has.
-fn from_gguf(gguf: &GgufFile) -> Result<Tokenizer> {
-    let place = gguf.path().display();
-    let model = gguf.metadata("tokenizer.ggml.model")?.to_string()?;
-    ensure!(
-        model == "gpt2",
-        "{place}: the tokenizer model `{model}` is not supported yet; supported: gpt2 (byte-level BPE)"
-    );
-    let tokens = strings(gguf, "tokenizer.ggml.tokens")?;
-    let merges: Vec<(String, String)> = strings(gguf, "tokenizer.ggml.merges")?
-        .iter()
-        .map(|m| m.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string())))
-        .collect::<Option<_>>()
-        .with_context(|| format!("{place}: a merge is not two tokens"))?;
-    let vocab: AHashMap<String, u32> = tokens.iter().enumerate().map(|(i, t)| (t.clone(), i as u32)).collect();
-    let bpe = BPE::builder().vocab_and_merges(vocab, merges).build();
-    let mut tokenizer = Tokenizer::new(bpe.map_err(|e| anyhow!("{place}: the tokenizer's merges do not fit: {e}"))?);
-
-    let pre = match gguf.optional("tokenizer.ggml.pre") {
-        Some(value) => value.to_string()?.as_str(),
-        None => "gpt-2",
-    };
-    let byte_level = ByteLevel::new(false, true, true);
-    let pre_tokenizer: PreTokenizerWrapper = match pre {
-        // Digits one by one, then GPT-2's pattern.
-        "smollm" => Sequence::new(vec![Digits::new(true).into(), byte_level.into()]).into(),
-        "gpt-2" | "default" => byte_level.into(),
-        other => bail!("{place}: the pre-tokenizer `{other}` is not supported yet; supported: smollm, gpt-2"),
-    };
-    tokenizer.with_pre_tokenizer(Some(pre_tokenizer)).with_decoder(Some(byte_level));
-
-    let types = array(gguf, "tokenizer.ggml.token_type")?;
-    let special: Vec<AddedToken> = tokens
-        .iter()
-        .zip(types)
-        .filter(|(_, t)| matches!(t.to_i32(), Ok(k) if [CONTROL, USER_DEFINED].contains(&(k as i64))))
-        .map(|(text, t)| AddedToken::from(text.as_str(), t.to_i32().is_ok_and(|k| k as i64 == CONTROL)))
-        .collect();
-    tokenizer.add_tokens(special).map_err(|e| anyhow!("{place}: {e}"))?;
-    Ok(tokenizer)
-}
-
-fn array<'a>(gguf: &'a GgufFile, key: &str) -> Result<&'a Vec<GgufValue>> {
-    gguf.metadata(key)?.to_vec().with_context(|| format!("{}: `{key}` is not a list", gguf.path().display()))
-}
-
-fn strings(gguf: &GgufFile, key: &str) -> Result<Vec<String>> {
-    let texts = array(gguf, key)?.iter().map(|v| v.to_string().cloned()).collect::<candle_core::Result<_>>();
-    texts.with_context(|| format!("{}: `{key}` is not a list of texts", gguf.path().display()))
 }

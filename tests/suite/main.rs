@@ -4,6 +4,7 @@ mod bad_input;
 mod end_to_end;
 mod families;
 mod formats;
+mod gguf;
 mod graphs;
 mod hub;
 mod parity;
