@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use pipeline::analyze::{Format, Tables, print};
 use pipeline::config::{Config, ModelConfig};
 use pipeline::describe::describe;
-use pipeline::model::{Model, ModelSource};
+use pipeline::model::Model;
 use pipeline::run_folder::Stage;
 use pipeline::{provision, stages};
 
@@ -71,7 +71,7 @@ enum Command {
     },
     /// Show what a run of a model would be: its architecture, memory, floating-point work and time on this machine
     ///
-    /// Only the configuration of the model is read, not its weights; an hf: model is fetched.
+    /// Only the configuration of the model is read (and, of an hf: model, fetched), not its weights.
     #[command(after_help = MODEL_EXAMPLES)]
     Model {
         /// package:smollm2, hf:owner/name, a directory, or a .gguf file
@@ -155,7 +155,7 @@ fn run(cli: Cli) -> Result<()> {
             Ok(stdout.flush()?)
         }
         Command::Model { source, revision, tokens } => {
-            let model = Model::open(ModelSource::resolve(&ModelConfig { source, revision })?)?;
+            let model = Model::open_configuration(&ModelConfig { source, revision })?;
             println!("{}", describe(&model, tokens)?);
             Ok(())
         }

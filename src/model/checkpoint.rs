@@ -28,6 +28,8 @@ enum Tensors {
     /// PyTorch's own format, which is a pickle. candle reads the pickle's data and never runs what it calls.
     Pickle(Vec<PthTensors>),
     Gguf(GgufFile),
+    /// A configuration without its weights, to be described and not run.
+    Absent,
 }
 
 impl Checkpoint {
@@ -44,6 +46,12 @@ impl Checkpoint {
             }
         };
         Ok(Self { path, config, tensors, read: Mutex::default() })
+    }
+
+    /// The configuration of a directory whose weights may not be there.
+    pub fn open_configuration(directory: &Path) -> Result<Self> {
+        let config = read_json(&directory.join("config.json"))?;
+        Ok(Self { path: directory.to_path_buf(), config, tensors: Tensors::Absent, read: Mutex::default() })
     }
 
     pub fn config(&self) -> &Value {
@@ -96,6 +104,7 @@ impl Checkpoint {
             Tensors::Safetensors(files) => files.values().any(|f| f.get(name).is_ok()),
             Tensors::Pickle(files) => files.iter().any(|f| f.tensor_infos().contains_key(name)),
             Tensors::Gguf(file) => file.has(name),
+            Tensors::Absent => false,
         }
     }
 
@@ -126,6 +135,10 @@ impl Checkpoint {
                 Ok(info.with_context(|| self.missing(name))?.dtype.as_str().to_uppercase())
             }
             Tensors::Gguf(file) => file.dtype(name).with_context(|| self.missing(name)),
+            Tensors::Absent => {
+                let named = self.config["dtype"].as_str().or(self.config["torch_dtype"].as_str());
+                Ok(named.unwrap_or("unknown").to_string())
+            }
         }
     }
 
@@ -135,6 +148,7 @@ impl Checkpoint {
         let all: Vec<String> = match &self.tensors {
             Tensors::Safetensors(files) => files.values().flat_map(|f| f.tensors().into_iter().map(|t| t.0)).collect(),
             Tensors::Pickle(files) => files.iter().flat_map(|f| f.tensor_infos().keys().cloned()).collect(),
+            Tensors::Absent => return Ok(()),
             Tensors::Gguf(file) => {
                 return file.check_nothing_was_left_out(&self.read.lock().unwrap_or_else(|e| e.into_inner()));
             }
@@ -174,6 +188,7 @@ impl Checkpoint {
                 let file = files.values().find(|f| f.get(name).is_ok()).with_context(|| self.missing(name))?;
                 file.load(name, &Device::Cpu)
             }
+            Tensors::Absent => bail!(self.missing(name)),
             Tensors::Gguf(file) => {
                 ensure!(file.has(name), self.missing(name));
                 file.tensor(name)

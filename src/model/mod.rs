@@ -21,6 +21,7 @@ pub use fold::FoldedBiases;
 pub use gguf::{GgufFile, Value as GgufValue};
 pub use source::{ModelSource, Origin};
 
+use crate::config::ModelConfig;
 use families::Family;
 
 /// A checkpoint together with the description of its architecture.
@@ -35,6 +36,20 @@ impl Model {
     /// Opens the checkpoint and reads its configuration; no weights are read yet.
     pub fn open(source: ModelSource) -> Result<Self> {
         let checkpoint = Checkpoint::open(&source)?;
+        Self::of(source, checkpoint)
+    }
+
+    /// Reads the configuration alone: of a model of the hub, no weights are fetched. Good for [`crate::describe`] only.
+    pub fn open_configuration(config: &ModelConfig) -> Result<Self> {
+        let source = ModelSource::resolve_configuration(config)?;
+        let checkpoint = match &source {
+            ModelSource::Directory { path, .. } => Checkpoint::open_configuration(path)?,
+            ModelSource::Gguf { .. } => Checkpoint::open(&source)?,
+        };
+        Self::of(source, checkpoint)
+    }
+
+    fn of(source: ModelSource, checkpoint: Checkpoint) -> Result<Self> {
         let place = || source.path().display().to_string();
         let family = families::find(checkpoint.model_type()?).with_context(place)?;
         let architecture = (family.architecture)(&checkpoint).with_context(place)?;

@@ -36,12 +36,7 @@ impl ModelSource {
             return Ok(Self::Gguf { path, origin });
         }
         if let Some(name) = source.strip_prefix("hf:") {
-            let path = fetch(name, &config.revision)?;
-            // The snapshot's folder is named by the commit, which says more than a branch.
-            let revision = path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
-            let origin =
-                Origin { name: name.rsplit('/').next().unwrap_or(name).into(), source: source.into(), revision };
-            return Ok(Self::Directory { path, origin });
+            return Ok(Self::of_hub(name, source, fetch(name, &config.revision)?));
         }
         ensure!(config.revision.is_empty(), "model.revision is for hf: sources; \"{source}\" has no revisions");
         let path = PathBuf::from(source);
@@ -64,6 +59,21 @@ impl ModelSource {
             "model.source = \"{source}\": no such file or directory; use package:smollm2, hf:owner/name, a directory with \
              config.json and weights, or a .gguf file"
         )
+    }
+
+    /// As [`ModelSource::resolve`], but of an `hf:` model only the configuration is fetched.
+    pub fn resolve_configuration(config: &ModelConfig) -> Result<Self> {
+        let Some(name) = config.source.strip_prefix("hf:") else { return Self::resolve(config) };
+        let path = HubRepo::new(Kind::Model, name, &config.revision)?.get("config.json")?;
+        let folder = path.parent().context("a file in the cache has a folder")?.to_path_buf();
+        Ok(Self::of_hub(name, &config.source, folder))
+    }
+
+    /// A snapshot in the hub's cache. Its folder is named by the commit, which says more than a branch.
+    fn of_hub(name: &str, source: &str, path: PathBuf) -> Self {
+        let revision = path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+        let origin = Origin { name: name.rsplit('/').next().unwrap_or(name).into(), source: source.into(), revision };
+        Self::Directory { path, origin }
     }
 
     pub fn path(&self) -> &Path {

@@ -188,3 +188,16 @@ fn a_file_name_that_leads_elsewhere_is_refused() {
     let error = failed(hub.run(dir.path(), &dir.path().join("out"), &[]));
     assert!(error.contains("../../evil.json"), "{error}");
 }
+
+#[test]
+fn a_model_is_described_without_its_weights() {
+    let (hub, dir) = (Hub::start(Trouble::None), tempfile::tempdir().unwrap());
+    let mut command = pipeline();
+    command.args(["model", "hf:me/tiny"]).env("HF_ENDPOINT", &hub.address).env("HF_HOME", dir.path());
+    let shown = succeeded(command.env_remove("HF_TOKEN").output().unwrap());
+    for words in ["llama, RMS norms", "3 of 4 heads (2 for keys and values)", "64 positions", "PFLOP", "GFLOP/s"] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    let requests = hub.requests.lock().unwrap();
+    assert!(requests.iter().all(|r| r.0.ends_with("config.json")), "{requests:?}");
+}
