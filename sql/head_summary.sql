@@ -68,12 +68,12 @@ means as (
         avg(cast(repair_mlp as double)) as repair_mlp,
         avg(cast(repair_norm as double)) as repair_norm,
         avg(cast(repair_by_erasers as double)) as repair_by_erasers,
-        avg(least(greatest(self_repair / nullif(direct_effect, 0), 0), 1)) as fraction_clipped,
+        avg(case when direct_effect <> 0 then least(greatest(self_repair / direct_effect, 0), 1) end) as fraction_clipped,
         avg(case when abs(direct_effect) >= 1e-6 then cast(self_repair as double) / direct_effect end)
             as fraction_unclipped,
-        avg(least(greatest(repair_norm / nullif(direct_effect, 0), 0), 1)) as norm_clipped,
-        avg(least(greatest(repair_attention / nullif(direct_effect, 0), 0), 1)) as attention_clipped,
-        avg(least(greatest(repair_mlp / nullif(direct_effect, 0), 0), 1)) as mlp_clipped
+        avg(case when direct_effect <> 0 then least(greatest(repair_norm / direct_effect, 0), 1) end) as norm_clipped,
+        avg(case when direct_effect <> 0 then least(greatest(repair_attention / direct_effect, 0), 1) end) as attention_clipped,
+        avg(case when direct_effect <> 0 then least(greatest(repair_mlp / direct_effect, 0), 1) end) as mlp_clipped
     from subsets
     group by ablation, hold, component, layer, head, subset
 )

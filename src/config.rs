@@ -347,6 +347,31 @@ mod tests {
         assert_eq!(c.unwrap().ablation.kinds, [Kind::Mean, Kind::Zero]);
     }
 
+    /// Every key, the commented ones included, with the default that the code has.
+    #[test]
+    fn the_quick_configuration_shows_every_key_and_its_default() {
+        let uncommented: String = QUICK
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')) => rest,
+                _ => line,
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let shown: toml::Table = toml::from_str(&uncommented).unwrap();
+        let config: Config = shown.clone().try_into().unwrap();
+        let default = toml::Table::try_from(Config::default()).unwrap();
+        for (section, keys) in &default {
+            for (key, value) in keys.as_table().unwrap() {
+                let in_file = shown[section].get(key).unwrap_or_else(|| panic!("{section}.{key} is not shown"));
+                if !["tokens", "heads"].contains(&key.as_str()) {
+                    assert_eq!(in_file, value, "{section}.{key}");
+                }
+            }
+        }
+        assert!(config.corpus.separator.is_some() && config.corpus.bos_token.is_some());
+    }
+
     #[test]
     fn unknown_keys_and_bad_values_are_errors() {
         let error = |set: &str| format!("{:#}", Config::load(None, &[set.to_string()]).unwrap_err());

@@ -26,7 +26,14 @@ pub struct HubRepo {
     revision: String,
     cached: CacheRepo,
     /// `None` when offline.
-    online: Option<(Api, ApiRepo)>,
+    online: Option<Online>,
+}
+
+struct Online {
+    api: Api,
+    /// The repository at one commit.
+    repo: ApiRepo,
+    files: Vec<String>,
 }
 
 /// How often a broken connection is taken up again, where it broke off.
@@ -50,34 +57,24 @@ impl HubRepo {
             Kind::Model => RepoType::Model,
             Kind::Dataset => RepoType::Dataset,
         };
-        let repo = Repo::with_revision(name.into(), kind, revision.into());
+        let named = Repo::with_revision(name.into(), kind, revision.into());
         let cache = Cache::from_env();
-        let online = match offline() {
-            true => None,
-            false => {
-                let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()).or_else(|| cache.token());
-                let api = ApiBuilder::from_env().with_token(token).with_retries(RETRIES).build();
-                let api = api.map_err(|e| anyhow::anyhow!("cannot set up the hub client: {}", explain(&e)))?;
-                let repo = api.repo(repo.clone());
-                Some((api, repo))
-            }
-        };
-        Ok(Self { name: name.into(), revision: revision.into(), cached: cache.repo(repo), online })
+        let mut repo =
+            Self { name: name.into(), revision: revision.into(), cached: cache.repo(named.clone()), online: None };
+        if !offline() {
+            repo.connect(&cache, named, kind)?;
+        }
+        Ok(repo)
     }
 
-    /// The repository's files, by the hub or, offline, by what is cached.
-    pub fn files(&self) -> Result<Vec<String>> {
-        let Some((_, repo)) = &self.online else {
-            let first = ["config.json", "README.md", ".gitattributes"].iter().find_map(|f| self.cached.get(f));
-            let snapshot = match first.as_ref().and_then(|p| p.parent()) {
-                Some(folder) => folder.to_path_buf(),
-                None => self.cached_snapshot()?,
-            };
-            let files = crate::run_folder::files_below(&snapshot)?;
-            let relative = |p: &PathBuf| p.strip_prefix(&snapshot).map(|p| p.to_string_lossy().into_owned()).ok();
-            return Ok(files.iter().filter_map(relative).collect());
-        };
-        let info = repo.info().map_err(|e| self.failed("listing the files", &e))?;
+    /// Asks the hub which commit the revision is, and takes every file from that one: what is cached of an older one is
+    /// never mixed in.
+    fn connect(&mut self, cache: &Cache, named: Repo, kind: RepoType) -> Result<()> {
+        let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()).or_else(|| cache.token());
+        let api = ApiBuilder::from_env().with_token(token).with_retries(RETRIES).build();
+        let api = api.map_err(|e| anyhow::anyhow!("cannot set up the hub client: {e}"))?;
+        let info = api.repo(named).info().map_err(|e| self.failed("listing the files", &e))?;
+        ensure!(is_identifier(&info.sha), "hf:{}: the hub names the commit `{}`, which is none", self.name, info.sha);
         let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
         for file in &files {
             // A name from outside becomes a path here.
@@ -87,7 +84,27 @@ impl HubRepo {
                 self.name
             );
         }
-        Ok(files)
+        // What the revision is called now, for a run without a network.
+        self.cached.create_ref(&info.sha).context("cannot write the hub's cache")?;
+        let pinned = Repo::with_revision(self.name.clone(), kind, info.sha);
+        self.cached = cache.repo(pinned.clone());
+        self.online = Some(Online { repo: api.repo(pinned), api, files });
+        Ok(())
+    }
+
+    /// The repository's files, by the hub or, offline, by what is cached.
+    pub fn files(&self) -> Result<Vec<String>> {
+        if let Some(online) = &self.online {
+            return Ok(online.files.clone());
+        }
+        let first = ["config.json", "README.md", ".gitattributes"].iter().find_map(|f| self.cached.get(f));
+        let snapshot = match first.as_ref().and_then(|p| p.parent()) {
+            Some(folder) => folder.to_path_buf(),
+            None => self.cached_snapshot()?,
+        };
+        let files = crate::run_folder::files_below(&snapshot)?;
+        let relative = |p: &PathBuf| p.strip_prefix(&snapshot).map(|p| p.to_string_lossy().into_owned()).ok();
+        Ok(files.iter().filter_map(relative).collect())
     }
 
     /// The folder of the revision in the cache, when nothing but the cache may be asked.
@@ -109,7 +126,7 @@ impl HubRepo {
         if let Some(path) = self.cached.get(file) {
             return Ok(path);
         }
-        let Some((api, repo)) = &self.online else {
+        let Some(Online { api, repo, .. }) = &self.online else {
             bail!("hf:{}: `{file}` is not in the cache and HF_HUB_OFFLINE is set; run once with a network", self.name);
         };
         let doing = format!("fetching {file}");
@@ -117,7 +134,7 @@ impl HubRepo {
         // They become names of files and folders in the cache.
         for id in [metadata.etag(), metadata.commit_hash()] {
             ensure!(
-                !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
+                is_identifier(id),
                 "hf:{}: the hub answered for `{file}` with the identifier `{id}`, which is none",
                 self.name
             );
@@ -157,19 +174,18 @@ impl HubRepo {
             Some(404) => {
                 format!("there is no such repository, file or revision `{}`; is the name right?", self.revision)
             }
-            _ => format!("{}; is there a network? (a download goes on where it stopped)", explain(error)),
+            _ => format!("{}; is there a network? (a download goes on where it stopped)", error),
         };
         anyhow::anyhow!("hf:{}: {doing}: {advice}", self.name)
     }
 }
 
-fn offline() -> bool {
-    std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()))
+fn is_identifier(id: &str) -> bool {
+    !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
-/// The error's own words. They name addresses, never headers.
-fn explain(error: &ApiError) -> String {
-    error.to_string()
+fn offline() -> bool {
+    std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()))
 }
 
 /// The program's progress bar for the hub's client.

@@ -10,7 +10,7 @@ use pipeline::analyze::{Format, Tables, print};
 use pipeline::config::{Config, ModelConfig};
 use pipeline::describe::describe;
 use pipeline::model::Model;
-use pipeline::run_folder::Stage;
+use pipeline::run_folder::{Stage, incomplete_stages};
 use pipeline::{provision, stages};
 
 /// Measures self-repair in language models: when one attention head is ablated, later parts of the model compensate.
@@ -57,7 +57,7 @@ enum Command {
     #[command(after_help = SQL_EXAMPLES)]
     Sql {
         /// The query
-        #[arg(conflicts_with = "file")]
+        #[arg(conflicts_with = "file", allow_hyphen_values = true)]
         query: Option<String>,
         /// Read the query from a file
         #[arg(short, long, value_name = "FILE")]
@@ -149,6 +149,10 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Sql { query, file, out, format } => {
             let query = read_query(query, file)?;
+            let unfinished = incomplete_stages(&out);
+            if !unfinished.is_empty() {
+                eprintln!("warning: the run is not finished ({}); its tables may lack rows", unfinished.join(", "));
+            }
             let rows = Tables::open(&out)?.collect(&query, &[])?;
             let mut stdout = std::io::stdout().lock();
             print(&rows, format, &mut stdout)?;
@@ -179,5 +183,9 @@ fn read_query(query: Option<String>, file: Option<PathBuf>) -> Result<String> {
 
 /// `pipeline sql … | head` is no failure.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|e| e.downcast_ref::<std::io::Error>()).any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    error.chain().any(|e| match e.downcast_ref::<std::io::Error>() {
+        Some(e) => e.kind() == std::io::ErrorKind::BrokenPipe,
+        // arrow's CSV and JSON writers keep the words of the error only.
+        None => e.to_string().contains("Broken pipe"),
+    })
 }

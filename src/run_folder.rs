@@ -1,8 +1,8 @@
 //! The folder of one run: where each stage's files lie, whether they are current, and who holds the folder.
 //!
 //! A stage is current when its manifest names the fingerprint of everything it depends on and every file it listed is
-//! still there with its size. A stage that begins under another fingerprint first removes what the old one wrote, so
-//! tables of two configurations are never mixed.
+//! still there with its size. What was written under another fingerprint is removed before anything runs, so tables of
+//! two configurations are never mixed. A folder that has such sub-folders without being a run is refused, not cleared.
 
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
@@ -22,6 +22,9 @@ pub enum Stage {
     Analyze,
     Report,
 }
+
+pub const STAGES: [Stage; 6] =
+    [Stage::Corpus, Stage::Export, Stage::Trace, Stage::Ablate, Stage::Analyze, Stage::Report];
 
 impl Stage {
     pub fn name(self) -> &'static str {
@@ -45,6 +48,12 @@ struct Manifest {
     files: Vec<(String, u64)>,
 }
 
+/// Marks a folder as a run's, whose sub-folders may be cleared.
+const MARKER: &str = ".self-repair-run";
+
+/// Everything a run writes lies in these.
+const OWNED: [&str; 6] = ["tables", "stages", "model", "work", "activations", "report"];
+
 pub struct RunFolder {
     root: PathBuf,
     /// Hash of the inputs and of the configuration without `[runtime]`, written into every table.
@@ -55,7 +64,12 @@ pub struct RunFolder {
 
 impl RunFolder {
     /// Creates the folder if needed and takes it for this process.
-    pub fn open(root: &Path, run_id: String) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If the folder has a sub-folder of a run's names but is none, or an input lies in one of them: clearing it would
+    /// destroy what is not ours.
+    pub fn open(root: &Path, run_id: String, inputs: &[PathBuf]) -> Result<Self> {
+        refuse_what_is_not_ours(root, inputs)?;
         fs::create_dir_all(root.join("tables")).with_context(|| format!("cannot create {}", root.display()))?;
         fs::create_dir_all(root.join("stages"))?;
         let path = root.join(".lock");
@@ -72,6 +86,7 @@ impl RunFolder {
             }
             Err(TryLockError::Error(e)) => return Err(e).context(format!("cannot lock {}", path.display())),
         }
+        fs::write(root.join(MARKER), "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n")?;
         lock.set_len(0)?;
         writeln!(lock, "{}", std::process::id())?;
         Ok(Self { root: root.to_path_buf(), run_id, _lock: lock })
@@ -115,6 +130,20 @@ impl RunFolder {
         self.manifest(stage).is_some_and(|m| m.complete && m.fingerprint == fingerprint && m.files.iter().all(whole))
     }
 
+    /// Whether the stage left something under another fingerprint than this one.
+    pub fn is_stale(&self, stage: Stage, fingerprint: &str) -> bool {
+        self.manifest(stage).is_some_and(|m| m.fingerprint != fingerprint)
+    }
+
+    /// Removes what a stage wrote.
+    pub fn clear(&self, stage: Stage, folders: &[PathBuf]) -> Result<()> {
+        for folder in folders.iter().filter(|f| f.exists()) {
+            fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+        fs::remove_file(self.manifest_path(stage))
+            .with_context(|| format!("cannot remove the manifest of {}", stage.name()))
+    }
+
     /// Begins (or resumes) a stage that writes into `folders`, removing what another fingerprint left there.
     pub fn begin(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
         let resumes = self.manifest(stage).is_some_and(|m| m.fingerprint == fingerprint);
@@ -143,8 +172,11 @@ impl RunFolder {
 
     /// Forgets that stages were finished, so that they run anew (`--fresh`).
     pub fn forget(&self) -> Result<()> {
-        for entry in fs::read_dir(self.root.join("stages"))? {
-            fs::remove_file(entry?.path())?;
+        for stage in STAGES {
+            let path = self.manifest_path(stage);
+            if path.exists() {
+                fs::remove_file(path)?;
+            }
         }
         Ok(())
     }
@@ -152,6 +184,39 @@ impl RunFolder {
     fn write_manifest(&self, stage: Stage, manifest: &Manifest) -> Result<()> {
         write_atomically(&self.manifest_path(stage), serde_json::to_string_pretty(manifest)?.as_bytes())
     }
+}
+
+fn refuse_what_is_not_ours(root: &Path, inputs: &[PathBuf]) -> Result<()> {
+    if !root.join(MARKER).exists()
+        && let Some(name) = OWNED.iter().find(|name| root.join(name).exists())
+    {
+        bail!(
+            "{} holds `{name}` but is no run of this program, which would clear it; choose another --out",
+            root.display()
+        );
+    }
+    for input in inputs {
+        let Ok(input) = input.canonicalize() else { continue };
+        let owner =
+            OWNED.iter().find(|name| root.join(name).canonicalize().is_ok_and(|owned| input.starts_with(owned)));
+        if let Some(name) = owner {
+            bail!(
+                "{} lies in `{name}` of {}, which the run clears; move it elsewhere",
+                input.display(),
+                root.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The stages of a finished or unfinished run that were begun and not completed.
+pub fn incomplete_stages(root: &Path) -> Vec<&'static str> {
+    let read = |stage: &Stage| -> Option<Manifest> {
+        let path = root.join("stages").join(format!("{}.json", stage.name()));
+        serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
+    };
+    STAGES.iter().filter(|s| read(s).is_some_and(|m| !m.complete)).map(|s| s.name()).collect()
 }
 
 /// Writes to a temporary name beside `path` and renames, so that a reader sees all of it or nothing.
@@ -201,7 +266,12 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// A short hash of anything that can be written as JSON: 16 hexadecimal digits of its SHA-256.
 pub fn fingerprint(parts: &impl Serialize) -> Result<String> {
-    Ok(hex(&Sha256::digest(serde_json::to_vec(parts)?))[..16].to_string())
+    Ok(sha256_of(&serde_json::to_vec(parts)?)[..16].to_string())
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
 pub fn hex(bytes: &[u8]) -> String {
@@ -223,7 +293,7 @@ mod tests {
     #[test]
     fn a_stage_is_current_until_its_fingerprint_or_a_file_changes() {
         let dir = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(dir.path(), "id".into()).unwrap();
+        let run = RunFolder::open(dir.path(), "id".into(), &[]).unwrap();
         let folders = [run.table("tokens")];
         run.begin(Stage::Corpus, "a", &folders).unwrap();
         assert!(!run.is_current(Stage::Corpus, "a"));
@@ -238,7 +308,7 @@ mod tests {
     #[test]
     fn another_fingerprint_removes_the_old_files_and_the_same_one_keeps_them() {
         let dir = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(dir.path(), "id".into()).unwrap();
+        let run = RunFolder::open(dir.path(), "id".into(), &[]).unwrap();
         let folders = [run.table("ablations")];
         run.begin(Stage::Ablate, "a", &folders).unwrap();
         fs::write(folders[0].join("0.parquet"), "whole").unwrap();
@@ -250,10 +320,31 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_is_no_run_is_refused_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("model");
+        fs::create_dir(&model).unwrap();
+        fs::write(model.join("model.safetensors"), "weights").unwrap();
+        let error = RunFolder::open(dir.path(), "id".into(), &[]).err().unwrap().to_string();
+        assert!(error.contains("holds `model` but is no run"), "{error}");
+        assert!(model.join("model.safetensors").exists());
+    }
+
+    #[test]
+    fn an_input_inside_the_run_is_refused_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(RunFolder::open(dir.path(), "id".into(), &[]).unwrap());
+        let input = dir.path().join("tables/corpus.txt");
+        fs::write(&input, "text").unwrap();
+        let error = RunFolder::open(dir.path(), "id".into(), &[input.clone()]).err().unwrap().to_string();
+        assert!(error.contains("lies in `tables`") && input.exists(), "{error}");
+    }
+
+    #[test]
     fn a_second_run_into_the_same_folder_is_refused_and_names_the_first() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = RunFolder::open(dir.path(), "id".into()).unwrap();
-        let error = RunFolder::open(dir.path(), "id".into()).err().unwrap().to_string();
+        let _first = RunFolder::open(dir.path(), "id".into(), &[]).unwrap();
+        let error = RunFolder::open(dir.path(), "id".into(), &[]).err().unwrap().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
     }
 }

@@ -31,7 +31,7 @@ pub struct Tables {
 impl Tables {
     /// Every table that lies under `<out>/tables`, on all cores.
     pub fn open(out: &Path) -> Result<Self> {
-        let tables = Self::new(SessionConfig::new())?;
+        let tables = Self::new(SessionConfig::new().with_information_schema(true))?;
         for name in table_names(out)? {
             tables.add(&name, out)?;
         }

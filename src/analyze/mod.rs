@@ -73,8 +73,8 @@ fn write(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) -> Re
     let descriptions = query.columns();
     let field = |f: &Arc<Field>| {
         let data_type = if f.data_type() == &DataType::Float64 { DataType::Float32 } else { f.data_type().clone() };
-        let (description, unit) = descriptions.get(f.name().as_str()).copied().unwrap_or_default();
-        let metadata = [("description", description), ("unit", unit)].map(|(k, v)| (k.to_string(), v.to_string()));
+        let (description, unit) = descriptions.get(f.name().as_str()).cloned().unwrap_or_default();
+        let metadata = [("description".to_string(), description), ("unit".to_string(), unit)];
         Field::new(f.name(), data_type, f.is_nullable()).with_metadata(metadata.into())
     };
     let fields: Vec<Field> = first.schema().fields().iter().map(field).collect();

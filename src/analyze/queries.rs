@@ -61,16 +61,16 @@ impl Query {
     }
 
     /// (description, unit) of each column that the header names.
-    pub fn columns(&self) -> HashMap<&'static str, (&'static str, &'static str)> {
+    pub fn columns(&self) -> HashMap<String, (String, String)> {
         let mut out = HashMap::new();
-        for line in self.text.lines().map_while(|l| l.strip_prefix("--")) {
+        for line in self.header() {
             let Some((names, rest)) = line.split_once(": ") else { continue };
-            let (description, unit) = match rest.trim().strip_suffix(']').and_then(|r| r.rsplit_once('[')) {
+            let (description, unit) = match rest.trim().strip_suffix(']').and_then(|r| r.rsplit_once(" [")) {
                 Some((description, unit)) if !unit.contains(',') => (description.trim(), unit),
                 _ => (rest.trim(), ""),
             };
-            for name in names.split(',').map(str::trim) {
-                out.insert(name, (description, unit));
+            for name in names.split(',') {
+                out.insert(name.trim().to_string(), (description.to_string(), unit.to_string()));
             }
         }
         out
@@ -104,7 +104,11 @@ mod tests {
             assert!(!query.grain().is_empty(), "{}", query.name);
         }
         let columns = DERIVED[0].columns();
-        assert_eq!(columns["self_repair"], ("mean self-repair", "logits"));
+        assert_eq!(columns["self_repair"], ("mean self-repair".into(), "logits".into()));
         assert_eq!(columns["repair_mlp"].1, "logits");
+        // A description that goes on in a second line.
+        let columns = DERIVED[1].columns();
+        assert!(columns["repair_norm"].0.ends_with("in `head_summary`"), "{:?}", columns["repair_norm"]);
+        assert_eq!(columns["repair_norm"].1, "logits");
     }
 }

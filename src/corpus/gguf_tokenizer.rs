@@ -85,7 +85,9 @@ fn before(pre: &str) -> Option<Before> {
 fn byte_level_bpe(gguf: &GgufFile) -> Result<Tokenizer> {
     let pre = match gguf.optional("tokenizer.ggml.pre") {
         Some(value) => value.to_string()?.as_str(),
-        None => "gpt-2",
+        // Before the key there was one, GPT-2's; only for these models that was right.
+        None if ["gpt2", "phi2"].contains(&gguf.architecture()?) => "gpt-2",
+        None => bail!("`tokenizer.ggml.pre` is missing; use the model's folder with tokenizer.json, or a newer file"),
     };
     let before = before(pre).with_context(|| {
         format!("the pre-tokenizer `{pre}` is not supported yet; use the model's folder with tokenizer.json")

@@ -5,6 +5,7 @@ mod pack;
 mod read;
 mod tokenizer;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -51,6 +52,14 @@ fn fetch(name: &str) -> Result<Vec<PathBuf>> {
         if found.iter().any(|f| f.contains("train")) {
             found.retain(|f| f.contains("train"));
         }
+        let folders: BTreeSet<&str> =
+            found.iter().map(|f| f.rsplit_once('/').map_or("", |(folder, _)| folder)).collect();
+        ensure!(
+            folders.len() <= 1,
+            "corpus.source = \"hf:{name}\": the data set has several configurations ({}); download the one you mean and \
+             name its file",
+            folders.into_iter().collect::<Vec<_>>().join(", ")
+        );
         if !found.is_empty() {
             return found.into_iter().map(|f| repo.get(f)).collect();
         }
@@ -68,8 +77,8 @@ pub fn prompts(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokeniz
     let wanted_prompts = config.tokens / config.prompt_len;
     let wanted = wanted_prompts * run;
     let bar = progress::bar("corpus", wanted as u64, "tokens");
-    let mut stream: Vec<u32> = Vec::with_capacity(wanted);
-    // Files are opened one after the other: a large data set is read only as far as it is needed.
+    let mut stream: Vec<u32> = Vec::new();
+    // Files are opened one after the other, and read only as far as they are needed.
     let mut documents = paths
         .iter()
         .flat_map(|path| documents(path, &config.text_column).unwrap_or_else(|e| Box::new(std::iter::once(Err(e)))));

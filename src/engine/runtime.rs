@@ -70,8 +70,11 @@ impl Runtime {
                 .with_optimization_level(GraphOptimizationLevel::Level3)?
                 .with_intra_op_spinning(true)?;
             if let Device::Cuda(n) = self.device {
-                builder = builder
-                    .with_execution_providers([ep::CUDA::default().with_device_id(n).build().error_on_failure()])?;
+                builder = builder.with_execution_providers([ep::CUDA::default()
+                    .with_device_id(n)
+                    .with_tf32(false)
+                    .build()
+                    .error_on_failure()])?;
             }
             builder.commit_from_file(path)
         };

@@ -33,6 +33,8 @@ pub struct Architecture {
     pub biases: Biases,
     /// What the token embedding is multiplied by on its way into the stream.
     pub embedding_scale: f32,
+    /// The unembedding is the embedding.
+    pub tied: bool,
     /// The element type the checkpoint stores most of its weights in.
     pub dtype: String,
 }
@@ -106,9 +108,12 @@ impl Architecture {
         (self.d_model as f64 * (norm_scale * norm_scale - self.norm_eps as f64)).max(0.0).sqrt()
     }
 
+    /// Parameters but for biases.
     pub fn parameters(&self) -> usize {
         let (attention, mlp) = self.block_weights();
-        self.layers * (attention + mlp + 2 * self.d_model) + self.d_model + self.vocab * self.d_model
+        let ends = self.vocab * if self.tied { 1 } else { 2 };
+        let positions = if self.learned_positions() { self.context } else { 0 };
+        self.layers * (attention + mlp + 2 * self.d_model) + (1 + ends + positions) * self.d_model
     }
 
     /// Whether attention writes something to the stream that no head does: b_O, or value biases through W_O.

@@ -12,7 +12,7 @@ use ndarray::{Array1, Array2};
 use serde_json::Value;
 
 use super::gguf::GgufFile;
-use super::source::ModelSource;
+use super::source::{ModelSource, read_json, weight_files};
 
 /// An open checkpoint. Tensor names are Hugging Face's, also for a GGUF file.
 pub struct Checkpoint {
@@ -156,10 +156,8 @@ impl Checkpoint {
         let computed =
             ["attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "rotary_emb.inv_freq"];
         let read = self.read.lock().unwrap_or_else(|e| e.into_inner());
-        let left: Vec<&String> = all
-            .iter()
-            .filter(|n| !read.contains(*n) && !computed.iter().any(|c| n.ends_with(c)) && *n != "lm_head.weight")
-            .collect();
+        let left: Vec<&String> =
+            all.iter().filter(|n| !read.contains(*n) && !computed.iter().any(|c| n.ends_with(c))).collect();
         ensure!(
             left.is_empty(),
             "{}: the checkpoint has tensors that its configuration does not speak of ({}{}); it is a variation that is \
@@ -214,56 +212,6 @@ fn expect_shape(tensor: Tensor, shape: &[usize]) -> candle_core::Result<Tensor> 
         candle_core::bail!("its shape is {:?}; the configuration asks for {shape:?}", tensor.dims());
     }
     Ok(tensor)
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not valid JSON", path.display()))
-}
-
-/// The weight files of a directory: one file, or the shards that an index names, which must be plain file names.
-/// safetensors are preferred to PyTorch's `.bin`.
-pub fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
-    for (single, index) in
-        [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")]
-    {
-        if directory.join(single).is_file() {
-            return Ok(vec![directory.join(single)]);
-        }
-        if directory.join(index).is_file() {
-            return shards(directory, &directory.join(index));
-        }
-    }
-    bail!(
-        "{}: found no weights; expected model.safetensors, pytorch_model.bin or an index of shards of either",
-        directory.display()
-    )
-}
-
-fn shards(directory: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for name in shard_names(index)? {
-        let path = directory.join(name);
-        ensure!(path.is_file(), "{}: the shard {} is missing", index.display(), path.display());
-        files.push(path);
-    }
-    Ok(files)
-}
-
-/// The files an index names, checked to be plain names.
-pub fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
-    let json = read_json(index)?;
-    let map = json["weight_map"].as_object().with_context(|| format!("{}: no `weight_map` object", index.display()))?;
-    let names: BTreeSet<String> = map.values().filter_map(Value::as_str).map(str::to_string).collect();
-    for name in &names {
-        ensure!(
-            Path::new(name).file_name().is_some_and(|f| f == name.as_str()),
-            "{}: the shard `{name}` is not a plain file name; shards must lie beside the index",
-            index.display()
-        );
-    }
-    ensure!(!names.is_empty(), "{}: names no shards", index.display());
-    Ok(names)
 }
 
 fn open_directory(directory: &Path) -> Result<Tensors> {

@@ -1,10 +1,11 @@
 //! Where a model comes from: an asset, the hub, a directory, or a GGUF file.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
-use super::checkpoint::{shard_names, weight_files};
 use crate::config::ModelConfig;
 use crate::hub::{HubRepo, Kind};
 use crate::provision;
@@ -130,4 +131,54 @@ fn fetch(name: &str, revision: &str) -> Result<PathBuf> {
         return Ok(config.parent().context("a file in the cache has a folder")?.to_path_buf());
     }
     bail!("hf:{name} has neither model.safetensors nor pytorch_model.bin (or an index of shards of either)")
+}
+
+/// The weight files of a directory: one file, or the shards that an index names, which must be plain file names.
+/// safetensors are preferred to PyTorch's `.bin`.
+pub fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    for (single, index) in
+        [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")]
+    {
+        if directory.join(single).is_file() {
+            return Ok(vec![directory.join(single)]);
+        }
+        if directory.join(index).is_file() {
+            return shards(directory, &directory.join(index));
+        }
+    }
+    bail!(
+        "{}: found no weights; expected model.safetensors, pytorch_model.bin or an index of shards of either",
+        directory.display()
+    )
+}
+
+fn shards(directory: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for name in shard_names(index)? {
+        let path = directory.join(name);
+        ensure!(path.is_file(), "{}: the shard {} is missing", index.display(), path.display());
+        files.push(path);
+    }
+    Ok(files)
+}
+
+/// The files an index names, checked to be plain names.
+fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
+    let json = read_json(index)?;
+    let map = json["weight_map"].as_object().with_context(|| format!("{}: no `weight_map` object", index.display()))?;
+    let names: BTreeSet<String> = map.values().filter_map(Value::as_str).map(str::to_string).collect();
+    for name in &names {
+        ensure!(
+            Path::new(name).file_name().is_some_and(|f| f == name.as_str()),
+            "{}: the shard `{name}` is not a plain file name; shards must lie beside the index",
+            index.display()
+        );
+    }
+    ensure!(!names.is_empty(), "{}: names no shards", index.display());
+    Ok(names)
+}
+
+pub fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not valid JSON", path.display()))
 }

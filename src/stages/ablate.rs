@@ -42,11 +42,11 @@ pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
     let bar = &bar;
 
     // Files are written by a thread of their own, so that the arithmetic never waits for Parquet. One finished shard
-    // may wait; more would let memory grow.
+    // is handed over at a time; more would let memory grow, and a kill lose more.
     thread::scope(|scope| {
-        let (sender, receiver) = sync_channel::<Shard>(1);
+        let (sender, receiver) = sync_channel::<Shard>(0);
         let meta = run.meta(Stage::Ablate);
-        let writer = scope.spawn(move || receiver.iter().try_for_each(|shard| shard.write(a, &meta)));
+        let writer = scope.spawn(move || receiver.iter().try_for_each(|shard| shard.write(&meta)));
         let computed = ablate_shards(run, &plan, &mut engine, sender, bar);
         let written = writer.join().map_err(|_| anyhow!("the writer thread panicked"))?;
         written.and(computed)
@@ -94,7 +94,7 @@ impl<'a> Plan<'a> {
     /// Prompts in one file: about 10¹³ operations, a minute or so of two cores, which is what a kill can lose. It
     /// depends on the configuration only, so that the same one gives the same files on every machine.
     fn prompts_in_shard(&self) -> usize {
-        ((1e13 / self.flops_per_prompt) as usize).clamp(8, 64)
+        ((1e13 / self.flops_per_prompt) as usize).clamp(1, 64)
     }
 
     fn items(&self, heads: &[usize]) -> Vec<Item> {
@@ -216,8 +216,9 @@ impl Work<'_> {
             let weight = if item.kind == Kind::Resample { 1.0 / self.plan.pairings.len() as f64 } else { 1.0 };
             for (s, &own_change) in own_changes[b].iter().enumerate() {
                 let what = AblatedHead { layer, head: item.head, own_change };
-                let token = repair(&self.clean.effects, p * positions + s, &ablated, b * positions + s, &what)
+                let mut token = repair(&self.clean.effects, p * positions + s, &ablated, b * positions + s, &what)
                     .with_context(|| format!("L{layer}H{}, prompt {}, position {s}", item.head, self.batch[p]))?;
+                token.ablated_residual_norm = engine.architecture.residual_norm(token.ablated_norm_scale);
                 shard.add(item.kind, (layer, item.head), self.batch[p], s, &token, weight);
             }
         }
@@ -298,28 +299,17 @@ impl Shard {
         self.rows[block * self.positions + position].add(r, weight);
     }
 
-    fn write(&self, a: &Architecture, meta: &Metadata) -> Result<()> {
+    fn write(&self, meta: &Metadata) -> Result<()> {
         let mut writer = TableWriter::create(&ABLATIONS, &self.path, meta)?;
         let block = self.prompts * self.positions;
         for (i, rows) in self.rows.chunks_exact(block).enumerate() {
-            writer.write(&self.batch(
-                a,
-                self.kinds[i / self.heads.len()],
-                self.heads[i % self.heads.len()],
-                rows,
-            )?)?;
+            writer.write(&self.batch(self.kinds[i / self.heads.len()], self.heads[i % self.heads.len()], rows)?)?;
         }
         writer.finish()
     }
 
     /// The rows of one ablated head.
-    fn batch(
-        &self,
-        a: &Architecture,
-        kind: Kind,
-        (layer, head): (usize, usize),
-        rows: &[Repair],
-    ) -> Result<RecordBatch> {
+    fn batch(&self, kind: Kind, (layer, head): (usize, usize), rows: &[Repair]) -> Result<RecordBatch> {
         let n = rows.len();
         let text = |s: &str| Arc::new(StringArray::from_iter_values(std::iter::repeat_n(s, n))) as ArrayRef;
         let small = |v: usize| Arc::new(UInt16Array::from(vec![v as u16; n])) as ArrayRef;
@@ -329,7 +319,6 @@ impl Shard {
         let floats = |f: fn(&Repair) -> f64| -> ArrayRef {
             Arc::new(Float32Array::from_iter_values(rows.iter().map(|r| f(r) as f32)))
         };
-        let norms = rows.iter().map(|r| a.residual_norm(r.ablated_norm_scale) as f32);
         let columns = vec![
             text(kind.name()),
             text("none"),
@@ -348,7 +337,7 @@ impl Shard {
             floats(|r| r.repair_by_erasers),
             floats(|r| r.norm_scale),
             floats(|r| r.ablated_norm_scale),
-            Arc::new(Float32Array::from_iter_values(norms)),
+            floats(|r| r.ablated_residual_norm),
         ];
         RecordBatch::try_new(ABLATIONS.schema(), columns).context("building the ablations table")
     }

@@ -78,6 +78,7 @@ impl Writers {
     pub fn finish(self) -> Result<()> {
         for mut saved in self.0 {
             saved.writer.finish()?;
+            saved.writer.get_ref().sync_all()?;
             std::fs::rename(temporary(&saved.path), &saved.path)
                 .with_context(|| format!("cannot write {}", saved.path.display()))?;
         }

@@ -27,7 +27,7 @@ use crate::export;
 use crate::model::{Model, ModelSource};
 use crate::progress;
 use crate::report;
-use crate::run_folder::{RunFolder, Stage, fingerprint, sha256_of_file, write_atomically};
+use crate::run_folder::{RunFolder, STAGES, Stage, fingerprint, sha256_of, sha256_of_file, write_atomically};
 use crate::tables::{MODEL, Metadata, SCHEMA_VERSION, TableWriter};
 
 /// A run with its inputs found and read as far as every stage needs.
@@ -60,6 +60,7 @@ pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<Strin
         (Stage::Report, Run::report),
     ];
     run.announce();
+    run.clear_what_is_stale()?;
     for (stage, work) in stages.into_iter().filter(|(s, _)| *s <= last) {
         run.bring_up_to_date(stage, work)?;
     }
@@ -86,10 +87,15 @@ impl Run {
         let corpus_files = corpus::resolve(&config.corpus.source)?;
 
         let spinner = progress::spinner("reading the inputs' checksums");
-        let sums: Vec<String> = model.source.files()?.iter().map(|p| sha256_of_file(p)).collect::<Result<_>>()?;
+        let files = model.source.files()?;
+        let sums: Vec<String> = files.iter().map(|p| sha256_of_file(p)).collect::<Result<_>>()?;
         let model_sha256 = match sums.as_slice() {
             [one] => one.clone(),
-            many => fingerprint(&many)?,
+            many => {
+                let names = files.iter().map(|p| p.file_name().unwrap_or_default().to_string_lossy());
+                let lines: String = many.iter().zip(names).map(|(sum, name)| format!("{sum}  {name}\n")).collect();
+                sha256_of(lines.as_bytes())
+            }
         };
         let corpus_sha256: Vec<String> = corpus_files.iter().map(|p| sha256_of_file(p)).collect::<Result<_>>()?;
         spinner.finish_and_clear();
@@ -97,12 +103,14 @@ impl Run {
         let code = (SCHEMA_VERSION, env!("CARGO_PKG_VERSION"));
         let c = &config;
         let corpus = fingerprint(&json!([code, &model_sha256, corpus_sha256, c.corpus]))?;
+        // The tables name where the model came from; what is measured depends on its bytes alone.
         let export = fingerprint(&json!([code, c.model, &model_sha256, c.corpus.prompt_len]))?;
-        let trace = fingerprint(&json!([code, corpus, export, c.trace]))?;
-        let ablate = fingerprint(&json!([code, trace, c.ablation, heads]))?;
+        let trace = fingerprint(&json!([code, corpus, &model_sha256, c.trace]))?;
+        let ablate = fingerprint(&json!([code, corpus, &model_sha256, c.ablation, heads]))?;
         let analyze = fingerprint(&json!([ablate, c.analysis, analyze::queries_fingerprint()?]))?;
         let report = fingerprint(&json!([analyze, report::VERSION]))?;
-        let folder = RunFolder::open(out, fingerprint(&json!([ablate, c.analysis]))?)?;
+        let inputs: Vec<PathBuf> = files.into_iter().chain(corpus_files.iter().cloned()).collect();
+        let folder = RunFolder::open(out, fingerprint(&json!([export, trace, ablate, c.analysis]))?, &inputs)?;
         let fingerprints = [corpus, export, trace, ablate, analyze, report];
         Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, heads })
     }
@@ -139,6 +147,16 @@ impl Run {
 
     fn meta(&self, stage: Stage) -> Metadata {
         Metadata { run_id: self.folder.run_id.clone(), fingerprint: self.fingerprint(stage).to_string() }
+    }
+
+    /// Removes what every stage, also one that will not run now, wrote under another configuration.
+    fn clear_what_is_stale(&self) -> Result<()> {
+        for stage in STAGES {
+            if self.folder.is_stale(stage, self.fingerprint(stage)) {
+                self.folder.clear(stage, &self.folders(stage))?;
+            }
+        }
+        Ok(())
     }
 
     fn bring_up_to_date(&self, stage: Stage, work: Work) -> Result<()> {

@@ -17,6 +17,8 @@ pub struct Repair {
     pub repair_by_erasers: f64,
     pub norm_scale: f64,
     pub ablated_norm_scale: f64,
+    /// Set by the caller, who knows the architecture.
+    pub ablated_residual_norm: f64,
 }
 
 impl Repair {
@@ -33,6 +35,7 @@ impl Repair {
             repair_by_erasers,
             norm_scale,
             ablated_norm_scale,
+            ablated_residual_norm,
         } = other;
         self.logit_change += weight * logit_change;
         self.direct_effect += weight * direct_effect;
@@ -44,6 +47,7 @@ impl Repair {
         self.repair_by_erasers += weight * repair_by_erasers;
         self.norm_scale += weight * norm_scale;
         self.ablated_norm_scale += weight * ablated_norm_scale;
+        self.ablated_residual_norm += weight * ablated_residual_norm;
     }
 }
 
@@ -91,6 +95,7 @@ pub fn repair(clean: &CleanEffects, i: usize, ablated: &Ablated, j: usize, what:
         repair_by_erasers: changes.by_erasers / scale,
         norm_scale: scale,
         ablated_norm_scale: new_scale,
+        ablated_residual_norm: 0.0,
     };
     let gap = self_repair - (repair.repair_attention + repair.repair_mlp + repair.repair_norm);
     let size = (changes.size + what.own_change.abs() + dot.abs() + new_dot.abs()) / scale;

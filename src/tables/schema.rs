@@ -69,7 +69,12 @@ pub const MODEL: Table = Table {
         Column("dtype", Text, "", "element type the checkpoint stores its weights in"),
         Column("source", Text, "", "model.source of the configuration"),
         Column("revision", Text, "", "version of the source"),
-        Column("sha256", Text, "", "SHA-256 over the checkpoint's files"),
+        Column(
+            "sha256",
+            Text,
+            "",
+            "SHA-256 of the checkpoint's file; of several, of the list `sum  name` as sha256sum prints it",
+        ),
     ],
 };
 

@@ -30,6 +30,7 @@ fn run_all_ends_with_tables_a_summary_and_a_report() {
     assert_eq!(answer.lines().filter(|l| l.starts_with("| ")).count(), 4, "{answer}");
     assert_eq!(sql(&["--format", "csv", "select count(*) as n from tokens"]), "n\n192\n");
     assert_eq!(sql(&["--format", "json", "select 1 as one"]), "{\"one\":1}\n");
+    assert!(sql(&["show tables"]).contains("repair_quantiles"));
 }
 
 /// The summaries against sums done here, row by row.
@@ -105,6 +106,63 @@ fn the_same_configuration_gives_the_same_bytes_and_a_killed_run_resumes_to_them(
     for ((name, a), (_, b)) in table_bytes(killed.path()).iter().zip(&expected) {
         assert!(a == b, "{name} differs");
     }
+}
+
+/// More prompts than one shard holds: three of `trace`, two of `ablate`.
+const LARGE: [&str; 2] = ["corpus.tokens=1120", "ablation.heads=[\"L0H1\", \"L2\"]"];
+
+#[test]
+fn a_run_of_several_shards_resumes_at_the_one_that_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("analyze", dir.path(), &LARGE));
+    let expected = table_bytes(dir.path());
+    let names = |prefix: &str| expected.iter().filter(|t| t.0.starts_with(prefix)).count();
+    assert_eq!((names("clean/"), names("direct_effects/"), names("ablations/")), (3, 3, 2));
+    let rows = read(&dir.path().join("tables/ablations"));
+    assert_eq!(rows.num_rows(), 3 * 5 * 70 * 15, "ablations × heads × prompts × positions");
+
+    for (stage, lost) in [("ablate", "ablations/00001.parquet"), ("trace", "clean/00001.parquet")] {
+        std::fs::remove_file(dir.path().join("tables").join(lost)).unwrap();
+        let kept = files(&dir.path().join("tables").join(lost).parent().unwrap().to_path_buf());
+        let before: Vec<_> = kept.iter().map(|p| p.metadata().unwrap().modified().unwrap()).collect();
+        // The manifest names a file that is gone, so the stage runs again and finds the others whole.
+        succeeded(run_tiny("analyze", dir.path(), &LARGE));
+        let after: Vec<_> = kept.iter().map(|p| p.metadata().unwrap().modified().unwrap()).collect();
+        assert_eq!(before, after, "{stage} wrote whole shards again");
+        for ((name, a), (_, b)) in table_bytes(dir.path()).iter().zip(&expected) {
+            assert!(a == b, "{name} differs after {stage} resumed");
+        }
+    }
+}
+
+/// The mean z behind the mean ablation, over every prompt and position, against the saved activations; and through it
+/// one direct effect, so that head and layer order are those of the tables.
+#[test]
+fn saved_z_adds_up_to_the_mean_and_gives_the_direct_effects() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("ablate", dir.path(), &[&LARGE[..], &["trace.save=[\"head_z\"]"]].concat()));
+    let width = 3 * 4 * 12;
+    let (mut saved, mut summed) = (vec![0f64; width], vec![0f64; width]);
+    for path in files(&dir.path().join("activations/head_z")) {
+        for batch in FileReader::try_new(std::fs::File::open(path).unwrap(), None).unwrap().map(Result::unwrap) {
+            let list = batch.column_by_name("head_z").unwrap().as_fixed_size_list();
+            let values = list.values().as_primitive::<arrow::datatypes::Float32Type>().values();
+            for row in values.chunks_exact(width) {
+                saved.iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
+            }
+        }
+    }
+    let sums: Vec<_> = files(&dir.path().join("work"));
+    assert_eq!(sums.len(), 3);
+    for path in sums {
+        for (s, bytes) in summed.iter_mut().zip(std::fs::read(path).unwrap().chunks_exact(8)) {
+            *s += f64::from_le_bytes(bytes.try_into().unwrap());
+        }
+    }
+    for (i, (a, b)) in saved.iter().zip(&summed).enumerate() {
+        assert!((a - b).abs() <= 1e-9 * a.abs().max(1.0), "z {i}: {a} against {b}");
+    }
+    assert!(saved.iter().any(|s| s.abs() > 1.0));
 }
 
 #[test]

@@ -10,10 +10,19 @@ use crate::model::checkpoint::Checkpoint;
 /// differs. `d_mlp` has no common name.
 pub fn plain(c: &Checkpoint, d_mlp: usize) -> Result<Architecture> {
     let (d_model, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
-    let d_head = c.optional_size("head_dim")?.unwrap_or(d_model / heads);
+    let d_head = match c.optional_size("head_dim")? {
+        Some(n) => n,
+        None => even_share(d_model, heads)?,
+    };
     let layers = c.size("num_hidden_layers")?;
     let kv_heads = c.optional_size("num_key_value_heads")?.unwrap_or(heads);
     with_sizes(c, Sizes { layers, heads, kv_heads, d_model, d_head, d_mlp })
+}
+
+/// d_head of a model that splits its width among its heads.
+pub fn even_share(d_model: usize, heads: usize) -> Result<usize> {
+    ensure!(d_model % heads == 0, "a width of {d_model} cannot be split among {heads} heads evenly");
+    Ok(d_model / heads)
 }
 
 pub struct Sizes {
@@ -53,6 +62,7 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         activation: Activation::Gelu,
         biases: Biases::default(),
         embedding_scale: 1.0,
+        tied: flag(c, "tie_word_embeddings", false)?,
         dtype: String::new(),
     })
 }
@@ -143,8 +153,12 @@ pub fn refuse(c: &Checkpoint, key: &str, differs: impl Fn(&Value) -> bool) -> Re
 }
 
 /// A flag of the configuration, or its default.
-pub fn flag(c: &Checkpoint, key: &str, default: bool) -> bool {
-    c.config()[key].as_bool().unwrap_or(default)
+pub fn flag(c: &Checkpoint, key: &str, default: bool) -> Result<bool> {
+    match &c.config()[key] {
+        Value::Null => Ok(default),
+        Value::Bool(flag) => Ok(*flag),
+        other => bail!("`{key}` is {other}; expected true or false"),
+    }
 }
 
 /// `NAME.weight` [out, in] and, if `biased`, `NAME.bias`.
@@ -164,14 +178,24 @@ pub fn norm(c: &Checkpoint, a: &Architecture, name: &str) -> Result<NormWeights>
     })
 }
 
-/// The unembedding, unless the configuration (or its absence) ties it to the embedding.
+/// The unembedding `NAME.weight`, or `None` where it is tied to the embedding.
 pub fn unembedding(
     c: &Checkpoint,
     a: &Architecture,
     name: &str,
-    tied_by_default: bool,
+    embedding: &ndarray::Array2<f32>,
 ) -> Result<Option<ndarray::Array2<f32>>> {
     let weight = format!("{name}.weight");
-    let tied = flag(c, "tie_word_embeddings", tied_by_default) || !c.has(&weight);
-    if tied { Ok(None) } else { c.matrix(&weight, a.vocab, a.d_model).map(Some) }
+    if !a.tied {
+        return c.matrix(&weight, a.vocab, a.d_model).map(Some);
+    }
+    // Some checkpoints write the tied matrix out; one that differs is not what the configuration says.
+    if c.has(&weight) {
+        let written = c.matrix(&weight, a.vocab, a.d_model)?;
+        ensure!(
+            written == embedding,
+            "`{weight}` differs from the embedding although the configuration ties them (`tie_word_embeddings`)"
+        );
+    }
+    Ok(None)
 }

@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use super::Family;
+use super::common::{flag, refuse};
 use super::llama::{self, llama_like};
 use crate::model::architecture::{Activation, Architecture, Ends, LayerWeights};
 use crate::model::checkpoint::Checkpoint;
@@ -12,6 +13,8 @@ pub const FAMILY: Family = Family { architecture, layer, ends };
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = llama_like(c)?;
+    refuse(c, "use_bidirectional_attention", |v| v != false)?;
+    a.tied = flag(c, "tie_word_embeddings", true)?;
     // transformers: whatever `hidden_act` says ("gelu" in the first release), the tanh approximation is meant.
     a.activation = match a.activation {
         Activation::Gelu => Activation::GeluTanh,

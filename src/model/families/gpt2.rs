@@ -5,7 +5,7 @@ use anyhow::Result;
 use ndarray::{Array1, s};
 
 use super::Family;
-use super::common::{Sizes, activation, flag, norm, refuse, unembedding, with_sizes};
+use super::common::{Sizes, activation, even_share, flag, norm, refuse, unembedding, with_sizes};
 use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::model::checkpoint::Checkpoint;
 
@@ -14,11 +14,13 @@ pub const FAMILY: Family = Family { architecture, layer, ends };
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let (d_model, heads, layers) = (c.size("n_embd")?, c.size("n_head")?, c.size("n_layer")?);
     let d_mlp = c.optional_size("n_inner")?.unwrap_or(4 * d_model);
-    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head: d_model / heads, d_mlp })?;
+    let d_head = even_share(d_model, heads)?;
+    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
+    a.tied = flag(c, "tie_word_embeddings", true)?;
     refuse(c, "scale_attn_weights", |v| v == false)?;
     refuse(c, "add_cross_attention", |v| v == true)?;
     // `reorder_and_upcast_attn` changes the order of the same multiplications, for half precision.
-    if flag(c, "scale_attn_by_inverse_layer_idx", false) {
+    if flag(c, "scale_attn_by_inverse_layer_idx", false)? {
         a.attention.iter_mut().enumerate().for_each(|(l, kind)| kind.scale /= (l + 1) as f32);
     }
     a.norm_eps = c.number("layer_norm_epsilon", 1e-5)? as f32;
@@ -63,11 +65,12 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
     let name = |rest: &str| format!("{}{rest}", prefix(c));
+    let embedding = c.matrix(&name("wte.weight"), a.vocab, a.d_model)?;
     Ok(Ends {
-        embedding: c.matrix(&name("wte.weight"), a.vocab, a.d_model)?,
         positions: Some(c.matrix(&name("wpe.weight"), a.context, a.d_model)?),
         final_norm: norm(c, a, &name("ln_f"))?,
-        unembedding: unembedding(c, a, "lm_head", true)?,
+        unembedding: unembedding(c, a, "lm_head", &embedding)?,
+        embedding,
         unembedding_bias: None,
     })
 }

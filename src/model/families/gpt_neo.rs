@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::Family;
-use super::common::{Sizes, activation, linear, norm, unembedding, with_sizes};
+use super::common::{Sizes, activation, even_share, flag, linear, norm, unembedding, with_sizes};
 use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::model::checkpoint::Checkpoint;
 
@@ -14,7 +14,9 @@ pub const FAMILY: Family = Family { architecture, layer, ends };
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let (d_model, heads, layers) = (c.size("hidden_size")?, c.size("num_heads")?, c.size("num_layers")?);
     let d_mlp = c.optional_size("intermediate_size")?.unwrap_or(4 * d_model);
-    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head: d_model / heads, d_mlp })?;
+    let d_head = even_share(d_model, heads)?;
+    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
+    a.tied = flag(c, "tie_word_embeddings", true)?;
     let window = c.size("window_size")?;
     for (kind, name) in a.attention.iter_mut().zip(kinds_by_layer(c, layers)?) {
         kind.scale = 1.0;
@@ -67,11 +69,12 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
 }
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    let embedding = c.matrix("transformer.wte.weight", a.vocab, a.d_model)?;
     Ok(Ends {
-        embedding: c.matrix("transformer.wte.weight", a.vocab, a.d_model)?,
         positions: Some(c.matrix("transformer.wpe.weight", a.context, a.d_model)?),
         final_norm: norm(c, a, "transformer.ln_f")?,
-        unembedding: unembedding(c, a, "lm_head", true)?,
+        unembedding: unembedding(c, a, "lm_head", &embedding)?,
+        embedding,
         unembedding_bias: None,
     })
 }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use ndarray::{Array1, Array2};
 
 use super::Family;
-use super::common::{activation, flag, linear, norm, plain, rotary};
+use super::common::{activation, flag, linear, norm, plain, rotary, unembedding};
 use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::model::checkpoint::Checkpoint;
 
@@ -15,10 +15,10 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = plain(c, c.size("intermediate_size")?)?;
     let base = c.number("rotary_emb_base", 10_000.0)?;
     a.norm_eps = c.number("layer_norm_eps", 1e-5)? as f32;
-    a.parallel = flag(c, "use_parallel_residual", true);
+    a.parallel = flag(c, "use_parallel_residual", true)?;
     a.rotary = Some(rotary(c, a.d_head, c.number("rotary_pct", 0.25)?, base)?);
     a.activation = activation(c, "hidden_act")?;
-    let bias = flag(c, "attention_bias", true);
+    let bias = flag(c, "attention_bias", true)?;
     a.biases = Biases { norm: true, qkv: bias, attention_out: bias, mlp_in: true, mlp_out: true, unembedding: false };
     a.dtype = c.dtype("gpt_neox.layers.0.mlp.dense_4h_to_h.weight")?;
     Ok(a)
@@ -53,12 +53,12 @@ fn part(a: &Architecture, qkv: &Linear, which: usize) -> Linear {
 }
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
-    let tied = flag(c, "tie_word_embeddings", false);
+    let embedding = c.matrix("gpt_neox.embed_in.weight", a.vocab, a.d_model)?;
     Ok(Ends {
-        embedding: c.matrix("gpt_neox.embed_in.weight", a.vocab, a.d_model)?,
         positions: None,
         final_norm: norm(c, a, "gpt_neox.final_layer_norm")?,
-        unembedding: if tied { None } else { Some(c.matrix("embed_out.weight", a.vocab, a.d_model)?) },
+        unembedding: unembedding(c, a, "embed_out", &embedding)?,
+        embedding,
         unembedding_bias: None,
     })
 }

@@ -2,11 +2,11 @@
 //! `LlamaForCausalLM`, `MistralForCausalLM` (sliding window), `Qwen2ForCausalLM` (biases of q, k and v),
 //! `Qwen3ForCausalLM` (norms of q and k), `SmolLM3ForCausalLM` (some layers without positions).
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 
 use super::Family;
 use super::common::{activation, flag, linear, norm, plain, refuse, rotary, unembedding};
-use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Norm};
+use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Norm, NormWeights};
 use crate::model::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends };
@@ -14,7 +14,10 @@ pub const FAMILY: Family = Family { architecture, layer, ends };
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = llama_like(c)?;
     match a.family.as_str() {
-        "mistral" => a.attention.iter_mut().for_each(|k| k.window = window(c)),
+        "mistral" => {
+            let window = c.optional_size("sliding_window")?;
+            a.attention.iter_mut().for_each(|k| k.window = window);
+        }
         "qwen2" => {
             a.biases = Biases { qkv: true, ..Biases::default() };
             windows_by_layer(c, &mut a)?;
@@ -25,10 +28,8 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
         }
         "smollm3" => {
             windows_by_layer(c, &mut a)?;
-            if let Some(list) = c.config()["no_rope_layers"].as_array() {
-                // Named by what it marks the other way round: 1 is a layer with positions.
-                a.attention.iter_mut().zip(list).for_each(|(k, v)| k.rotary = v.as_u64() == Some(1));
-            }
+            a.tied = flag(c, "tie_word_embeddings", true)?;
+            leave_out_positions(c, &mut a)?;
         }
         _ => {}
     }
@@ -39,8 +40,8 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
 pub fn llama_like(c: &Checkpoint) -> Result<Architecture> {
     let mut a = plain(c, c.size("intermediate_size")?)?;
     refuse(c, "quantization_config", |_| true)?;
-    let attention_bias = flag(c, "attention_bias", false);
-    let mlp_bias = flag(c, "mlp_bias", false);
+    let attention_bias = flag(c, "attention_bias", false)?;
+    let mlp_bias = flag(c, "mlp_bias", false)?;
     a.norm = Norm::Rms;
     a.norm_eps = c.number("rms_norm_eps", 1e-6)? as f32;
     a.rotary = Some(rotary(c, a.d_head, 1.0, 10_000.0)?);
@@ -57,41 +58,71 @@ pub fn llama_like(c: &Checkpoint) -> Result<Architecture> {
     Ok(a)
 }
 
-fn window(c: &Checkpoint) -> Option<usize> {
-    c.config()["sliding_window"].as_u64().map(|n| n as usize)
+/// `no_rope_layers` is named by what it marks the other way round: 1 is a layer with positions. Without it, every
+/// `no_rope_layer_interval`-th layer has none.
+fn leave_out_positions(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
+    let marks = &c.config()["no_rope_layers"];
+    let interval = c.optional_size("no_rope_layer_interval")?.unwrap_or(4);
+    let has_positions: Vec<bool> = match marks.as_array() {
+        Some(list) => list.iter().map(|v| v.as_u64() == Some(1)).collect(),
+        None if marks.is_null() => (0..a.layers).map(|l| (l + 1) % interval != 0).collect(),
+        None => bail!("`no_rope_layers` is {marks}; expected a list of 0 and 1"),
+    };
+    ensure!(
+        has_positions.len() == a.layers,
+        "`no_rope_layers` is {marks}; expected one mark for each of {} layers",
+        a.layers
+    );
+    a.attention.iter_mut().zip(has_positions).for_each(|(kind, has)| kind.rotary = has);
+    Ok(())
 }
 
 /// Qwen's windows hold for the layers that `layer_types` names (before it: from `max_window_layers` on), if
 /// `use_sliding_window`.
 fn windows_by_layer(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
-    if !flag(c, "use_sliding_window", false) {
+    if !flag(c, "use_sliding_window", false)? {
         return Ok(());
     }
     let first = c.optional_size("max_window_layers")?.unwrap_or(a.layers);
+    let window = c.optional_size("sliding_window")?;
     let types = c.config()["layer_types"].as_array();
     for (l, kind) in a.attention.iter_mut().enumerate() {
         let slides = match types {
             Some(list) => list.get(l).and_then(|v| v.as_str()) == Some("sliding_attention"),
             None => l >= first,
         };
-        kind.window = if slides { window(c) } else { None };
+        kind.window = if slides { window } else { None };
     }
     Ok(())
 }
 
 pub fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
     let name = |rest: &str| format!("model.layers.{layer}.{rest}");
+    let before_attention = norm(c, a, &name("input_layernorm"))?;
+    let before_mlp = norm(c, a, &name("post_attention_layernorm"))?;
+    block(c, a, layer, before_attention, before_mlp)
+}
+
+/// A block with Llama's names for everything but its norms.
+pub fn block(
+    c: &Checkpoint,
+    a: &Architecture,
+    layer: usize,
+    attention_norm: NormWeights,
+    mlp_norm: NormWeights,
+) -> Result<LayerWeights> {
+    let name = |rest: &str| format!("model.layers.{layer}.{rest}");
     let (width, kv) = (a.heads * a.d_head, a.kv_heads * a.d_head);
     let b = a.biases;
     let head_norm = |which: &str| c.vector(&name(&format!("self_attn.{which}.weight")), a.d_head);
     Ok(LayerWeights {
-        attention_norm: norm(c, a, &name("input_layernorm"))?,
+        attention_norm,
         q: linear(c, &name("self_attn.q_proj"), a.d_model, width, b.qkv)?,
         k: linear(c, &name("self_attn.k_proj"), a.d_model, kv, b.qkv)?,
         v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, b.qkv)?,
         o: linear(c, &name("self_attn.o_proj"), width, a.d_model, b.attention_out)?,
         qk_norm: if a.qk_norm { Some((head_norm("q_norm")?, head_norm("k_norm")?)) } else { None },
-        mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
+        mlp_norm,
         gate: Some(linear(c, &name("mlp.gate_proj"), a.d_model, a.d_mlp, b.mlp_in)?),
         up: linear(c, &name("mlp.up_proj"), a.d_model, a.d_mlp, b.mlp_in)?,
         down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, b.mlp_out)?,
@@ -99,11 +130,12 @@ pub fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeig
 }
 
 pub fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    let embedding = c.matrix("model.embed_tokens.weight", a.vocab, a.d_model)?;
     Ok(Ends {
-        embedding: c.matrix("model.embed_tokens.weight", a.vocab, a.d_model)?,
         positions: None,
         final_norm: norm(c, a, "model.norm")?,
-        unembedding: unembedding(c, a, "lm_head", false)?,
+        unembedding: unembedding(c, a, "lm_head", &embedding)?,
+        embedding,
         unembedding_bias: None,
     })
 }

@@ -4,7 +4,8 @@ use anyhow::Result;
 use ndarray::Array1;
 
 use super::Family;
-use super::common::{flag, linear, plain, refuse, rotary, unembedding};
+use super::common::{flag, plain, refuse, rotary, unembedding};
+use super::llama;
 use crate::model::architecture::{Activation, Architecture, Ends, LayerWeights, Norm, NormWeights};
 use crate::model::checkpoint::Checkpoint;
 
@@ -14,7 +15,7 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = plain(c, c.size("intermediate_size")?)?;
     refuse(c, "clip_qkv", |_| true)?;
     refuse(c, "hidden_act", |v| v != "silu")?;
-    let bias = flag(c, "attention_bias", false);
+    let bias = flag(c, "attention_bias", false)?;
     a.biases.qkv = bias;
     a.biases.attention_out = bias;
     a.norm = Norm::Layer;
@@ -32,28 +33,16 @@ fn ones(a: &Architecture) -> NormWeights {
 }
 
 fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
-    let name = |rest: &str| format!("model.layers.{layer}.{rest}");
-    let (width, kv) = (a.heads * a.d_head, a.kv_heads * a.d_head);
-    Ok(LayerWeights {
-        attention_norm: ones(a),
-        q: linear(c, &name("self_attn.q_proj"), a.d_model, width, a.biases.qkv)?,
-        k: linear(c, &name("self_attn.k_proj"), a.d_model, kv, a.biases.qkv)?,
-        v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, a.biases.qkv)?,
-        o: linear(c, &name("self_attn.o_proj"), width, a.d_model, a.biases.attention_out)?,
-        qk_norm: None,
-        mlp_norm: ones(a),
-        gate: Some(linear(c, &name("mlp.gate_proj"), a.d_model, a.d_mlp, false)?),
-        up: linear(c, &name("mlp.up_proj"), a.d_model, a.d_mlp, false)?,
-        down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, false)?,
-    })
+    llama::block(c, a, layer, ones(a), ones(a))
 }
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    let embedding = c.matrix("model.embed_tokens.weight", a.vocab, a.d_model)?;
     Ok(Ends {
-        embedding: c.matrix("model.embed_tokens.weight", a.vocab, a.d_model)?,
         positions: None,
         final_norm: ones(a),
-        unembedding: unembedding(c, a, "lm_head", false)?,
+        unembedding: unembedding(c, a, "lm_head", &embedding)?,
+        embedding,
         unembedding_bias: None,
     })
 }

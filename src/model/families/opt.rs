@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use ndarray::s;
 
 use super::Family;
-use super::common::{Sizes, activation, flag, linear, norm, refuse, unembedding, with_sizes};
+use super::common::{Sizes, activation, even_share, flag, linear, norm, refuse, unembedding, with_sizes};
 use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::model::checkpoint::Checkpoint;
 
@@ -17,7 +17,9 @@ const OFFSET: usize = 2;
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let (d_model, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
     let (layers, d_mlp) = (c.size("num_hidden_layers")?, c.size("ffn_dim")?);
-    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head: d_model / heads, d_mlp })?;
+    let d_head = even_share(d_model, heads)?;
+    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
+    a.tied = flag(c, "tie_word_embeddings", true)?;
     refuse(c, "do_layer_norm_before", |v| v == false)?;
     refuse(c, "_remove_final_layer_norm", |v| v == true)?;
     let projected = c.optional_size("word_embed_proj_dim")?.unwrap_or(d_model);
@@ -26,8 +28,8 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
         "the configuration has `word_embed_proj_dim` = {projected} beside `hidden_size` = {d_model}, which is not \
          supported (OPT-350M)"
     );
-    let bias = flag(c, "enable_bias", true);
-    let affine = flag(c, "layer_norm_elementwise_affine", true);
+    let bias = flag(c, "enable_bias", true)?;
+    let affine = flag(c, "layer_norm_elementwise_affine", true)?;
     ensure!(affine, "`layer_norm_elementwise_affine` = false is not supported yet for `opt`");
     a.activation = activation(c, "activation_function")?;
     a.biases = Biases { norm: true, qkv: bias, attention_out: bias, mlp_in: bias, mlp_out: bias, unembedding: false };
@@ -60,11 +62,12 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
     let name = |rest: &str| format!("{}{rest}", prefix(c));
     let positions = c.matrix(&name("embed_positions.weight"), a.context + OFFSET, a.d_model)?;
+    let embedding = c.matrix(&name("embed_tokens.weight"), a.vocab, a.d_model)?;
     Ok(Ends {
-        embedding: c.matrix(&name("embed_tokens.weight"), a.vocab, a.d_model)?,
         positions: Some(positions.slice(s![OFFSET.., ..]).to_owned()),
         final_norm: norm(c, a, &name("final_layer_norm"))?,
-        unembedding: unembedding(c, a, "lm_head", true)?,
+        unembedding: unembedding(c, a, "lm_head", &embedding)?,
+        embedding,
         unembedding_bias: None,
     })
 }

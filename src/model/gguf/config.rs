@@ -101,20 +101,28 @@ impl GgufFile {
     }
 
     fn rope_scaling(&self, arch: &str) -> Result<Json> {
+        // The second key is what files had before the first.
+        let factor = self
+            .float(&format!("{arch}.rope.scaling.factor"))
+            .or_else(|| self.float(&format!("{arch}.rope.scale_linear")));
         let kind = match self.optional(&format!("{arch}.rope.scaling.type")) {
             Some(value) => value.to_string().map(String::as_str).unwrap_or("unknown"),
+            None if factor.is_some_and(|f| f != 1.0) => "linear",
             None => "none",
         };
         match kind {
-            "none" if self.stores(ROPE_FACTORS) => {
+            "none" if self.stores(ROPE_FACTORS) && factor.is_none_or(|f| f == 1.0) => {
                 let factors = self.stored(ROPE_FACTORS)?.flatten_all()?.to_vec1::<f32>()?;
                 Ok(json!({ "rope_type": "by_frequency", "factors": factors }))
             }
+            "linear" | "none" if self.stores(ROPE_FACTORS) => {
+                bail!(
+                    "{}: rotary factors together with the rope scaling `{kind}` are not supported",
+                    self.path().display()
+                )
+            }
+            "linear" => Ok(json!({ "rope_type": "linear", "factor": factor.unwrap_or(1.0) })),
             "none" => Ok(Json::Null),
-            "linear" => Ok(json!({
-                "rope_type": "linear",
-                "factor": self.float(&format!("{arch}.rope.scaling.factor")),
-            })),
             other => bail!("{}: the rope scaling `{other}` is not supported yet", self.path().display()),
         }
     }

@@ -89,12 +89,8 @@ impl GgufFile {
     /// See [`super::Checkpoint::check_nothing_was_left_out`].
     pub fn check_nothing_was_left_out(&self, read: &BTreeSet<String>) -> Result<()> {
         let mut read: BTreeSet<String> = read.iter().filter_map(|name| layout::stored_name(self, name)).collect();
+        // Read with the configuration.
         read.insert(config::ROPE_FACTORS.into());
-        let tied = self.stores("output.weight") && !read.contains("output.weight");
-        if tied {
-            // A tied unembedding is sometimes written out.
-            read.insert("output.weight".into());
-        }
         let left: Vec<&String> = self.content.tensor_infos.keys().filter(|n| !read.contains(*n)).collect();
         ensure!(
             left.is_empty(),
