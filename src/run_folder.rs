@@ -336,7 +336,7 @@ mod tests {
         drop(RunFolder::open(dir.path(), "id".into(), &[]).unwrap());
         let input = dir.path().join("tables/corpus.txt");
         fs::write(&input, "text").unwrap();
-        let error = RunFolder::open(dir.path(), "id".into(), &[input.clone()]).err().unwrap().to_string();
+        let error = RunFolder::open(dir.path(), "id".into(), std::slice::from_ref(&input)).err().unwrap().to_string();
         assert!(error.contains("lies in `tables`") && input.exists(), "{error}");
     }
 

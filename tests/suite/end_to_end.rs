@@ -123,7 +123,7 @@ fn a_run_of_several_shards_resumes_at_the_one_that_is_missing() {
 
     for (stage, lost) in [("ablate", "ablations/00001.parquet"), ("trace", "clean/00001.parquet")] {
         std::fs::remove_file(dir.path().join("tables").join(lost)).unwrap();
-        let kept = files(&dir.path().join("tables").join(lost).parent().unwrap().to_path_buf());
+        let kept = files(dir.path().join("tables").join(lost).parent().unwrap());
         let before: Vec<_> = kept.iter().map(|p| p.metadata().unwrap().modified().unwrap()).collect();
         // The manifest names a file that is gone, so the stage runs again and finds the others whole.
         succeeded(run_tiny("analyze", dir.path(), &LARGE));

@@ -75,7 +75,8 @@ fn safetensors_headers_that_lie_are_refused() {
         let out = tempfile::tempdir().unwrap();
         failed(run_tiny("export", out.path(), &[&format!("model.source={}", folder.display())]))
     };
-    let lies: [(&str, &dyn Fn(&mut serde_json::Value)); 3] = [
+    type Lie<'a> = (&'a str, &'a dyn Fn(&mut serde_json::Value));
+    let lies: [Lie; 3] = [
         ("a size that is not its data's", &|t| t["shape"] = serde_json::json!([1000, 24])),
         ("an offset beyond the file", &|t| t["data_offsets"] = serde_json::json!([0, 999_999_999])),
         ("absurd dimensions", &|t| t["shape"] = serde_json::json!([u64::MAX, u64::MAX])),

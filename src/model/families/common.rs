@@ -21,7 +21,7 @@ pub fn plain(c: &Checkpoint, d_mlp: usize) -> Result<Architecture> {
 
 /// d_head of a model that splits its width among its heads.
 pub fn even_share(d_model: usize, heads: usize) -> Result<usize> {
-    ensure!(d_model % heads == 0, "a width of {d_model} cannot be split among {heads} heads evenly");
+    ensure!(d_model.is_multiple_of(heads), "a width of {d_model} cannot be split among {heads} heads evenly");
     Ok(d_model / heads)
 }
 
@@ -78,7 +78,10 @@ pub fn rotary(c: &Checkpoint, d_head: usize, share: f64, default_base: f64) -> R
         None => c.number("rope_theta", default_base)?,
     };
     let dims = (d_head as f64 * share) as usize;
-    ensure!(dims > 0 && dims % 2 == 0 && dims <= d_head, "rotary positions cannot turn {dims} of {d_head} dimensions");
+    ensure!(
+        dims > 0 && dims.is_multiple_of(2) && dims <= d_head,
+        "rotary positions cannot turn {dims} of {d_head} dimensions"
+    );
     let plain = (0..dims / 2).map(|i| base.powf(-2.0 * i as f64 / dims as f64));
     let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
     let number = |key: &str| {
