@@ -6,6 +6,7 @@
 -- ablation, hold, component, layer, head: as in `ablations`
 -- subset: `all` or `top`
 -- tokens: tokens in the subset
+-- prompts: prompts they come from; below ten or so, the standard error is not to be trusted
 -- direct_effect: mean direct effect [logits]
 -- ablated_direct_effect: mean direct effect of what replaced the head [logits]
 -- logit_change: mean change of the correct token's logit [logits]
@@ -79,7 +80,7 @@ means as (
 )
 select
     m.ablation, m.hold, m.component, m.layer, m.head, m.subset,
-    m.tokens,
+    m.tokens, s.prompts,
     m.direct_effect, m.ablated_direct_effect, m.logit_change,
     m.self_repair,
     sqrt(s.squares * s.prompts / nullif(s.prompts - 1, 0)) / m.tokens as self_repair_error,

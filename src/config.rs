@@ -54,6 +54,8 @@ pub struct CorpusConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AblationConfig {
+    /// One kind or several.
+    #[serde(deserialize_with = "one_or_more")]
     pub kinds: Vec<Kind>,
     /// `"all"`, or a list of `"L20"`, `"L20-29"`, `"L22H11"`, `"L22H0-3"`.
     pub heads: Selection,
@@ -128,9 +130,23 @@ pub enum Activation {
     ResidualFinal,
 }
 
+/// `"zero"` as well as `["zero", "mean"]`.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Kind>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected one or more of \"resample\", \"mean\", \"zero\"")]
+    enum Kinds {
+        One(Kind),
+        Several(Vec<Kind>),
+    }
+    Ok(match Kinds::deserialize(deserializer)? {
+        Kinds::One(kind) => vec![kind],
+        Kinds::Several(kinds) => kinds,
+    })
+}
+
 /// `"all"` or a list such as `["L20-29", "L3H1"]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected \"all\" or a list such as [\"L20-29\", \"L22H11\"]")]
 pub enum Selection {
     Word(String),
     List(Vec<String>),
@@ -376,7 +392,9 @@ mod tests {
     fn unknown_keys_and_bad_values_are_errors() {
         let error = |set: &str| format!("{:#}", Config::load(None, &[set.to_string()]).unwrap_err());
         assert!(error("corpus.tokenz=5").contains("unknown field `tokenz`"));
-        assert!(error("ablation.kinds=[\"remove\"]").contains("remove"));
+        assert!(error("ablation.kinds=[\"remove\"]").contains("one or more of \"resample\", \"mean\", \"zero\""));
+        assert!(error("ablation.heads=20.3").contains("expected \"all\" or a list"));
+        assert_eq!(Config::load(None, &["ablation.kinds=zero".into()]).unwrap().ablation.kinds, [Kind::Zero]);
         assert!(error("corpus.tokens=130").contains("1 prompt(s)"));
         assert!(error("nonsense").contains("key=value"));
     }

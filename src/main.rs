@@ -95,7 +95,7 @@ const MODEL_EXAMPLES: &str = "Examples:
 const RUN_EXAMPLES: &str = "Examples:
   pipeline run all
   pipeline run all --set ablation.heads=all --set 'ablation.kinds=[\"resample\", \"mean\", \"zero\"]'
-  pipeline run all --set model.source=./my-llama --set corpus.source=./texts.jsonl --out out/mine
+  pipeline run all --set model.source=./my-llama --set ablation.heads=all --set corpus.source=./texts.jsonl --out out/mine
   pipeline run trace --config my.toml --fresh";
 
 const SQL_EXAMPLES: &str = "Examples:
@@ -144,8 +144,7 @@ fn run(cli: Cli) -> Result<()> {
             overrides.extend(device.map(|d| format!("runtime.device={d}")));
             let config = Config::load(config.as_deref(), &overrides)?;
             rayon::ThreadPoolBuilder::new().num_threads(config.runtime.thread_count()).build_global()?;
-            println!("{}", stages::run(config, &out, stage.stage(), fresh)?);
-            Ok(())
+            say(&stages::run(config, &out, stage.stage(), fresh)?)
         }
         Command::Sql { query, file, out, format } => {
             let query = read_query(query, file)?;
@@ -160,11 +159,15 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Model { source, revision, tokens } => {
             let model = Model::open_configuration(&ModelConfig { source, revision })?;
-            println!("{}", describe(&model, tokens)?);
-            Ok(())
+            say(&describe(&model, tokens)?)
         }
-        Command::Doctor => provision::doctor(),
+        Command::Doctor => say(&provision::doctor()?),
     }
+}
+
+/// Prints a result. Unlike `println!`, a reader that has gone (`| head`) is an error and no panic.
+fn say(text: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 
 fn read_query(query: Option<String>, file: Option<PathBuf>) -> Result<String> {

@@ -19,7 +19,7 @@ macro_rules! queries {
 }
 
 /// Derived tables. Their order does not matter: each runs after those it reads.
-pub const DERIVED: &[Query] = queries!("": "head_summary", "layer_summary");
+pub const DERIVED: &[Query] = queries!("": "head_summary", "layer_summary", "repair_outcomes");
 
 /// Queries that must return no rows.
 pub const CHECKS: &[Query] = queries!("checks/":

@@ -6,9 +6,10 @@ use super::{assets, library, python};
 use crate::engine::runtime;
 use crate::progress;
 
-/// Prints what was found, where, and in which version.
-pub fn doctor() -> Result<()> {
-    let row = |name: &str, text: String| println!("{name:<16}{text}");
+/// What was found, where, and in which version.
+pub fn doctor() -> Result<String> {
+    let mut shown = Vec::new();
+    let mut row = |name: &str, text: String| shown.push(format!("{name:<16}{text}"));
     row("pipeline", format!("{} ({}-{})", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
     row("cores", std::thread::available_parallelism().map_or("unknown".into(), |n| n.to_string()));
     match python::interpreter() {
@@ -46,5 +47,5 @@ pub fn doctor() -> Result<()> {
         };
         row(&format!("package:{}", asset.name), text);
     }
-    Ok(())
+    Ok(shown.join("\n"))
 }

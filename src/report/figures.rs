@@ -90,7 +90,11 @@ fn draw(frame: &Frame, content: impl FnOnce(&mut Chart) -> Result<()>) -> Result
             .light_line_style(WHITE)
             .bold_line_style(RGBColor(232, 232, 232))
             .x_labels(12)
-            .x_label_formatter(&|&x| rounded(x, digits))
+            // Layers are whole: a tick between two of them gets no label.
+            .x_label_formatter(&|&x| match frame.whole_x && (x - x.round()).abs() > 1e-6 {
+                true => String::new(),
+                false => rounded(x, digits),
+            })
             .y_label_formatter(&|&y| rounded(y, 2))
             .draw()
             .map_err(failed)?;
@@ -178,7 +182,7 @@ fn repair_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
         chart.draw_series([line((low, 0.0), (high, 0.0), GREY)]).map_err(failed)?;
         let bars = (0..layer.len())
             .filter(|&i| error[i].is_finite())
-            .map(|i| line((layer[i], repair[i] - error[i]), (layer[i], repair[i] + error[i]), RGBColor(170, 205, 228)));
+            .map(|i| line((layer[i], repair[i] - error[i]), (layer[i], repair[i] + error[i]), RGBColor(90, 160, 205)));
         chart.draw_series(bars).map_err(failed)?;
         chart
             .draw_series(layer.iter().zip(&repair).map(|(&x, &y)| Circle::new((x, y), 3, BLUE.filled())))
@@ -242,11 +246,11 @@ fn causes_by_layer(tables: &Tables, ablation: &str) -> Result<Figure> {
 
 fn effect_against_change(tables: &Tables, ablation: &str) -> Result<Figure> {
     let sql = format!(
-        "select layer, head, direct_effect, logit_change from head_summary \
+        "select layer, head, direct_effect - ablated_direct_effect as loss, logit_change from head_summary \
          where ablation = '{ablation}' and subset = 'top'"
     );
     let rows = Rows::of(tables, &sql)?;
-    let (layer, x, y) = (rows.numbers("layer")?, rows.numbers("direct_effect")?, rows.numbers("logit_change")?);
+    let (layer, x, y) = (rows.numbers("layer")?, rows.numbers("loss")?, rows.numbers("logit_change")?);
     let (first, last) = layer.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &l| (a.min(l), b.max(l)));
     let shade = |l: f64| {
         let t = (l - first) / (last - first).max(1.0);
@@ -254,14 +258,14 @@ fn effect_against_change(tables: &Tables, ablation: &str) -> Result<Figure> {
         RGBColor(mix(150, 0), mix(200, 40), mix(235, 110))
     };
     let frame = Frame {
-        title: &format!("Direct effect against change of the logit ({ablation} ablation)"),
-        x: "direct effect of the head, mean of top tokens [logits]",
+        title: &format!("Direct effect taken away against change of the logit ({ablation} ablation)"),
+        x: "direct effect less that of the replacement, mean of top tokens [logits]",
         y: "change of the logit when ablated [logits]",
         x_range: range(&x),
         y_range: range(y.iter().chain(&x.iter().map(|v| -v).collect::<Vec<_>>())),
         whole_x: false,
         legend: vec![
-            (Mark::Line, "no repair: change = −direct effect".into(), ORANGE.mix(1.0)),
+            (Mark::Line, "no repair: change = − what was taken away".into(), ORANGE.mix(1.0)),
             (Mark::Dot, format!("a head of layer {first}"), shade(first).mix(1.0)),
             (Mark::Dot, format!("of layer {last}"), shade(last).mix(1.0)),
         ],
@@ -274,8 +278,8 @@ fn effect_against_change(tables: &Tables, ablation: &str) -> Result<Figure> {
         chart.draw_series(points).map_err(failed)?;
         Ok(())
     })?;
-    let caption = "Without self-repair, ablating a head would lower the logit by its direct effect, and the heads would \
-                   lie on the line. Heads above it are repaired.";
+    let caption = "Without self-repair, ablating a head would lower the logit by its direct effect less that of what \
+                   replaces it, and the heads would lie on the line. Heads above it are repaired.";
     Ok(Figure { name: format!("effect_against_change_{ablation}"), caption: caption.into(), sql, svg })
 }
 

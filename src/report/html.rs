@@ -31,6 +31,7 @@ thead th { background: var(--card) }
 pub fn page(tables: &Tables, figures: &[Figure]) -> Result<String> {
     let model = Rows::of(tables, "select name, source, layers, heads, d_model, sha256 from model")?;
     let counts = Rows::of(tables, "select count(distinct prompt) as prompts, count(*) as tokens from clean")?;
+    let top = Rows::of(tables, "select max(tokens) as tokens from head_summary where subset = 'top'")?;
     let name = escape(&model.texts("name")?.concat());
     let mut page = String::new();
     write!(
@@ -42,8 +43,9 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> Result<String> {
          <p class=\"soft\">{} layers of {} heads, width {}; {} tokens of {} prompts; {} (sha256 {}…)</p>\n\
          <p>When an attention head is ablated, later parts of the model change and make up for some of the loss. \
          <em>Direct effect</em> is what the head itself writes towards the correct token's logit; <em>self-repair</em> \
-         is the change of that logit beyond the loss of the direct effect. A head's <em>top tokens</em> are those on \
-         which its direct effect is highest.</p>\n",
+         is how much less that logit falls, when the head is ablated, than by the direct effect that was taken away. A \
+         head's <em>top tokens</em> are the {} on which its direct effect is highest.</p>\n\
+         <p class=\"soft\">What was run: <a href=\"config.toml\">config.toml</a>.</p>\n",
         model.number("layers")?,
         model.number("heads")?,
         model.number("d_model")?,
@@ -51,6 +53,7 @@ pub fn page(tables: &Tables, figures: &[Figure]) -> Result<String> {
         counts.number("prompts")?,
         escape(&model.texts("source")?.concat()),
         &model.texts("sha256")?.concat().get(..12).unwrap_or_default(),
+        top.number("tokens")?,
     )?;
     for figure in figures {
         // An inline drawing needs no declaration of its own.

@@ -40,7 +40,8 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
     let all = Rows::of(
         tables,
         &format!(
-            "select count(*) as heads, avg(direct_effect) as de, avg(logit_change) as change,
+            "select count(*) as heads, avg(direct_effect) as de, avg(ablated_direct_effect) as left_over,
+                avg(logit_change) as change, avg(tokens) as tokens, avg(prompts) as prompts,
                 avg(self_repair) as repair, avg(repair_attention) as attention, avg(repair_mlp) as mlp,
                 avg(repair_norm) as norm, sum(case when self_repair > 2 * self_repair_error then 1 else 0 end) as sure
              from head_summary where ablation = '{ablation}' and subset = 'top'"
@@ -49,11 +50,15 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
     let value = |name: &str| all.number(name);
     writeln!(
         text,
-        "{ablation} ablation, each head's top tokens by direct effect, mean over {} heads",
-        value("heads")?
+        "{ablation} ablation, mean over {} heads, each on its top {} tokens by direct effect (of {:.0} prompts)",
+        value("heads")?,
+        value("tokens")?,
+        value("prompts")?
     )?;
     writeln!(text, "  direct effect     {:+.3} logits", value("de")?)?;
-    writeln!(text, "  logit change      {:+.3} when the head is ablated", value("change")?)?;
+    writeln!(text, "  its replacement's {:+.3}", value("left_over")?)?;
+    let expected = value("left_over")? - value("de")?;
+    writeln!(text, "  logit change      {:+.3}, where {expected:+.3} would be without self-repair", value("change")?)?;
     writeln!(
         text,
         "  self-repair       {:+.3} = {:+.3} other heads {:+.3} MLPs {:+.3} final norm",
@@ -63,6 +68,25 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         value("norm")?
     )?;
     writeln!(text, "  heads repaired    {} of {} by more than two standard errors", value("sure")?, value("heads")?)?;
+    let tokens = Rows::of(
+        tables,
+        &format!(
+            "select sum(tokens * not_repaired) / sum(tokens) as no, sum(tokens * partly_repaired) / sum(tokens) as partly,
+                sum(tokens * over_repaired) / sum(tokens) as over
+             from repair_outcomes where ablation = '{ablation}'"
+        ),
+    )?;
+    let share = |name: &str| tokens.number(name).map(|share| 100.0 * share);
+    // A run whose heads hardly touch the logits has no such tokens.
+    if share("no")?.is_finite() {
+        writeln!(
+            text,
+            "  tokens            {:.0} % not repaired, {:.0} % partly, {:.0} % over-repaired (of those that lose > 0.05 logits)",
+            share("no")?,
+            share("partly")?,
+            share("over")?
+        )?;
+    }
     let layers = Rows::of(
         tables,
         &format!(

@@ -76,6 +76,36 @@ fn head_summary_is_what_its_header_says() {
     }
 }
 
+/// The shares against counts done here.
+#[test]
+fn repair_outcomes_count_tokens_by_what_became_of_their_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("analyze", dir.path(), &["ablation.kinds=[\"mean\"]"]));
+    let rows = read(&dir.path().join("tables/ablations"));
+    let column = |name: &str| numbers(&rows, name);
+    let (layer, head, repair) = (column("layer"), column("head"), column("self_repair"));
+    let (before, after) = (column("direct_effect"), column("ablated_direct_effect"));
+    let outcomes = read(&dir.path().join("tables/repair_outcomes"));
+    assert_eq!(outcomes.num_rows(), 12);
+    for i in 0..12 {
+        let value = |name: &str| numbers(&outcomes, name)[i];
+        let mine = (0..layer.len()).filter(|&r| layer[r] == value("layer") && head[r] == value("head"));
+        let ratios: Vec<f64> =
+            mine.map(|r| (repair[r], before[r] - after[r])).filter(|r| r.1 > 0.05).map(|(s, d)| s / d).collect();
+        let share = |f: &dyn Fn(f64) -> bool| ratios.iter().filter(|&&r| f(r)).count() as f64 / ratios.len() as f64;
+        // A drop within rounding of 0.05 may fall on either side.
+        assert!((value("tokens") - ratios.len() as f64).abs() <= 1.0);
+        for (name, expected) in [
+            ("not_repaired", share(&|r| r <= 0.0)),
+            ("partly_repaired", share(&|r| r > 0.0 && r <= 1.0)),
+            ("over_repaired", share(&|r| r > 1.0)),
+        ] {
+            assert!((value(name) - expected).abs() < 0.03, "{name}: {} against {expected}", value(name));
+        }
+        assert!((value("not_repaired") + value("partly_repaired") + value("over_repaired") - 1.0).abs() < 1e-6);
+    }
+}
+
 fn table_bytes(out: &Path) -> Vec<(String, Vec<u8>)> {
     let tables = out.join("tables");
     let relative = |p: &Path| p.strip_prefix(&tables).unwrap().display().to_string();

@@ -11,7 +11,12 @@ use crate::support::*;
 fn cold(cache: &Path) -> Command {
     let mut command = pipeline();
     command.args(["run", "corpus", "--out"]).arg(cache.join("out"));
-    // Python must not find packages that happen to be installed, and pip must not reach any index.
+    // pip must not reach any index, and Python not find packages that happen to be installed on this machine: asked for
+    // its search path (-c), this Python has none.
+    let python = cache.join("python-without-packages");
+    std::fs::write(&python, "#!/bin/sh\n[ \"$1\" = -c ] && exit 0\nexec python3 \"$@\"\n").unwrap();
+    std::fs::set_permissions(&python, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    command.env("PIPELINE_PYTHON", python);
     command.env("PIPELINE_CACHE", cache).env("PIP_NO_INDEX", "1").env_remove("PIP_FIND_LINKS");
     command
 }
@@ -21,7 +26,7 @@ fn without_pip_the_error_says_what_to_install() {
     let dir = tempfile::tempdir().unwrap();
     let error = failed(cold(dir.path()).env("PIPELINE_PYTHON", "/no/such/python").output().unwrap());
     assert!(error.contains("PIPELINE_PYTHON = /no/such/python does not start"), "{error}");
-    let error = failed(cold(dir.path()).env("PATH", "/nonexistent").output().unwrap());
+    let error = failed(cold(dir.path()).env_remove("PIPELINE_PYTHON").env("PATH", "/nonexistent").output().unwrap());
     assert!(error.contains("no Python found") && error.contains("install Python 3 with pip"), "{error}");
 }
 

@@ -1,0 +1,30 @@
+-- Question: how reliable is self-repair: on how many tokens is a head's loss not repaired, partly repaired or
+--           over-repaired?
+-- Grain:    ablation × hold × component × layer × head, over the tokens on which ablating takes more than 0.05 logits of
+--           direct effect away (a head without such tokens has no row)
+--
+-- ablation, hold, component, layer, head: as in `ablations`
+-- tokens: tokens on which direct_effect - ablated_direct_effect > 0.05
+-- not_repaired: share of them with self_repair / that drop ≤ 0
+-- partly_repaired: share of them between 0 and 1
+-- over_repaired: share of them above 1
+with drops as (
+    select
+        ablation, hold, component, layer, head, self_repair,
+        direct_effect - ablated_direct_effect as lost
+    from ablations
+),
+ratios as (
+    select ablation, hold, component, layer, head, cast(self_repair as double) / lost as repaired
+    from drops
+    where lost > 0.05
+)
+select
+    ablation, hold, component, layer, head,
+    count(*) as tokens,
+    avg(case when repaired <= 0 then 1.0 else 0.0 end) as not_repaired,
+    avg(case when repaired > 0 and repaired <= 1 then 1.0 else 0.0 end) as partly_repaired,
+    avg(case when repaired > 1 then 1.0 else 0.0 end) as over_repaired
+from ratios
+group by ablation, hold, component, layer, head
+order by ablation, hold, component, layer, head
