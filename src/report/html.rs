@@ -17,8 +17,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 60rem; padding: 1.5rem 1rem 4rem }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 .soft { color: var(--soft) }
-figure { margin: 1.6rem 0; background: #fff; border: 1px solid var(--rule); border-radius: 8px; padding: .6rem }
-figure svg { width: 100%; height: auto; display: block }
+figure { margin: 1.6rem 0; background: #fff; border: 1px solid var(--rule); border-radius: 8px; padding: .6rem;
+  overflow-x: auto }
+figure svg { width: 100%; min-width: 40rem; height: auto; display: block }
 figcaption { color: #333; padding: .2rem .6rem .4rem } figcaption code { color: #555; font-size: .8rem }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
