@@ -41,7 +41,8 @@ impl Engine {
         directions: &Directions,
         runs: Vec<AblatedRun>,
     ) -> Result<Ablated> {
-        let a = self.architecture.clone();
+        let (layers, d_head, parallel) =
+            (self.architecture.layers, self.architecture.d_head, self.architecture.parallel);
         let (batch, positions) = (runs.len(), clean.effects.positions);
         let first = runs.first().context("no runs")?.prompt;
         let shared = runs.iter().all(|r| r.prompt == first);
@@ -54,7 +55,7 @@ impl Engine {
 
         let heads = runs.iter().map(|r| r.head as i64).collect();
         let changes = runs.into_iter().flat_map(|r| r.z_change).collect();
-        let change = tensor(&[batch, positions, a.d_head], changes)?;
+        let change = tensor(&[batch, positions, d_head], changes)?;
         let base = clean.ablation_base[layer].as_ref().context("the clean pass did not keep this layer's stream")?;
         let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
         let [ablated] = graph.run(
@@ -67,10 +68,10 @@ impl Engine {
         )?;
 
         let place = position_tensor(batch, positions)?;
-        let first_mlp = if a.parallel { layer + 1 } else { layer };
+        let first_mlp = if parallel { layer + 1 } else { layer };
         let mut out = Ablated { head_effects: vec![], first_mlp, mlp_effects: vec![], dot: vec![], norm_scale: vec![] };
         let mut residual = ablated;
-        for l in layer..a.layers {
+        for l in layer..layers {
             if l > layer {
                 let v = rows(&directions.v[l], prompts.clone())?;
                 let names = ["residual_mid", "head_effects"];

@@ -12,6 +12,7 @@ use ndarray::{Array1, Array2};
 use serde_json::Value;
 
 use super::gguf::GgufFile;
+use super::pickle::refuse_calls;
 use super::source::{ModelSource, read_json, weight_files};
 
 /// An open checkpoint. Tensor names are Hugging Face's, also for a GGUF file.
@@ -217,7 +218,8 @@ fn expect_shape(tensor: Tensor, shape: &[usize]) -> candle_core::Result<Tensor> 
 fn open_directory(directory: &Path) -> Result<Tensors> {
     let files = weight_files(directory)?;
     if files[0].extension().is_some_and(|e| e == "bin") {
-        let open = |path: &PathBuf| {
+        let open = |path: &PathBuf| -> Result<PthTensors> {
+            refuse_calls(path)?;
             PthTensors::new(path, None)
                 .with_context(|| format!("{} is not a complete PyTorch file of plain tensors", path.display()))
         };

@@ -9,6 +9,7 @@ mod checkpoint;
 mod families;
 mod fold;
 mod gguf;
+mod pickle;
 mod source;
 
 use anyhow::{Context, Result};

@@ -161,9 +161,8 @@ fn ablate_prompts(
     let rows = run.rows_in_call();
     for (&layer, heads) in &plan.by_layer {
         let items = plan.items(heads);
-        let done = |runs: usize| {
-            bar.inc((engine_flops(run, layer) * (runs * positions) as f64 / 1e9) as u64);
-        };
+        let flops = engine.architecture.ablation_flops(layer);
+        let done = |runs: usize| bar.inc((flops * (runs * positions) as f64 / 1e9) as u64);
         // Many ablations of one prompt share its directions; where a layer has few, many prompts share the ablation.
         if items.len() * positions >= rows / 2 {
             for p in 0..batch.len() {
@@ -185,10 +184,6 @@ fn ablate_prompts(
         }
     }
     Ok(())
-}
-
-fn engine_flops(run: &Run, layer: usize) -> f64 {
-    run.model.architecture.ablation_flops(layer)
 }
 
 /// Everything that the ablations of some prompts read.

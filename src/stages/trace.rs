@@ -211,9 +211,11 @@ fn direct_effects(clean: &CleanEffects, group: &[usize]) -> Result<RecordBatch> 
     for (p, s) in measured(clean) {
         let i = p * clean.positions + s;
         let scale = f64::from(clean.norm_scale[i]);
-        values.extend(component_dots(clean, i).map(|dot| (dot / scale) as f32));
+        let mut effects = component_dots(clean, i).map(|dot| (dot / scale) as f32);
+        values.extend(effects.by_ref().take(biases));
         // k is part of the logit as it is, whatever the norm's scale.
-        values.insert(values.len() - (keys.len() - 1 - biases), clean.constant[i]);
+        values.push(clean.constant[i]);
+        values.extend(effects);
     }
     let rows = values.len() / keys.len();
     let repeat = |f: &dyn Fn(usize, usize) -> u32| -> ArrayRef {

@@ -1,0 +1,65 @@
+//! What a PyTorch file is made of, before any tensor is read from it.
+//!
+//! A pickle is a program: it can name any function and have it called. candle builds a description of those calls and
+//! makes none, but it also passes over entries that are no tensors, so that a file that was made to do harm would only
+//! seem to lack one. Such a file is refused here by the name of what it would have called.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::pickle::{Object, Stack};
+
+/// Refuses a file whose pickle names anything but what saved tensors are built of.
+pub fn refuse_calls(path: &Path) -> Result<()> {
+    let place = || format!("{} is not a complete PyTorch file of plain tensors", path.display());
+    let mut archive =
+        zip::ZipArchive::new(BufReader::new(File::open(path).with_context(place)?)).with_context(place)?;
+    for i in 0..archive.len() {
+        let entry = archive.by_index(i).with_context(place)?;
+        if !entry.is_file() || !entry.name().with_context(place)?.ends_with("data.pkl") {
+            continue;
+        }
+        let mut reader = BufReader::new(entry);
+        let mut stack = Stack::empty();
+        let mut ended = false;
+        while !ended {
+            ended = stack.read(&mut reader).with_context(place)?;
+            // A name is on top of the stack right after it was read, whatever becomes of it later.
+            if let Some(Object::Class { module_name, class_name }) = stack.stack().last() {
+                ensure!(
+                    builds_tensors(module_name, class_name),
+                    "{}: its pickle would call `{module_name}.{class_name}`, which is no part of a tensor. Nothing of it \
+                     was executed; do not load this file with other programs",
+                    path.display()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn builds_tensors(module: &str, name: &str) -> bool {
+    match module {
+        "torch._utils" => ["_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"].contains(&name),
+        "torch" => name.ends_with("Storage") || name == "Size",
+        "torch.storage" => ["TypedStorage", "UntypedStorage"].contains(&name),
+        "collections" => name == "OrderedDict",
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_tensors_are_built_of_may_be_named() {
+        let fixtures = Path::new("tests/fixtures/pickles");
+        refuse_calls(&fixtures.join("single/pytorch_model.bin")).unwrap();
+        let error = refuse_calls(&fixtures.join("evil/pytorch_model.bin")).unwrap_err().to_string();
+        assert!(error.contains("would call `posix.system`"), "{error}");
+        assert!(!builds_tensors("torch", "load") && !builds_tensors("builtins", "eval"));
+    }
+}
