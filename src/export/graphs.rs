@@ -56,7 +56,9 @@ pub fn attention(
     }
     if let (Some(rotary), true) = (&a.rotary, kind.rotary) {
         let dims = 2 * rotary.inverse_frequencies.len();
-        let (cos, sin) = rotary_tables(&mut g, &rotary.inverse_frequencies, prompt_len);
+        // ONNX Runtime wants a row for each row it reads, and a masked run reads every position twice.
+        let rows = if variant == Variant::Masked { 2 * prompt_len } else { prompt_len };
+        let (cos, sin) = rotary_tables(&mut g, &rotary.inverse_frequencies, rows);
         let mut rotate = |x: &str, heads: usize, name: &str| {
             let mut attributes = vec![int("num_heads", heads as i64)];
             if dims < a.d_head {

@@ -20,7 +20,8 @@ const SHARES: [f64; 5] = [0.5, 0.1, 0.05, 0.025, 0.01];
 
 /// Sums of one shard, or of all so far. For each target and subset of tokens: prompts, Σ n, Σ n² (n tokens of a
 /// prompt), and by component Σ x, Σ x², Σ n x (x the sum over a prompt's tokens). For each curve: tokens, and by rank
-/// the sum of cumulative shares and counts of tokens above each of [`SHARES`].
+/// the sum of cumulative shares (over tokens on which anything changes, which are counted) and counts of tokens above
+/// each of [`SHARES`].
 pub struct Sums {
     values: Vec<f64>,
     slots: usize,
@@ -35,7 +36,7 @@ impl Sums {
     pub fn new(plan: &Plan, neurons: usize) -> Self {
         let slots = plan.slots.count();
         let curves_from = plan.targets() * 2 * (3 + 3 * slots);
-        let curves = plan.curves() * (1 + neurons * (1 + SHARES.len()));
+        let curves = plan.curves() * (2 + neurons * (1 + SHARES.len()));
         Self { values: vec![0.0; curves_from + curves], slots, curves_from, neurons }
     }
 
@@ -45,7 +46,7 @@ impl Sums {
     }
 
     fn curve(&mut self, curve: usize) -> &mut [f64] {
-        let size = 1 + self.neurons * (1 + SHARES.len());
+        let size = 2 + self.neurons * (1 + SHARES.len());
         &mut self.values[self.curves_from + curve * size..][..size]
     }
 
@@ -71,8 +72,9 @@ impl Sums {
         let total: f64 = ranked.iter().map(|c| c.abs()).sum();
         let values = self.curve(curve);
         values[0] += 1.0;
+        values[1] += f64::from(u8::from(total > 0.0));
         let mut sum = 0.0;
-        for (at_rank, change) in values[1..].chunks_exact_mut(1 + SHARES.len()).zip(ranked) {
+        for (at_rank, change) in values[2..].chunks_exact_mut(1 + SHARES.len()).zip(ranked) {
             sum += change.abs();
             at_rank[0] += if total > 0.0 { sum / total } else { 0.0 };
             for (count, share) in at_rank[1..].iter_mut().zip(SHARES) {
@@ -262,10 +264,11 @@ fn curve_rows(
     sums: &[f64],
     medians: Vec<f32>,
 ) -> Result<RecordBatch> {
-    let (tokens, ranks) = (sums[0], medians.len());
+    let (tokens, changed, ranks) = (sums[0], sums[1], medians.len());
     let small = |v: usize| Arc::new(UInt16Array::from(vec![v as u16; ranks])) as ArrayRef;
     let column = |i: usize| -> ArrayRef {
-        let values = sums[1..].chunks_exact(1 + SHARES.len()).map(|at| (at[i] / tokens) as f32);
+        let over = if i == 0 { changed } else { tokens };
+        let values = sums[2..].chunks_exact(1 + SHARES.len()).map(|at| (at[i] / over) as f32);
         Arc::new(Float32Array::from_iter_values(values))
     };
     let mut columns: Vec<ArrayRef> = vec![
@@ -325,10 +328,10 @@ mod tests {
 
     #[test]
     fn curves_count_shares_by_rank() {
-        let mut sums = Sums { values: vec![0.0; 13], slots: 0, curves_from: 0, neurons: 2 };
+        let mut sums = Sums { values: vec![0.0; 14], slots: 0, curves_from: 0, neurons: 2 };
         // Of the absolute change 4, the first neuron has 3; of a direct effect of 10 it is 30 %, the second −10 %.
         sums.add_curve(0, &[3.0, -1.0], 10.0);
-        assert_eq!(sums.values, [1.0, 0.75, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(sums.values, [1.0, 1.0, 0.75, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]
