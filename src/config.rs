@@ -139,6 +139,9 @@ pub struct RuntimeConfig {
     pub batch: usize,
     /// Threads of ONNX Runtime and of tokenization; 0 takes all cores.
     pub threads: usize,
+    /// Folder for ONNX Runtime's profiles; `bench` sets it.
+    #[serde(skip)]
+    pub profile: Option<std::path::PathBuf>,
 }
 
 /// What a head's output is replaced by, at all positions at once.
@@ -261,7 +264,7 @@ impl Default for AnalysisConfig {
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { device: "cpu".into(), batch: 0, threads: 0 }
+        Self { device: "cpu".into(), batch: 0, threads: 0, profile: None }
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use pipeline::analyze::{Format, Tables, print};
+use pipeline::bench::bench;
 use pipeline::config::{Config, ModelConfig};
 use pipeline::describe::describe;
 use pipeline::model::Model;
@@ -82,6 +83,23 @@ enum Command {
         /// Tokens of the run to estimate
         #[arg(long, default_value_t = 100_000)]
         tokens: usize,
+    },
+    /// Measure how close trace and ablate come to the machine's own matrix products
+    ///
+    /// Runs them on a few prompts of the configuration (all heads unless it names some) in a temporary folder.
+    Bench {
+        /// Configuration file (TOML) [default: the built-in pipeline/quick.toml with all heads]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Override a key of the configuration
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        overrides: Vec<String>,
+        /// Prompts to measure on
+        #[arg(long, default_value_t = 8)]
+        prompts: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Show what this machine has: Python, ONNX Runtime and its providers, cached packages
     Doctor,
@@ -160,6 +178,14 @@ fn run(cli: Cli) -> Result<()> {
         Command::Model { source, revision, tokens } => {
             let model = Model::open_configuration(&ModelConfig { source, revision })?;
             say(&describe(&model, tokens)?)
+        }
+        Command::Bench { config, overrides, prompts, json } => {
+            let heads = config.is_none().then(|| "ablation.heads=all".to_string());
+            let overrides: Vec<String> = heads.into_iter().chain(overrides).collect();
+            let mut config = Config::load(config.as_deref(), &overrides)?;
+            config.corpus.tokens = prompts * config.corpus.prompt_len;
+            let bench = bench(config)?;
+            say(&if json { serde_json::to_string_pretty(&bench)? } else { bench.table()? })
         }
         Command::Doctor => say(&provision::doctor()?),
     }

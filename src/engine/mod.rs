@@ -4,10 +4,12 @@
 //! direction `u`; they become direct effects when divided by the clean scale of the final norm.
 
 mod clean;
+mod crew;
 mod iterate;
 pub mod rate;
 pub mod runtime;
 mod suffix;
+mod weights;
 
 use std::path::Path;
 
@@ -15,12 +17,14 @@ use anyhow::{Context, Result};
 use ort::value::DynValue;
 
 pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, TargetRow};
+pub use crew::Crew;
 pub use suffix::{Ablated, HoldMasks, Place, Suffix};
 
 use crate::config::RuntimeConfig;
 use crate::export;
 use crate::model::Architecture;
 use runtime::{Graph, Input, Runtime};
+use weights::SharedWeights;
 
 /// The graphs of one model, loaded and ready.
 pub struct Engine {
@@ -68,19 +72,24 @@ impl Needs {
 impl Engine {
     /// Loads the graphs that `export` wrote into `directory`.
     pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, needs: &Needs) -> Result<Self> {
-        let runtime = Runtime::get(config)?;
-        let bar = crate::progress::bar("load", 2 * a.layers as u64 + 4, "graphs");
-        let load = |name: &str| -> Result<Graph> {
-            let graph = runtime.load(&directory.join(format!("{name}.onnx")))?;
-            bar.inc(1);
-            Ok(graph)
-        };
+        Self::load_shared(a, directory, &Runtime::get(config)?, &SharedWeights::new(directory), needs)
+    }
+
+    /// As [`Engine::load`], with weights that other engines use too.
+    fn load_shared(
+        a: &Architecture,
+        directory: &Path,
+        runtime: &Runtime,
+        weights: &SharedWeights,
+        needs: &Needs,
+    ) -> Result<Self> {
+        let load = |name: &str| runtime.load(&directory.join(format!("{name}.onnx")), weights);
         let each = |wanted: bool, name: fn(usize) -> String| -> Result<Vec<Graph>> {
             (0..if wanted { a.layers } else { 0 }).map(|l| load(&name(l))).collect()
         };
         let some = |wanted: bool, name: &str| wanted.then(|| load(name)).transpose();
         let neurons = |l| some(needs.neurons.contains(&l), &export::neuron_directions_graph(l));
-        let engine = Self {
+        Ok(Self {
             architecture: a.clone(),
             embed: load(export::EMBED)?,
             attention: each(true, export::attention_graph)?,
@@ -95,9 +104,7 @@ impl Engine {
             attention_masked: each(needs.iterate, export::attention_masked_graph)?,
             head_outputs: each(needs.iterate, export::head_outputs_graph)?,
             neuron_directions: (0..a.layers).map(neurons).collect::<Result<_>>()?,
-        };
-        bar.finish_and_clear();
-        Ok(engine)
+        })
     }
 
     /// Log-probabilities of `targets` [B · S], or the model's logits [B · S, vocab], after the final stream [B, S, D].

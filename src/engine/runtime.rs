@@ -1,8 +1,10 @@
 //! ONNX Runtime: loading the library once, sessions that share one thread pool, and tensors in and out.
 
 use std::ffi::CStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ort::environment::{Environment, GlobalThreadPoolOptions};
@@ -11,6 +13,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
 
+use super::weights::SharedWeights;
 use crate::config::RuntimeConfig;
 use crate::provision;
 
@@ -19,6 +22,8 @@ use crate::provision;
 pub struct Runtime {
     environment: Environment,
     device: Device,
+    /// Where each session leaves its profile, if profiling.
+    profile: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,9 +45,8 @@ impl Runtime {
                 let library = provision::locate_library()?;
                 // First of all ort calls: it decides which library the others go to.
                 let builder = ort::init_from(&library.path).map_err(|e| anyhow!("{}: {e}", library.path.display()))?;
-                let threads = GlobalThreadPoolOptions::default()
-                    .with_intra_threads(config.thread_count())?
-                    .with_spin_control(true)?;
+                // A thread has an engine of its own (see `crew`), and needs no others to help.
+                let threads = GlobalThreadPoolOptions::default().with_intra_threads(1)?.with_spin_control(false)?;
                 let environment = builder
                     .with_name(env!("CARGO_PKG_NAME"))
                     .with_telemetry(false)
@@ -60,26 +64,41 @@ impl Runtime {
                 config.device
             );
         }
-        Ok(Self { environment, device })
+        Ok(Self { environment, device, profile: config.profile.clone() })
     }
 
     /// Loads one exported graph.
-    pub fn load(&self, path: &Path) -> Result<Graph> {
-        let build = || -> ort::Result<Session> {
+    pub fn load(&self, path: &Path, weights: &SharedWeights) -> Result<Graph> {
+        let shared = weights.of_graph(path)?;
+        let build = move || -> ort::Result<Session> {
             let mut builder = Session::builder(&self.environment)?
                 .with_optimization_level(GraphOptimizationLevel::Level3)?
-                .with_intra_op_spinning(true)?;
-            if let Device::Cuda(n) = self.device {
-                builder = builder.with_execution_providers([ep::CUDA::default()
-                    .with_device_id(n)
-                    .with_tf32(false)
-                    .build()
-                    .error_on_failure()])?;
+                .with_prepacked_weights(weights.prepacked())?;
+            for (name, value) in shared {
+                builder = builder.with_initializer(name, value)?;
+            }
+            builder = match self.device {
+                // An arena a session would keep the activations of every layer apart, cold and for ever; the system's
+                // allocator hands the next layer what the last one has just left.
+                Device::Cpu => {
+                    builder.with_execution_providers([ep::CPU::default().with_arena_allocator(false).build()])?
+                }
+                Device::Cuda(n) => {
+                    let cuda = ep::CUDA::default().with_device_id(n).with_tf32(false).build();
+                    builder.with_execution_providers([cuda.error_on_failure()])?
+                }
+            };
+            if let Some(folder) = &self.profile {
+                builder = builder.with_profiling(folder.join(path.file_stem().unwrap_or_default()))?;
             }
             builder.commit_from_file(path)
         };
         let session = build().with_context(|| format!("ONNX Runtime cannot load {}", path.display()))?;
-        Ok(Graph { session, name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned() })
+        Ok(Graph {
+            session,
+            profiled: self.profile.is_some(),
+            name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        })
     }
 }
 
@@ -106,6 +125,12 @@ pub fn describe(path: &Path) -> Result<(String, Vec<&'static str>)> {
     Ok((version, providers))
 }
 
+impl Runtime {
+    pub fn is_gpu(&self) -> bool {
+        self.device != Device::Cpu
+    }
+}
+
 /// What the library says its version is: `ort` reads the same string but keeps it to itself.
 fn version_of(path: &Path) -> Result<String> {
     // SAFETY: loading runs the library's initialisers, as `ort` does when it loads the same file; `OrtGetApiBase` and
@@ -121,6 +146,7 @@ fn version_of(path: &Path) -> Result<String> {
 /// A loaded graph.
 pub struct Graph {
     session: Session,
+    profiled: bool,
     name: String,
 }
 
@@ -143,13 +169,52 @@ impl Graph {
     ) -> Result<Vec<DynValue>> {
         let select = outputs.iter().fold(OutputSelector::no_default(), |s, &name| s.with(name));
         let options = RunOptions::new()?.with_outputs(select);
+        let start = Instant::now();
         let mut results = self
             .session
             .run_with_options(inputs.into_iter().collect::<Vec<_>>(), &options)
             .with_context(|| format!("running the graph {}", self.name))?;
+        RUNNING.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
         let taken: Option<Vec<DynValue>> = outputs.iter().map(|name| results.remove(name)).collect();
         taken.with_context(|| format!("the graph {} lacks one of {outputs:?}", self.name))
     }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.profiled {
+            // A profile that cannot be written is missing from `bench`, which says so.
+            let _ = self.session.end_profiling();
+        }
+    }
+}
+
+/// Nanoseconds spent inside ONNX Runtime, and writing tables, by this process.
+pub static RUNNING: AtomicU64 = AtomicU64::new(0);
+pub static WRITING: AtomicU64 = AtomicU64::new(0);
+
+/// Seconds spent so far.
+pub struct Spent {
+    pub running: f64,
+    pub writing: f64,
+}
+
+impl Spent {
+    pub fn now() -> Self {
+        let seconds = |counter: &AtomicU64| counter.load(Relaxed) as f64 / 1e9;
+        Self { running: seconds(&RUNNING), writing: seconds(&WRITING) }
+    }
+
+    pub fn since(&self, before: &Spent) -> Spent {
+        Spent { running: self.running - before.running, writing: self.writing - before.writing }
+    }
+}
+
+/// The profiles that sessions left in a folder.
+pub fn profile_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let files = crate::run_folder::files_below(folder)?;
+    ensure!(!files.is_empty(), "ONNX Runtime left no profile in {}", folder.display());
+    Ok(files)
 }
 
 /// A tensor handed to a graph without a copy.

@@ -20,6 +20,7 @@ use crate::model::Model;
 use crate::progress;
 use graphs::Variant;
 use onnx::{Dim, GraphBuilder, WeightsFile};
+pub use onnx::{ExternalWeight, external_weights};
 use stored::{EndWeights, StoredLayer};
 
 /// Names of the graph files, shared with the engine.

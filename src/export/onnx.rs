@@ -173,6 +173,39 @@ impl Stored {
     }
 }
 
+/// A tensor that a graph reads from a weights file.
+pub struct ExternalWeight {
+    pub name: String,
+    pub dims: Vec<usize>,
+    /// Name of the file, in the graph's folder.
+    pub file: String,
+    pub offset: u64,
+}
+
+/// The tensors that an exported graph reads from its weights file.
+pub fn external_weights(path: &Path) -> Result<Vec<ExternalWeight>> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
+    let graph = model.graph.with_context(|| format!("{} has no graph", path.display()))?;
+    let external = graph.initializer.into_iter().filter(|t| !t.external_data.is_empty());
+    external
+        .map(|t| {
+            let entry = |key: &str| t.external_data.iter().find(|e| e.key == key).map(|e| e.value.clone());
+            let parse = || {
+                let file = entry("location").filter(|f| !f.contains(['/', '\\']))?;
+                Some((file, entry("offset")?.parse().ok()?))
+            };
+            let (file, offset) = parse().with_context(|| format!("{}: where is {}?", path.display(), t.name))?;
+            Ok(ExternalWeight {
+                dims: t.dims.iter().map(|&d| d as usize).collect(),
+                name: t.name.clone(),
+                file,
+                offset,
+            })
+        })
+        .collect()
+}
+
 /// The one file of weights behind all graphs, little-endian float32.
 pub struct WeightsFile {
     file: BufWriter<File>,
@@ -249,6 +282,9 @@ impl GraphBuilder {
     }
 
     pub fn weight(&mut self, stored: &Stored) -> String {
+        if self.graph.initializer.iter().any(|t| t.name == stored.name) {
+            return stored.name.clone();
+        }
         let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
         let bytes = 4 * stored.dims.iter().product::<usize>();
         self.graph.initializer.push(TensorProto {

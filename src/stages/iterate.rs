@@ -14,7 +14,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use super::Run;
 use crate::corpus::Prompts;
 use crate::engine::runtime::view;
-use crate::engine::{CleanBatch, Directions, Engine, Keep};
+use crate::engine::{CleanBatch, Crew, Directions, Engine, Keep};
 use crate::model::{Architecture, Norm};
 use crate::progress;
 use crate::run_folder::Stage;
@@ -23,26 +23,35 @@ use crate::tables::{HEAD_SIMILARITY, SELF_ADDITIONS, Table, TableWriter, is_whol
 /// What is added, in the order of the table.
 const ADDED: [&str; 3] = ["own", "random_direction", "random_head"];
 
-pub fn iterate(run: &Run, prompts: &Prompts, engine: &mut Engine) -> Result<()> {
+pub fn iterate(run: &Run, prompts: &Prompts, crew: &mut Crew) -> Result<()> {
     let count = run.config.iterative.prompts.min(prompts.count());
     let path = |table: &Table| run.folder.table(table.name).join(format!("{}.parquet", table.name));
     let whole = |table: &Table| is_whole(&path(table), run.fingerprint(Stage::Ablate));
     if count == 0 || (whole(&SELF_ADDITIONS) && whole(&HEAD_SIMILARITY)) {
         return Ok(());
     }
-    let a = engine.architecture.clone();
-    let mut additions = Additions::new(run, &a);
-    let mut similarity = Similarity::new(&a);
+    let a = &run.model.architecture;
+    let mut additions = Additions::new(run, a);
+    let mut similarity = Similarity::new(a);
     let bar = progress::bar("iterate", (count * a.layers) as u64, "layers");
-    for p in 0..count {
+    let numbers: Vec<usize> = (0..count).collect();
+    let work = |engine: &mut Engine, &p: &usize| {
         let prompt = Prompt::new(engine, prompts, p)?;
         let outputs: Vec<Vec<f32>> = (0..a.layers).map(|l| prompt.head_outputs(engine, l)).collect::<Result<_>>()?;
+        let mut additions = Additions::new(run, a);
         for layer in 0..a.layers {
             additions.measure(engine, &prompt, &outputs, layer)?;
             bar.inc(1);
         }
-        similarity.add(&a, &prompt, &outputs)?;
-    }
+        let mut similarity = Similarity::new(a);
+        similarity.add(a, &prompt, &outputs)?;
+        Ok((additions, similarity))
+    };
+    crew.each(&numbers, work, |(of_prompt, alike)| {
+        additions.append(of_prompt);
+        similarity.append(&alike);
+        Ok(())
+    })?;
     bar.finish_and_clear();
     let mut writer = TableWriter::create(&HEAD_SIMILARITY, &path(&HEAD_SIMILARITY), &run.meta(Stage::Ablate))?;
     writer.write(&similarity.rows()?)?;
@@ -104,6 +113,11 @@ impl Additions {
         multiples.dedup();
         let rows = vec![vec![]; a.layers * a.heads * ADDED.len() * multiples.len()];
         Self { multiples, seed: run.config.ablation.seed, heads: a.heads, d_model: a.d_model, rows }
+    }
+
+    /// Adds the rows of a later prompt.
+    fn append(&mut self, other: Additions) {
+        self.rows.iter_mut().zip(other.rows).for_each(|(rows, more)| rows.extend(more));
     }
 
     fn measure(&mut self, engine: &mut Engine, prompt: &Prompt, outputs: &[Vec<f32>], layer: usize) -> Result<()> {
@@ -202,6 +216,12 @@ impl Similarity {
         let n = a.layers * a.heads;
         let zeros = Array2::zeros((n, n));
         Self { tokens: 0, heads: a.heads, cosine: zeros.clone(), without_token: zeros }
+    }
+
+    fn append(&mut self, other: &Similarity) {
+        self.tokens += other.tokens;
+        self.cosine += &other.cosine;
+        self.without_token += &other.without_token;
     }
 
     fn add(&mut self, a: &Architecture, prompt: &Prompt, outputs: &[Vec<f32>]) -> Result<()> {

@@ -53,19 +53,9 @@ pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<Strin
     if fresh {
         run.folder.forget()?;
     }
-    let stages: [(Stage, Work); 6] = [
-        (Stage::Corpus, Run::corpus),
-        (Stage::Export, Run::export),
-        (Stage::Trace, Run::trace),
-        (Stage::Ablate, Run::ablate),
-        (Stage::Analyze, Run::analyze),
-        (Stage::Report, Run::report),
-    ];
     run.announce();
     run.clear_what_is_stale()?;
-    for (stage, work) in stages.into_iter().filter(|(s, _)| *s <= last) {
-        run.bring_up_to_date(stage, work)?;
-    }
+    run.bring_up_to(last)?;
     match last {
         Stage::Report => report::summary(run.folder.root()),
         _ => Ok(format!("{} is up to date in {}", last.name(), run.folder.root().display())),
@@ -75,7 +65,7 @@ pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<Strin
 impl Run {
     /// Finds the model and the corpus (downloading packages), checks the configuration against them and takes the
     /// folder.
-    fn open(config: Config, out: &Path) -> Result<Self> {
+    pub fn open(config: Config, out: &Path) -> Result<Self> {
         let source = ModelSource::resolve(&config.model)?;
         let model = Model::open(source)?;
         let a = &model.architecture;
@@ -168,6 +158,20 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// Every stage up to `last`, in order, as far as it is not current.
+    pub fn bring_up_to(&self, last: Stage) -> Result<()> {
+        let stages: [(Stage, Work); 6] = [
+            (Stage::Corpus, Run::corpus),
+            (Stage::Export, Run::export),
+            (Stage::Trace, Run::trace),
+            (Stage::Ablate, Run::ablate),
+            (Stage::Analyze, Run::analyze),
+            (Stage::Report, Run::report),
+        ];
+        let wanted = stages.into_iter().filter(|(s, _)| *s <= last);
+        wanted.into_iter().try_for_each(|(stage, work)| self.bring_up_to_date(stage, work))
     }
 
     fn bring_up_to_date(&self, stage: Stage, work: Work) -> Result<()> {
@@ -281,8 +285,28 @@ impl Run {
         report::report(self.folder.root())
     }
 
+    /// Necessary floating-point operations of the clean pass: every weight of every block, the directions, and the
+    /// unembedding, times two a token.
+    pub fn trace_flops(&self, prompts: &Prompts) -> f64 {
+        let a = &self.model.architecture;
+        let (attention, mlp) = a.block_weights();
+        let directions = a.layers * a.d_model * a.heads * a.d_head;
+        let weights = a.layers * (attention + mlp) + directions + a.vocab * a.d_model;
+        2.0 * (weights * prompts.tokens()) as f64
+    }
+
+    /// Necessary floating-point operations of all ablations: clean passes are not counted.
+    pub fn ablate_flops(&self, prompts: &Prompts) -> f64 {
+        let a = &self.model.architecture;
+        let c = &self.config.ablation;
+        let samples = |kind: &Kind| if *kind == Kind::Resample { c.resample.samples } else { 1 };
+        let runs = c.kinds.iter().map(samples).sum::<usize>() * (1 + c.hold.len());
+        let tokens: usize = (0..prompts.count()).map(|p| prompts.needed(p).len()).sum();
+        self.components.iter().map(|c| a.suffix_flops(c)).sum::<f64>() * (runs * tokens) as f64
+    }
+
     /// The prompts as the tables of the corpus stage have them.
-    fn prompts(&self) -> Result<Prompts> {
+    pub fn prompts(&self) -> Result<Prompts> {
         corpus::read(&self.folder.table("tokens"), &self.folder.table("targets"))
     }
 
@@ -294,7 +318,7 @@ impl Run {
     /// activations of more rows fall out of the cache) asks for.
     fn rows_in_call(&self) -> usize {
         match self.config.runtime.batch {
-            0 => 1200,
+            0 => 600,
             n => n,
         }
     }

@@ -10,6 +10,7 @@ use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array
 use arrow::record_batch::RecordBatch;
 
 use super::{Run, activations, balanced};
+use crate::bench::count_writing;
 use crate::config::Activation;
 use crate::corpus::Prompts;
 use crate::engine::runtime::view;
@@ -110,17 +111,29 @@ fn trace_shard(
         }
     }
     traced.sort_by_key(|t| t.prompt);
-    let mut effects = TableWriter::create(&DIRECT_EFFECTS, &files.direct_effects, &run.meta(Stage::Trace))?;
-    let mut clean_table = TableWriter::create(&CLEAN, &files.clean, &run.meta(Stage::Trace))?;
-    for t in &traced {
-        let measured = prompts.measured(t.prompt);
-        effects.write(&direct_effects(t, measured.clone())?)?;
-        clean_table.write(&clean_rows(t, measured, |s| a.residual_norm(s))?)?;
-    }
+    count_writing(|| write_shard(run, prompts, &traced, files, &mut sums))?;
     saved.finish()?;
-    effects.finish()?;
-    write_atomically(&files.sums, &sums.bytes())?;
-    clean_table.finish()
+    // Last: if it is there, so are the others.
+    write_clean(run, prompts, &traced, files)
+}
+
+/// Everything of a shard but `clean`.
+fn write_shard(run: &Run, prompts: &Prompts, traced: &[Traced], files: &ShardFiles, sums: &mut Sums) -> Result<()> {
+    let mut writer = TableWriter::create(&DIRECT_EFFECTS, &files.direct_effects, &run.meta(Stage::Trace))?;
+    for t in traced {
+        writer.write(&direct_effects(t, prompts.measured(t.prompt))?)?;
+    }
+    writer.finish()?;
+    write_atomically(&files.sums, &sums.bytes())
+}
+
+fn write_clean(run: &Run, prompts: &Prompts, traced: &[Traced], files: &ShardFiles) -> Result<()> {
+    let a = &run.model.architecture;
+    let mut writer = TableWriter::create(&CLEAN, &files.clean, &run.meta(Stage::Trace))?;
+    for t in traced {
+        writer.write(&clean_rows(t, prompts.measured(t.prompt), |s| a.residual_norm(s))?)?;
+    }
+    writer.finish()
 }
 
 /// Sums over tokens of what every component gave, for the mean ablation.

@@ -24,16 +24,17 @@ use indicatif::ProgressBar;
 
 use super::trace::Means;
 use super::{Run, balanced, iterate};
+use crate::bench::count_writing;
 use crate::config::Kind;
 use crate::corpus::Prompts;
-use crate::engine::Engine;
+use crate::engine::{Crew, Engine};
 use crate::pairing::pairings_within;
 use crate::progress;
 use crate::run_folder::Stage;
 use crate::tables::{Metadata, PAIRS, TableWriter};
 use plan::Plan;
 use shard::{Finished, Shard, ShardFiles};
-use sums::SavedSums;
+use sums::{SavedSums, Sums};
 use top::TopTokens;
 
 pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
@@ -53,14 +54,14 @@ pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
     let means = run.has(Kind::Mean).then(|| Means::read(run, prompts)).transpose()?;
     let plan = Plan::new(run, prompts, pairings, means, top)?;
 
-    let mut engine = Engine::load(a, &run.folder.model(), &run.config.runtime, &plan.needs())?;
-    ablate_shards(run, &plan, &mut engine)?;
-    iterate::iterate(run, prompts, &mut engine)?;
+    let mut crew = Crew::load(a, &run.folder.model(), &run.config.runtime, &plan.needs())?;
+    ablate_shards(run, &plan, &mut crew)?;
+    iterate::iterate(run, prompts, &mut crew)?;
     let tokens = prompts.measured_tokens();
     Ok(format!("{} components × {tokens} tokens", run.components.len()))
 }
 
-fn ablate_shards(run: &Run, plan: &Plan, engine: &mut Engine) -> Result<()> {
+fn ablate_shards(run: &Run, plan: &Plan, crew: &mut Crew) -> Result<()> {
     let saved = SavedSums::open(run, plan)?;
     let bar = progress::bar("ablate", (plan.flops() / 1e9) as u64, "GFLOP");
     let bar = &bar;
@@ -69,8 +70,9 @@ fn ablate_shards(run: &Run, plan: &Plan, engine: &mut Engine) -> Result<()> {
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel::<Finished>(0);
         let meta = run.meta(Stage::Ablate);
-        let writer = scope.spawn(move || receiver.iter().try_for_each(|finished| finished.write(&meta)));
-        let computed = compute_shards(run, plan, engine, saved, sender, bar);
+        let writer =
+            scope.spawn(move || receiver.iter().try_for_each(|finished| count_writing(|| finished.write(&meta))));
+        let computed = compute_shards(run, plan, crew, saved, sender, bar);
         let written = writer.join().map_err(|_| anyhow!("the writer thread panicked"))?;
         written.and(computed)
     })?;
@@ -78,39 +80,74 @@ fn ablate_shards(run: &Run, plan: &Plan, engine: &mut Engine) -> Result<()> {
     SavedSums::open(run, plan)?.write_tables(run, plan)
 }
 
+/// Prompts of equal length that are ablated together.
+struct Batch {
+    shard: usize,
+    prompts: Vec<usize>,
+}
+
 fn compute_shards(
     run: &Run,
     plan: &Plan,
-    engine: &mut Engine,
+    crew: &mut Crew,
     mut saved: SavedSums,
     sender: SyncSender<Finished>,
     bar: &ProgressBar,
 ) -> Result<()> {
+    let fingerprint = run.fingerprint(Stage::Ablate);
     let all: Vec<usize> = (0..plan.prompts.count()).collect();
-    let most = plan.prompts_in_shard();
-    let mut done = 0.0;
-    for (number, group) in all.chunks(most).enumerate() {
+    let shards: Vec<&[usize]> = all.chunks(plan.prompts_in_shard()).collect();
+    let mut batches = Vec::new();
+    for (number, group) in shards.iter().enumerate() {
+        if saved.contains(number) && ShardFiles::new(run, plan, number).are_whole(fingerprint) {
+            bar.inc((group.iter().map(|&p| plan.flops_of(p)).sum::<f64>() / 1e9) as u64);
+        } else {
+            batches.extend(batches_of(run, plan, number, group, crew.size()));
+        }
+    }
+    let work = |engine: &mut Engine, batch: &Batch| {
+        let prompts = &batch.prompts;
+        let mut part = Shard::new(plan, prompts, saved_sums_like(plan, run));
+        work::ablate_prompts(run, plan, engine, prompts, &mut part, bar)
+            .with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))?;
+        Ok((batch.shard, part))
+    };
+    let mut current: Option<(usize, Shard)> = None;
+    let mut finish = |number: usize, shard: Shard| {
+        // A shard that vanished after its sums were saved is written again, but not summed again.
         let files = ShardFiles::new(run, plan, number);
-        done += group.iter().map(|&p| plan.flops_of(p)).sum::<f64>();
-        if !(saved.contains(number) && files.are_whole(run.fingerprint(Stage::Ablate))) {
-            let mut shard = Shard::new(plan, group, files, saved.empty());
-            for equal in plan.prompts.by_length(group) {
-                let length = plan.prompts.needed(equal[0]).len();
-                for batch in balanced(&equal, run.rows_in_call() / length) {
-                    work::ablate_prompts(run, plan, engine, batch, &mut shard, bar)
-                        .with_context(|| format!("ablating prompts {} to {}", batch[0], batch[batch.len() - 1]))?;
+        let finished = Finished::new(plan, shard, files, &mut saved, number, fingerprint);
+        sender.send(finished).map_err(|_| anyhow!("the writer has stopped"))
+    };
+    crew.each(&batches, work, |(number, part)| {
+        match &mut current {
+            Some((open, shard)) if *open == number => shard.absorb(plan, part),
+            _ => {
+                let mut shard = Shard::new(plan, shards[number], saved_sums_like(plan, run));
+                shard.absorb(plan, part);
+                if let Some((number, whole)) = current.replace((number, shard)) {
+                    finish(number, whole)?;
                 }
             }
-            // A shard that vanished after its sums were saved is written again, but not summed again.
-            let finished = Finished::new(plan, shard, &mut saved, number, run.fingerprint(Stage::Ablate));
-            if sender.send(finished).is_err() {
-                // The writer has failed and says why.
-                return Ok(());
-            }
         }
-        bar.set_position((done / 1e9) as u64);
+        Ok(())
+    })?;
+    current.map_or(Ok(()), |(number, whole)| finish(number, whole))
+}
+
+fn saved_sums_like(plan: &Plan, run: &Run) -> Sums {
+    Sums::new(plan, if plan.curves() > 0 { run.model.architecture.d_mlp } else { 0 })
+}
+
+/// The prompts of a shard in batches that fill a call and leave nobody without work.
+fn batches_of(run: &Run, plan: &Plan, shard: usize, group: &[usize], crew: usize) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    for equal in plan.prompts.by_length(group) {
+        let length = plan.prompts.needed(equal[0]).len();
+        let most = (run.rows_in_call() / length).min(equal.len().div_ceil(crew));
+        batches.extend(balanced(&equal, most).map(|prompts| Batch { shard, prompts: prompts.to_vec() }));
     }
-    Ok(())
+    batches
 }
 
 fn write_pairs(pairings: &[Vec<usize>], folder: &Path, meta: &Metadata) -> Result<()> {

@@ -91,7 +91,6 @@ impl ShardFiles {
 
 /// One shard while it is computed. The rows of `ablations` are laid out in the table's order from the start.
 pub struct Shard {
-    files: ShardFiles,
     /// The prompts and where the rows of each begin in a target's block.
     prompts: Vec<usize>,
     starts: Vec<usize>,
@@ -111,7 +110,8 @@ pub struct Shard {
 }
 
 impl Shard {
-    pub fn new(plan: &Plan, group: &[usize], files: ShardFiles, sums: Sums) -> Self {
+    /// No rows yet, for the prompts of a shard or of a part of one.
+    pub fn new(plan: &Plan, group: &[usize], sums: Sums) -> Self {
         let mut starts = Vec::new();
         let mut block = 0;
         for &p in group {
@@ -120,7 +120,6 @@ impl Shard {
         }
         let rows = plan.targets() * block;
         Self {
-            files,
             prompts: group.to_vec(),
             starts,
             first_positions: group.iter().map(|&p| plan.prompts.measured(p).start).collect(),
@@ -154,9 +153,32 @@ impl Shard {
     }
 }
 
+impl Shard {
+    /// Takes over the rows of some of its prompts.
+    pub fn absorb(&mut self, plan: &Plan, part: Shard) {
+        for (i, &prompt) in part.prompts.iter().enumerate() {
+            let into = self.starts[self.prompts.partition_point(|&p| p < prompt)];
+            let (from, n) = (part.starts[i], plan.prompts.measured(prompt).len());
+            for target in 0..plan.targets() {
+                let (from, into) = (target * part.block + from, target * self.block + into);
+                self.rows[into..into + n].copy_from_slice(&part.rows[from..from + n]);
+                if plan.distribution {
+                    self.distributions[into..into + n].copy_from_slice(&part.distributions[from..from + n]);
+                }
+            }
+        }
+        self.repairs.extend(part.repairs);
+        self.neurons.extend(part.neurons);
+        self.totals.extend(part.totals);
+        self.samples.extend(part.samples);
+        self.sums.add(&part.sums);
+    }
+}
+
 /// A shard that only needs to be written.
 pub struct Finished {
     shard: Shard,
+    files: ShardFiles,
     /// Key columns of every target.
     keys: Vec<TargetKey>,
     /// (file, bytes) of the sums that include this shard.
@@ -170,13 +192,20 @@ struct TargetKey {
 }
 
 impl Finished {
-    pub fn new(plan: &Plan, shard: Shard, saved: &mut SavedSums, number: usize, fingerprint: &str) -> Self {
+    pub fn new(
+        plan: &Plan,
+        shard: Shard,
+        files: ShardFiles,
+        saved: &mut SavedSums,
+        number: usize,
+        fingerprint: &str,
+    ) -> Self {
         let key = |target| {
             let (kind, hold, component) = plan.parts(target);
             TargetKey { ablation: kind.name(), hold: hold.name(), component }
         };
         let sums = saved.merge(number, &shard.sums, fingerprint);
-        Self { keys: (0..plan.targets()).map(key).collect(), shard, sums }
+        Self { keys: (0..plan.targets()).map(key).collect(), shard, files, sums }
     }
 
     pub fn write(mut self, meta: &Metadata) -> Result<()> {
@@ -185,10 +214,10 @@ impl Finished {
         shard.neurons.sort_by_key(|r| (r.place, r.layer, r.rank));
         shard.totals.sort_by_key(|r| (r.place, r.layer));
         self.write_repairs(meta)?;
-        if let Some((neurons, totals)) = &self.shard.files.neurons {
+        if let Some((neurons, totals)) = &self.files.neurons {
             self.write_neurons(neurons, meta)?;
             self.write_totals(totals, meta)?;
-            write_samples(&self.shard.samples, &self.shard.files.samples)?;
+            write_samples(&self.shard.samples, &self.files.samples)?;
         }
         self.write_ablations(meta)?;
         if let Some((path, bytes)) = &self.sums {
@@ -204,7 +233,7 @@ impl Finished {
             false => ABLATIONS.schema_with(&DISTRIBUTION),
         };
         let mut writer =
-            TableWriter::with_schema(ABLATIONS.name, schema.clone(), ABLATIONS.key, &shard.files.ablations, meta)?;
+            TableWriter::with_schema(ABLATIONS.name, schema.clone(), ABLATIONS.key, &self.files.ablations, meta)?;
         let places: Vec<(usize, usize)> = (0..shard.prompts.len())
             .flat_map(|i| {
                 let end = shard.starts.get(i + 1).copied().unwrap_or(shard.block);
@@ -264,7 +293,7 @@ impl Finished {
         let shard = &self.shard;
         self.write_rows(
             &COMPONENT_REPAIRS,
-            &shard.files.repairs,
+            &self.files.repairs,
             meta,
             &shard.repairs,
             |r| r.place,

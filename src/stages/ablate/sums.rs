@@ -83,7 +83,7 @@ impl Sums {
         }
     }
 
-    fn add(&mut self, other: &Sums) {
+    pub fn add(&mut self, other: &Sums) {
         self.values.iter_mut().zip(&other.values).for_each(|(a, b)| *a += b);
     }
 }
@@ -122,11 +122,6 @@ impl SavedSums {
     /// Whether a shard is in the sums.
     pub fn contains(&self, shard: usize) -> bool {
         shard < self.next
-    }
-
-    /// No sums yet, for a shard to fill.
-    pub fn empty(&self) -> Sums {
-        Sums { values: vec![0.0; self.sums.values.len()], ..self.sums }
     }
 
     /// Adds a shard that is not in the sums yet, and returns what to write into which file once the shard is written.

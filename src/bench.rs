@@ -1,0 +1,190 @@
+//! `pipeline bench`: how close a run comes to the arithmetic's limit, measured in one go.
+//!
+//! The limit is the necessary floating-point work (DESIGN: the weights downstream of each ablated component, times two,
+//! times the tokens) at the rate of ONNX Runtime's own MatMul on the model's shapes, on the same threads.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::engine::rate::matmul_rate;
+use crate::engine::runtime::{Spent, profile_files};
+use crate::progress;
+use crate::run_folder::{Stage, files_below};
+use crate::stages::Run;
+
+/// What was measured; times in seconds, rates in floating-point operations a second.
+#[derive(Debug, Serialize)]
+pub struct Bench {
+    pub model: String,
+    pub threads: usize,
+    pub tokens: usize,
+    pub components: usize,
+    /// The best of the model's own shapes, before and after the stages.
+    pub matmul_rate: f64,
+    pub trace: StageBench,
+    pub ablate: StageBench,
+    /// Share of the time inside ONNX Runtime by operator, from its profiler, on a part of the ablations.
+    pub operators: Vec<(String, f64)>,
+    /// Highest resident memory of the process, in bytes, while profiling was off.
+    pub peak_memory: u64,
+    /// Bytes of the `ablations` table for each of its rows.
+    pub bytes_a_row: f64,
+    pub rows: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct StageBench {
+    pub seconds: f64,
+    /// Necessary floating-point operations.
+    pub flops: f64,
+    pub rate: f64,
+    /// Of the MatMul rate.
+    pub ratio: f64,
+    /// Inside ONNX Runtime.
+    pub runtime_seconds: f64,
+    /// Writing Parquet; of ablate, on a thread of its own while the arithmetic goes on.
+    pub writing_seconds: f64,
+    /// The rest: replacements, effects, sums.
+    pub host_seconds: f64,
+}
+
+/// Runs trace and ablate of `config` in a folder of their own and measures them.
+pub fn bench(config: Config) -> Result<Bench> {
+    let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
+    let out = folder.path().join("run");
+    let run = Run::open(config.clone(), &out)?;
+    run.bring_up_to(Stage::Export)?;
+    let a = &run.model.architecture;
+    let before = matmul_rate(a, &config.runtime)?;
+    let prompts = run.prompts()?;
+    let trace = timed(&run, Stage::Trace, run.trace_flops(&prompts))?;
+    let ablate = timed(&run, Stage::Ablate, run.ablate_flops(&prompts))?;
+    let matmul_rate = before.max(matmul_rate(a, &config.runtime)?);
+    let peak_memory = peak_memory();
+    let table = out.join("tables/ablations");
+    let bytes: u64 = files_below(&table)?.iter().filter_map(|p| Some(p.metadata().ok()?.len())).sum();
+    let rows = (run.components.len() * config.ablation.kinds.len() * prompts.measured_tokens()) as u64;
+    Ok(Bench {
+        model: run.model.source.origin().name.clone(),
+        threads: config.runtime.thread_count(),
+        tokens: prompts.measured_tokens(),
+        components: run.components.len(),
+        matmul_rate,
+        trace: trace.against(matmul_rate),
+        ablate: ablate.against(matmul_rate),
+        operators: operators(&config, folder.path())?,
+        peak_memory,
+        bytes_a_row: bytes as f64 / rows as f64,
+        rows,
+    })
+}
+
+fn timed(run: &Run, stage: Stage, flops: f64) -> Result<StageBench> {
+    let before = Spent::now();
+    let start = Instant::now();
+    run.bring_up_to(stage)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let spent = Spent::now().since(&before);
+    Ok(StageBench {
+        seconds,
+        flops,
+        rate: flops / seconds,
+        ratio: 0.0,
+        runtime_seconds: spent.running,
+        writing_seconds: spent.writing,
+        host_seconds: seconds - spent.running,
+    })
+}
+
+impl StageBench {
+    fn against(mut self, matmul_rate: f64) -> Self {
+        self.ratio = self.rate / matmul_rate;
+        self
+    }
+}
+
+/// Runs a few prompts once more under ONNX Runtime's profiler, which slows a run down, and sums the time by operator.
+fn operators(config: &Config, folder: &Path) -> Result<Vec<(String, f64)>> {
+    let mut config = config.clone();
+    config.corpus.tokens = config.corpus.tokens.min(2 * config.corpus.prompt_len);
+    let profiles = folder.join("profiles");
+    std::fs::create_dir(&profiles)?;
+    config.runtime.profile = Some(profiles.clone());
+    let run = Run::open(config, &folder.join("profiled"))?;
+    run.bring_up_to(Stage::Ablate)?;
+    let mut times: BTreeMap<String, f64> = BTreeMap::new();
+    for path in profile_files(&profiles)? {
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let events: Vec<serde_json::Value> =
+            serde_json::from_str(&text).with_context(|| format!("{} is not a profile", path.display()))?;
+        for event in events {
+            if let (Some("Node"), Some(op)) = (event["cat"].as_str(), event["args"]["op_name"].as_str()) {
+                *times.entry(op.to_string()).or_default() += event["dur"].as_f64().unwrap_or(0.0);
+            }
+        }
+    }
+    let total: f64 = times.values().sum();
+    let mut shares: Vec<(String, f64)> = times.into_iter().map(|(op, t)| (op, t / total)).collect();
+    shares.sort_by(|a, b| b.1.total_cmp(&a.1));
+    Ok(shares)
+}
+
+/// The highest resident memory of this process so far, in bytes; 0 where the system does not say.
+pub fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|l| l.trim().split(' ').next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}
+
+/// Counts what writing tables takes.
+pub fn count_writing<T>(write: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = write();
+    crate::engine::runtime::WRITING.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
+    result
+}
+
+impl Bench {
+    /// For reading.
+    pub fn table(&self) -> Result<String> {
+        let mut text = String::new();
+        writeln!(
+            text,
+            "{} on {} threads: {} components × {} tokens",
+            self.model, self.threads, self.components, self.tokens
+        )?;
+        writeln!(text, "MatMul        {:.1} GFLOP/s, the best of the model's own shapes", self.matmul_rate / 1e9)?;
+        for (name, s) in [("trace", &self.trace), ("ablate", &self.ablate)] {
+            writeln!(
+                text,
+                "{name:<14}{:.1} GFLOP/s of necessary work, ratio {:.3}: {:.3} TFLOP in {}",
+                s.rate / 1e9,
+                s.ratio,
+                s.flops / 1e12,
+                progress::seconds(s.seconds)
+            )?;
+            writeln!(
+                text,
+                "{:<14}ONNX Runtime {}, the rest {}; writing tables {}",
+                "",
+                progress::seconds(s.runtime_seconds),
+                progress::seconds(s.host_seconds),
+                progress::seconds(s.writing_seconds)
+            )?;
+        }
+        let shares: Vec<String> =
+            self.operators.iter().take(8).map(|(op, share)| format!("{op} {:.1} %", 100.0 * share)).collect();
+        writeln!(text, "operators     {}", shares.join(", "))?;
+        writeln!(text, "memory        {} at most", progress::bytes(self.peak_memory))?;
+        write!(text, "ablations     {:.1} bytes a row, {} rows", self.bytes_a_row, self.rows)?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,118 @@
+//! Several engines at work: one a thread, each on a batch of its own. Threads that share one matrix product wait for
+//! each other at the end of every operator; threads with a batch each never do.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Condvar, Mutex};
+use std::thread;
+
+use anyhow::{Result, anyhow};
+
+use super::runtime::Runtime;
+use super::weights::SharedWeights;
+use super::{Engine, Needs};
+use crate::config::RuntimeConfig;
+use crate::model::Architecture;
+
+pub struct Crew {
+    engines: Vec<Engine>,
+}
+
+/// Which items are taken and handed on, so that nobody runs far ahead of a slow item.
+struct Progress {
+    next: usize,
+    done: usize,
+    failed: bool,
+}
+
+impl Crew {
+    /// As many engines as the runtime has threads (one on a GPU), with one copy of the weights between them.
+    pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, needs: &Needs) -> Result<Self> {
+        let runtime = Runtime::get(config)?;
+        let weights = SharedWeights::new(directory);
+        let count = if runtime.is_gpu() { 1 } else { config.thread_count() };
+        let bar = crate::progress::bar("load", (count * a.layers) as u64, "layers");
+        let load = |_| {
+            let engine = Engine::load_shared(a, directory, &runtime, &weights, needs)?;
+            bar.inc(a.layers as u64);
+            Ok(engine)
+        };
+        let engines = (0..count).map(load).collect::<Result<_>>()?;
+        bar.finish_and_clear();
+        Ok(Self { engines })
+    }
+
+    /// Engines at work at the same time.
+    pub fn size(&self) -> usize {
+        self.engines.len()
+    }
+
+    /// One of the engines.
+    pub fn one(&mut self) -> &mut Engine {
+        &mut self.engines[0]
+    }
+
+    /// Runs `work` on every item and hands the results to `done` in the order of the items.
+    ///
+    /// # Errors
+    /// Of the first item (in that order) that failed, or of `done`.
+    pub fn each<I: Sync, T: Send>(
+        &mut self,
+        items: &[I],
+        work: impl Fn(&mut Engine, &I) -> Result<T> + Sync,
+        mut done: impl FnMut(T) -> Result<()>,
+    ) -> Result<()> {
+        // Results that may wait for an earlier one.
+        let ahead = 2 * self.engines.len();
+        let progress = Mutex::new(Progress { next: 0, done: 0, failed: false });
+        let changed = Condvar::new();
+        let lock = || progress.lock().unwrap_or_else(|e| e.into_inner());
+        thread::scope(|scope| {
+            let (sender, receiver) = sync_channel::<(usize, Result<T>)>(self.engines.len());
+            for engine in &mut self.engines {
+                let (sender, work, lock, changed) = (sender.clone(), &work, &lock, &changed);
+                scope.spawn(move || {
+                    loop {
+                        let mut progress = lock();
+                        while !progress.failed && progress.next >= progress.done + ahead && progress.next < items.len()
+                        {
+                            progress = changed.wait(progress).unwrap_or_else(|e| e.into_inner());
+                        }
+                        let i = progress.next;
+                        if progress.failed || i >= items.len() {
+                            return;
+                        }
+                        progress.next += 1;
+                        drop(progress);
+                        if sender.send((i, work(engine, &items[i]))).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            let mut waiting = BTreeMap::new();
+            let mut next = 0;
+            let mut hand_on = || -> Result<()> {
+                for (i, result) in &receiver {
+                    waiting.insert(i, result);
+                    while let Some(result) = waiting.remove(&next) {
+                        done(result?)?;
+                        next += 1;
+                        lock().done = next;
+                        changed.notify_all();
+                    }
+                }
+                // A thread that panicked has left without a result.
+                if next == items.len() { Ok(()) } else { Err(anyhow!("a thread stopped at item {next}")) }
+            };
+            let result = hand_on();
+            lock().failed = true;
+            changed.notify_all();
+            // Nobody may wait for a place in the channel for ever.
+            drop(receiver);
+            result
+        })
+    }
+}
