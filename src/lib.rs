@@ -4,6 +4,7 @@
 //! writes files in one run folder. `ARCHITECTURE.md` draws it once.
 
 pub mod analyze;
+pub mod catalog;
 pub mod config;
 pub mod corpus;
 pub mod describe;
@@ -16,5 +17,7 @@ pub mod progress;
 pub mod provision;
 pub mod report;
 pub mod run_folder;
+pub mod sql;
 pub mod stages;
+pub mod status;
 pub mod tables;
