@@ -14,7 +14,7 @@ pub fn markdown() -> Result<String> {
          Written by `pipeline tables --markdown` from `src/tables/schema.rs` and the headers of `sql/`; a test keeps it \
          current.\n\n\
          Measured and derived tables are Parquet files below `<out>/tables/NAME/`. Views are computed when \
-         `pipeline sql` is asked for them. A column whose type ends in `?` may be null.\n\n\
+         `pipeline sql` is asked for them.\n\n\
          | table | kind | one row for |\n| --- | --- | --- |\n",
     );
     for table in &all {

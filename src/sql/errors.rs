@@ -33,8 +33,8 @@ fn column_error(error: &SchemaError) -> (String, Option<String>) {
     let mut message = format!("no column `{}`", field.flat_name().replace('"', ""));
     match nearest(&field.name, &names).as_slice() {
         [] if names.is_empty() => {}
-        [] => message.push_str(&format!("; there are {}", list(&names))),
-        near => message.push_str(&format!("; did you mean {}?", list(near))),
+        [] => message.push_str(&format!("; there are {}", list(&names, "and"))),
+        near => message.push_str(&format!("; did you mean {}?", list(near, "or"))),
     }
     (message, Some(field.name.clone()))
 }
@@ -49,12 +49,19 @@ fn plan_error(plan: &str, tables: &[String], functions: &[String]) -> (String, O
         let known: Vec<&str> = functions.iter().map(String::as_str).collect();
         let advice = match nearest(&name, &known).as_slice() {
             [] => String::new(),
-            near => format!("; did you mean {}?", list(near)),
+            near => format!("; did you mean {}?", list(near, "or")),
         };
         return (format!("no function `{name}`{advice}"), Some(name));
     }
-    if plan.starts_with("No value found for placeholder") || plan.contains("Placeholder") {
-        return (format!("{plan}; the run's only parameter is $top_fraction"), None);
+    if plan.contains("must appear in the GROUP BY clause") {
+        let column = plan.split("column \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_default();
+        let column = column.rsplit('.').next().unwrap_or_default().to_string();
+        let advice = "must be in `group by`, or inside an aggregate such as avg(…)";
+        return (format!("the column `{column}` {advice}"), Some(column));
+    }
+    if plan.starts_with("No value found for placeholder") {
+        let name = plan.rsplit(' ').next().unwrap_or_default();
+        return (format!("{name} stands for nothing; the run's only parameter is $top_fraction"), None);
     }
     if plan.starts_with("DML not supported") {
         return ("a run's tables are read only; --output FILE writes a result to a file".to_string(), None);
@@ -66,8 +73,8 @@ fn plan_error(plan: &str, tables: &[String], functions: &[String]) -> (String, O
 pub fn no_such_table(name: &str, tables: &[String]) -> String {
     let known: Vec<&str> = tables.iter().map(String::as_str).collect();
     match nearest(name, &known).as_slice() {
-        [] => format!("no table `{name}`; there are {}", list(&known)),
-        near => format!("no table `{name}`; did you mean {}?", list(near)),
+        [] => format!("no table `{name}`; there are {}", list(&known, "and")),
+        near => format!("no table `{name}`; did you mean {}?", list(near, "or")),
     }
 }
 
@@ -136,10 +143,10 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// `a`, `b` and `c`
-fn list(names: &[&str]) -> String {
+fn list(names: &[&str], and: &str) -> String {
     let names: Vec<String> = names.iter().map(|n| format!("`{n}`")).collect();
     match names.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        Some((last, rest)) if !rest.is_empty() => format!("{} {and} {last}", rest.join(", ")),
         _ => names.concat(),
     }
 }

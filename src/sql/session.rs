@@ -163,11 +163,10 @@ impl Tables {
         for table in references {
             self.provide(table.table())?;
         }
-        let values = parameters.iter().map(|&(k, v)| (k.to_string(), ScalarValue::from(v).into())).collect();
         let plan = async {
             let plan = self.context.state().statement_to_plan(statement.clone()).await?;
             SQLOptions::new().with_allow_dml(false).verify_plan(&plan)?;
-            self.context.execute_logical_plan(plan.with_param_values(ParamValues::Map(values))?).await
+            self.context.execute_logical_plan(plan.with_param_values(values(parameters))?).await
         };
         self.runtime.block_on(plan).map_err(|e| self.explain(&e, sql))
     }
@@ -252,7 +251,8 @@ impl Run {
         let table = match view {
             Some(view) => {
                 references(&view.text)?.iter().try_for_each(|table| self.provide(table, runtime))?;
-                runtime.block_on(self.context.sql(&view.text))?.into_view()
+                let frame = runtime.block_on(self.context.sql(&view.text))?;
+                frame.with_param_values(values(&parameters(&self.analysis())))?.into_view()
             }
             None => runtime.block_on(open_table(&self.context, &self.place, name))?,
         };
@@ -266,6 +266,10 @@ impl Run {
         let mut table: toml::Table = text.and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();
         table.remove("analysis").and_then(|section| section.try_into().ok()).unwrap_or_default()
     }
+}
+
+fn values(parameters: &[(&str, f64)]) -> ParamValues {
+    ParamValues::Map(parameters.iter().map(|&(k, v)| (k.to_string(), ScalarValue::from(v).into())).collect())
 }
 
 /// Names of the tables a query reads.
