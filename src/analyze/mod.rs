@@ -65,7 +65,7 @@ pub fn queries_fingerprint(config: &AnalysisConfig) -> Result<String> {
 
 /// Runs the checks, then every derived table in the order in which they read each other.
 pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<String> {
-    let tables = Tables::measured(out)?;
+    let tables = Tables::measured(out, config)?;
     let own = own::own_queries(config)?;
     let bar = progress::bar("analyze", (CHECKS.len() + DERIVED.len() + own.len() + 1) as u64, "queries");
     for check in CHECKS {
@@ -80,7 +80,9 @@ pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<S
     }
     distributions::write(&tables, out, meta)?;
     tables.add(REPAIR_QUANTILES.name, out)?;
-    for query in in_order(DERIVED.iter().chain(&own).collect())? {
+    // The user's own come last: they may read views, which read any built-in table.
+    let built_in = in_order(DERIVED.iter().collect())?;
+    for query in built_in.into_iter().chain(in_order(own.iter().collect())?) {
         bar.set_message(query.name.clone());
         let rows = tables.collect(&query.text, &parameters(config)).with_context(|| format!("in {}", query.file))?;
         write(query, &rows, out, meta).with_context(|| format!("writing the table {}", query.name))?;

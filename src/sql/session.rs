@@ -49,6 +49,8 @@ struct Run {
     place: Place,
     tables: BTreeSet<String>,
     context: SessionContext,
+    /// What `$name` stands for in its views and in queries.
+    analysis: AnalysisConfig,
 }
 
 impl Tables {
@@ -66,17 +68,17 @@ impl Tables {
         for (folder, name) in folders.iter().zip(run_names(folders)) {
             let place = Place::open(folder)?;
             let context = if folders.len() == 1 { context.clone() } else { new_session(config.clone())?.0 };
-            runs.push(Run { name, tables: place.tables()?, place, context });
+            runs.push(Run { name, tables: place.tables()?, analysis: settings(&place), place, context });
         }
         Ok(Self { context, runtime, runs })
     }
 
     /// The measured tables alone, on one core: sums are then taken in one order, so that the same run gives the same
-    /// bytes.
-    pub fn measured(out: &Path) -> Result<Self> {
+    /// bytes. What is derived from them is added as it is made.
+    pub fn measured(out: &Path, analysis: &AnalysisConfig) -> Result<Self> {
         let (context, runtime) = new_session(SessionConfig::new().with_target_partitions(1))?;
-        let place = Place::open(out)?;
-        let run = Run { name: String::new(), place, tables: BTreeSet::new(), context: context.clone() };
+        let (name, tables, analysis) = (String::new(), BTreeSet::new(), analysis.clone());
+        let run = Run { name, place: Place::open(out)?, tables, context: context.clone(), analysis };
         let tables = Self { context, runtime, runs: vec![run] };
         for table in crate::tables::MEASURED {
             tables.add(table.name, out)?;
@@ -124,7 +126,7 @@ impl Tables {
 
     /// A number that a query names as `$name`: the run's own settings.
     pub fn parameters(&self) -> Result<Vec<(&'static str, f64)>> {
-        let settings: Vec<_> = self.runs.iter().map(|run| parameters(&run.analysis())).collect();
+        let settings: Vec<_> = self.runs.iter().map(|run| parameters(&run.analysis)).collect();
         let Some(first) = settings.first() else { bail!("no run") };
         ensure!(
             settings.iter().all(|s| s == first),
@@ -240,7 +242,8 @@ impl Run {
     fn provides(&self, name: &str) -> bool {
         let reads_what_is_there =
             |view: &Query| references(&view.text).is_ok_and(|read| read.iter().all(|table| self.provides(table)));
-        self.tables.contains(name) || VIEWS.iter().any(|view| view.name == name && reads_what_is_there(view))
+        let is_open = self.context.table_exist(name).unwrap_or(false);
+        is_open || self.tables.contains(name) || VIEWS.iter().any(|view| view.name == name && reads_what_is_there(view))
     }
 
     fn provide(&self, name: &str, runtime: &Runtime) -> Result<()> {
@@ -252,20 +255,20 @@ impl Run {
             Some(view) => {
                 references(&view.text)?.iter().try_for_each(|table| self.provide(table, runtime))?;
                 let frame = runtime.block_on(self.context.sql(&view.text))?;
-                frame.with_param_values(values(&parameters(&self.analysis())))?.into_view()
+                frame.with_param_values(values(&parameters(&self.analysis)))?.into_view()
             }
             None => runtime.block_on(open_table(&self.context, &self.place, name))?,
         };
         self.context.register_table(name, table)?;
         Ok(())
     }
+}
 
-    /// `[analysis]` of what was run, as the report wrote it; the defaults before there is a report.
-    fn analysis(&self) -> AnalysisConfig {
-        let text = self.place.read("report/config.toml").and_then(|bytes| String::from_utf8(bytes).ok());
-        let mut table: toml::Table = text.and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();
-        table.remove("analysis").and_then(|section| section.try_into().ok()).unwrap_or_default()
-    }
+/// `[analysis]` of what was run, as the report wrote it; the defaults before there is a report.
+fn settings(place: &Place) -> AnalysisConfig {
+    let text = place.read("report/config.toml").and_then(|bytes| String::from_utf8(bytes).ok());
+    let mut table: toml::Table = text.and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();
+    table.remove("analysis").and_then(|section| section.try_into().ok()).unwrap_or_default()
 }
 
 fn values(parameters: &[(&str, f64)]) -> ParamValues {
@@ -274,9 +277,10 @@ fn values(parameters: &[(&str, f64)]) -> ParamValues {
 
 /// Names of the tables a query reads.
 fn references(sql: &str) -> Result<Vec<String>> {
-    let mut statements = DFParser::parse_sql(sql)?;
+    let explain = |e: DataFusionError| anyhow!(errors::explain(&e, sql, &[], &[]));
+    let mut statements = DFParser::parse_sql(sql).map_err(explain)?;
     let Some(statement) = statements.pop_front() else { bail!("the query is empty") };
-    let (tables, _) = resolve_table_references(&statement, true)?;
+    let (tables, _) = resolve_table_references(&statement, true).map_err(explain)?;
     Ok(tables.iter().map(|t| t.table().to_string()).collect())
 }
 

@@ -67,6 +67,9 @@ const KEYWORDS: &[&str] = &[
     "with",
 ];
 
+/// With which a statement begins.
+const STARTS: &[&str] = &["create view", "describe", "explain", "select", "show tables", "with"];
+
 /// What helps at the prompt. It lives as long as the prompt, beside the session.
 pub struct Assistant {
     pub tables: Vec<String>,
@@ -103,6 +106,9 @@ impl Assistant {
         let previous = before.split_whitespace().next_back().unwrap_or_default().to_ascii_lowercase();
         if before.starts_with('\\') || ["from", "join", "describe", "table"].contains(&previous.as_str()) {
             return (start, matching(word, self.tables.iter().map(String::as_str)));
+        }
+        if before.trim_end().is_empty() || before.trim_end().ends_with(';') {
+            return (start, matching(word, STARTS.iter().copied()));
         }
         // What comes after the cursor counts too: `select se| from ablations`.
         let tables = self.mentioned(line);
