@@ -50,8 +50,7 @@ pub fn prompt(tables: &Tables) -> Result<()> {
         // There is none the first time.
         editor.load_history(path).ok();
     }
-    // Keeps the process alive on Ctrl-C for as long as the prompt is: a query is cancelled by it, nothing else.
-    tables.runtime().spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
+    let interrupts = Interrupts::listen()?;
 
     say(r"\? for help, \d for the tables, \q to leave; a statement ends with ;")?;
     let mut settings = Settings { timing: false, limit: ROWS_ON_A_TERMINAL };
@@ -64,7 +63,7 @@ pub fn prompt(tables: &Tables) -> Result<()> {
                     // A statement is kept even if the terminal is closed next. A read-only home is no reason to stop.
                     editor.append_history(path).ok();
                 }
-                match answer(tables, &text, &mut settings) {
+                match answer(tables, &interrupts, &text, &mut settings) {
                     Ok(Next::Leave) => return Ok(()),
                     Ok(Next::GoOn) => {}
                     Err(e) => say(&format!("error: {e:#}"))?,
@@ -83,7 +82,7 @@ pub fn prompt(tables: &Tables) -> Result<()> {
 }
 
 /// One command, or all statements of what was typed.
-fn answer(tables: &Tables, text: &str, settings: &mut Settings) -> Result<Next> {
+fn answer(tables: &Tables, interrupts: &Interrupts, text: &str, settings: &mut Settings) -> Result<Next> {
     if text.trim_start().starts_with('\\') {
         return commands::run(tables, text.trim(), settings);
     }
@@ -91,7 +90,7 @@ fn answer(tables: &Tables, text: &str, settings: &mut Settings) -> Result<Next> 
     for statement in tables.statements(text)? {
         let started = Instant::now();
         let frame = tables.frame(&statement, text, &parameters)?;
-        match rows(tables, frame, settings.limit) {
+        match rows(tables, interrupts, frame, settings.limit) {
             Some(result) => show(&result.map_err(|e| tables.explain(&e, text))?, settings.limit)?,
             None => {
                 say("cancelled")?;
@@ -121,8 +120,13 @@ fn show(rows: &[RecordBatch], limit: usize) -> Result<()> {
     say(&if count == 1 { "1 row".to_string() } else { format!("{count} rows") })
 }
 
-/// Runs a query on the runtime's threads, until it has more rows than will be shown or Ctrl-C is pressed: then `None`.
-fn rows(tables: &Tables, frame: DataFrame, limit: usize) -> Option<Result<Vec<RecordBatch>, DataFusionError>> {
+/// Runs a query on the session's threads, until it has more rows than will be shown or Ctrl-C is pressed: then `None`.
+fn rows(
+    tables: &Tables,
+    interrupts: &Interrupts,
+    frame: DataFrame,
+    limit: usize,
+) -> Option<Result<Vec<RecordBatch>, DataFusionError>> {
     let query = tables.runtime().spawn(async move {
         let mut rows = vec![RecordBatch::new_empty(std::sync::Arc::new(frame.schema().as_arrow().clone()))];
         let mut stream = frame.execute_stream().await?;
@@ -136,13 +140,30 @@ fn rows(tables: &Tables, frame: DataFrame, limit: usize) -> Option<Result<Vec<Re
         Ok::<_, DataFusionError>(rows)
     });
     let abort = query.abort_handle();
-    match tables.runtime().block_on(unless(query, tokio::signal::ctrl_c())) {
+    match interrupts.unless_pressed(query) {
         Some(Ok(rows)) => Some(rows),
         Some(Err(e)) => Some(Err(DataFusionError::ExecutionJoin(Box::new(e)))),
         None => {
             abort.abort();
             None
         }
+    }
+}
+
+/// Ctrl-C, heard on a thread of its own: a query may keep all threads of the session busy.
+struct Interrupts(tokio::runtime::Runtime);
+
+impl Interrupts {
+    /// From now on, Ctrl-C does not end the process.
+    fn listen() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        runtime.spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
+        Ok(Self(runtime))
+    }
+
+    /// What `work` gives, or nothing if Ctrl-C is pressed first.
+    fn unless_pressed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.0.block_on(unless(work, tokio::signal::ctrl_c()))
     }
 }
 
