@@ -37,8 +37,11 @@ struct Settings {
 
 /// Reads statements and answers them until the user leaves.
 pub fn prompt(tables: &Tables) -> Result<()> {
+    // Before the editor, which puts back the handler that it found.
+    let interrupts = Interrupts::listen()?;
     let config = Config::builder()
         .completion_type(CompletionType::List)
+        .completion_show_all_if_ambiguous(true)
         .history_ignore_dups(true)?
         .history_ignore_space(true)
         .max_history_size(10_000)?
@@ -50,7 +53,6 @@ pub fn prompt(tables: &Tables) -> Result<()> {
         // There is none the first time.
         editor.load_history(path).ok();
     }
-    let interrupts = Interrupts::listen()?;
 
     say(r"\? for help, \d for the tables, \q to leave; a statement ends with ;")?;
     let mut settings = Settings { timing: false, limit: ROWS_ON_A_TERMINAL };
@@ -157,7 +159,8 @@ impl Interrupts {
     /// From now on, Ctrl-C does not end the process.
     fn listen() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        runtime.spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
+        // The first look installs the handler, and it stays.
+        runtime.block_on(unless(tokio::signal::ctrl_c(), std::future::ready(())));
         Ok(Self(runtime))
     }
 
