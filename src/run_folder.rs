@@ -267,11 +267,6 @@ pub fn manifest(root: &Path, stage: Stage) -> Option<Manifest> {
     serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }
 
-/// The stages of a finished or unfinished run that were begun and not completed.
-pub fn incomplete_stages(root: &Path) -> Vec<&'static str> {
-    STAGES.iter().filter(|s| manifest(root, **s).is_some_and(|m| !m.complete)).map(|s| s.name()).collect()
-}
-
 /// Seconds since 1970.
 fn now() -> Option<u64> {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_secs())

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use crate::catalog::{size, thousands};
+use crate::catalog::{self, thousands};
 use crate::config::Config;
 use crate::progress;
 use crate::run_folder::{Manifest, Parts, STAGES, Stage, files_below, manifest};
@@ -145,7 +145,7 @@ fn row(text: &mut String, out: &Path, stage: Stage, state: &State, found: &Manif
             bytes += fs::metadata(&path).map_or(0, |m| m.len());
         }
         // A file that is being written, or spoilt, has no rows yet.
-        rows += size(&folder).map_or(0, |(rows, _)| rows);
+        rows += catalog::rows(&folder).unwrap_or(0);
     }
     writeln!(
         text,

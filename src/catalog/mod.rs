@@ -14,7 +14,7 @@ use arrow::datatypes::{DataType, Schema};
 
 pub use builtin::built_in;
 pub use markdown::markdown;
-pub use of_run::{list_of_run, list_of_session, size, table_of_session, thousands};
+pub use of_run::{list_of_run, list_of_session, rows, table_of_session, thousands};
 
 /// One table or view.
 pub struct TableDoc {

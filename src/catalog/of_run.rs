@@ -13,14 +13,14 @@ use crate::run_folder::files_below;
 use crate::sql::Tables;
 
 /// Every table and view of a run with its kind, rows and size.
-pub fn list_of_run(tables: &Tables, out: &Path) -> Result<String> {
+pub fn list_of_run(tables: &Tables) -> Result<String> {
     let mut rows = Vec::new();
     for name in tables.names() {
         let (kind, grain) = kind_and_grain(&name);
         let (count, size) = match kind {
             "view" => (String::new(), String::new()),
             _ => {
-                let (rows, bytes) = size(&out.join("tables").join(&name))?;
+                let (bytes, rows) = tables.size(&name)?;
                 (thousands(rows), progress::bytes(bytes))
             }
         };
@@ -71,17 +71,16 @@ fn grain_of_file(tables: &Tables, name: &str) -> String {
     tables.schema(name).ok().and_then(|s| s.metadata().get("grain").cloned()).unwrap_or_default()
 }
 
-/// Rows and bytes of a table's files.
-pub fn size(folder: &Path) -> Result<(u64, u64)> {
-    let (mut rows, mut bytes) = (0, 0);
+/// Rows of a table's files, from their footers.
+pub fn rows(folder: &Path) -> Result<u64> {
+    let mut rows = 0;
     for path in files_below(folder)?.iter().filter(|p| p.extension().is_some_and(|e| e == "parquet")) {
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        bytes += file.metadata()?.len();
         let reader = ParquetRecordBatchReaderBuilder::try_new(file)
             .with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
         rows += reader.metadata().file_metadata().num_rows() as u64;
     }
-    Ok((rows, bytes))
+    Ok(rows)
 }
 
 /// `365,760`

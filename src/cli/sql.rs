@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use arrow::array::RecordBatch;
 use datafusion::dataframe::DataFrame;
-use pipeline::run_folder::incomplete_stages;
 use pipeline::sql::{Format, ROWS_ON_A_TERMINAL, Tables, Target, prompt};
 
 /// Ask a run's tables a question in SQL
@@ -24,7 +23,7 @@ pub struct Args {
     /// Read the query from a file
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Folder of the run; given several times, every table has a leading column `run` and the rows of all
+    /// Folder of the run, or s3://bucket/prefix; given several times, every table has a leading column `run` and the rows of all
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: Vec<PathBuf>,
     /// How to write the rows [default: by the name of --output, else table]
@@ -41,6 +40,7 @@ const EXAMPLES: &str = "Examples:
   pipeline sql --format csv \"select * from head_summary where subset = 'top'\" > heads.csv
   pipeline sql --output heads.parquet \"select * from head_summary\"
   pipeline sql --out out/gpt2 --out out/pythia \"select run, avg(self_repair) from head_summary group by run\"
+  pipeline sql --out s3://my-bucket/runs/pythia \"show tables\"
   pipeline sql -f sql/head_summary.sql
   pipeline sql \"show tables\"";
 
@@ -48,17 +48,10 @@ pub fn run(args: Args) -> Result<()> {
     let from_terminal = args.query.is_none() && args.file.is_none() && std::io::stdin().is_terminal();
     let format = args.format.or_else(|| args.output.as_deref().and_then(Format::of_file)).unwrap_or(Format::Table);
     let target = Target::new(format, args.output)?;
-    for out in &args.out {
-        let unfinished = incomplete_stages(out);
-        if !unfinished.is_empty() {
-            eprintln!(
-                "warning: {} is not finished ({}); its tables may lack rows",
-                out.display(),
-                unfinished.join(", ")
-            );
-        }
-    }
     let tables = Tables::of_runs(&args.out)?;
+    for (run, stages) in tables.unfinished() {
+        eprintln!("warning: the run {run} is not finished ({}); its tables may lack rows", stages.join(", "));
+    }
     if from_terminal {
         return prompt(&tables);
     }

@@ -16,7 +16,7 @@ use pipeline::sql::Tables;
 pub struct Args {
     /// A table or a view
     name: Option<String>,
-    /// Folder of the run [default: out, if there is one]
+    /// Folder of the run, or s3://bucket/prefix [default: out, if there is one]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// The documentation of all built-in tables and views as Markdown
@@ -34,12 +34,12 @@ pub fn run(args: Args) -> Result<()> {
     if args.markdown {
         return super::say(&catalog::markdown()?);
     }
-    let (out, tables) = match args.out {
-        Some(out) => (out.clone(), Some(Tables::open(&out)?)),
-        None => (PathBuf::from("out"), Tables::open(Path::new("out")).ok()),
+    let tables = match args.out {
+        Some(out) => Some(Tables::open(&out)?),
+        None => Tables::open(Path::new("out")).ok(),
     };
     let text = match (args.name, tables) {
-        (None, Some(tables)) => catalog::list_of_run(&tables, &out)?,
+        (None, Some(tables)) => catalog::list_of_run(&tables)?,
         (None, None) => catalog::list()?,
         // A table that the run does not have (yet) is described as it would be.
         (Some(name), Some(tables)) if tables.names().contains(&name) => catalog::table_of_session(&tables, &name)?,

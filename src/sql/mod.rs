@@ -1,6 +1,7 @@
 //! SQL over the tables of finished runs: where they lie, a session that reads them when a query asks for them, errors
 //! that a person can act on, the formats in which rows leave, and the interactive prompt.
 
+mod bucket;
 mod errors;
 mod output;
 mod place;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
-use arrow::datatypes::SchemaRef;
+use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::datatypes::{Int64Type, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::dataframe::DataFrame;
@@ -66,9 +66,8 @@ impl Tables {
         let (context, runtime) = new_session(config.clone())?;
         let mut runs = Vec::new();
         for (folder, name) in folders.iter().zip(run_names(folders)) {
-            let place = Place::open(folder)?;
             let context = if folders.len() == 1 { context.clone() } else { new_session(config.clone())?.0 };
-            runs.push(Run { name, tables: place.tables()?, analysis: settings(&place), place, context });
+            runs.push(runtime.block_on(Run::open(folder, name, context))?);
         }
         Ok(Self { context, runtime, runs })
     }
@@ -78,7 +77,8 @@ impl Tables {
     pub fn measured(out: &Path, analysis: &AnalysisConfig) -> Result<Self> {
         let (context, runtime) = new_session(SessionConfig::new().with_target_partitions(1))?;
         let (name, tables, analysis) = (String::new(), BTreeSet::new(), analysis.clone());
-        let run = Run { name, place: Place::open(out)?, tables, context: context.clone(), analysis };
+        let place = runtime.block_on(Place::open(out))?;
+        let run = Run { name, place, tables, context: context.clone(), analysis };
         let tables = Self { context, runtime, runs: vec![run] };
         for table in crate::tables::MEASURED {
             tables.add(table.name, out)?;
@@ -89,7 +89,7 @@ impl Tables {
     /// Makes the table of that name readable (again, if it was before).
     pub fn add(&self, name: &str, out: &Path) -> Result<()> {
         self.context.deregister_table(name)?;
-        let table = self.runtime.block_on(open_table(&self.context, &Place::open(out)?, name))?;
+        let table = self.runtime.block_on(async { open_table(&self.context, &Place::open(out).await?, name).await })?;
         self.context.register_table(name, table)?;
         Ok(())
     }
@@ -122,6 +122,23 @@ impl Tables {
         self.provide(name)?;
         let table = self.runtime.block_on(self.context.table_provider(name));
         Ok(table.map_err(|e| self.explain(&e, ""))?.schema())
+    }
+
+    /// The runs that were begun and not completed, with the stages in question.
+    pub fn unfinished(&self) -> Vec<(&str, Vec<&'static str>)> {
+        let of = |run: &'_ Run| self.runtime.block_on(run.place.incomplete_stages());
+        self.runs.iter().map(|run| (run.name.as_str(), of(run))).filter(|(_, stages)| !stages.is_empty()).collect()
+    }
+
+    /// Bytes and rows of a table of the only run.
+    pub fn size(&self, name: &str) -> Result<(u64, u64)> {
+        let [run] = self.runs.as_slice() else { bail!("sizes are those of one run") };
+        let (bytes, rows) = self.runtime.block_on(run.place.size(name))?;
+        let count = || -> Result<u64> {
+            let rows = self.collect(&format!("select count(*) from {name}"), &[])?;
+            Ok(rows[0].column(0).as_primitive::<Int64Type>().value(0) as u64)
+        };
+        Ok((bytes, rows.map_or_else(count, Ok)?))
     }
 
     /// A number that a query names as `$name`: the run's own settings.
@@ -239,6 +256,12 @@ impl Tables {
 }
 
 impl Run {
+    async fn open(folder: &Path, name: String, context: SessionContext) -> Result<Self> {
+        let place = Place::open(folder).await?;
+        place.register(&context)?;
+        Ok(Self { name, tables: place.tables().await?, analysis: settings(&place).await, place, context })
+    }
+
     fn provides(&self, name: &str) -> bool {
         let reads_what_is_there =
             |view: &Query| references(&view.text).is_ok_and(|read| read.iter().all(|table| self.provides(table)));
@@ -265,8 +288,8 @@ impl Run {
 }
 
 /// `[analysis]` of what was run, as the report wrote it; the defaults before there is a report.
-fn settings(place: &Place) -> AnalysisConfig {
-    let text = place.read("report/config.toml").and_then(|bytes| String::from_utf8(bytes).ok());
+async fn settings(place: &Place) -> AnalysisConfig {
+    let text = place.read("report/config.toml").await;
     let mut table: toml::Table = text.and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();
     table.remove("analysis").and_then(|section| section.try_into().ok()).unwrap_or_default()
 }
@@ -296,7 +319,7 @@ fn new_session(mut config: SessionConfig) -> Result<(SessionContext, Runtime)> {
 }
 
 async fn open_table(context: &SessionContext, place: &Place, name: &str) -> Result<Arc<dyn TableProvider>> {
-    let (folder, first) = place.table(name)?;
+    let (folder, first) = place.table(name).await?;
     let options =
         ParquetReadOptions::default().to_listing_options(&context.copied_config(), context.copied_table_options());
     let schema = options.infer_schema(&context.state(), &ListingTableUrl::parse(&first)?).await;
@@ -311,7 +334,7 @@ async fn open_table(context: &SessionContext, place: &Place, name: &str) -> Resu
 
 /// The schema of a table's first file with its metadata, which a scan goes without.
 async fn described_schema(context: &SessionContext, place: &Place, name: &str) -> Result<SchemaRef> {
-    let (_, first) = place.table(name)?;
+    let (_, first) = place.table(name).await?;
     let options = ParquetReadOptions::default()
         .skip_metadata(false)
         .to_listing_options(&context.copied_config(), context.copied_table_options());

@@ -10,6 +10,7 @@ mod hub;
 mod own_queries;
 mod parity;
 mod provisioning;
+mod s3;
 mod sql;
 mod sql_prompt;
 mod status;
