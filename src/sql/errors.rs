@@ -14,7 +14,10 @@ pub fn explain(error: &DataFusionError, sql: &str, tables: &[String], functions:
         DataFusionError::SchemaError(schema, _) => column_error(schema),
         DataFusionError::SQL(parser, _) => return syntax_error(&parser.to_string(), sql),
         DataFusionError::Plan(plan) => plan_error(plan, tables, functions),
-        DataFusionError::Internal(_) => (format!("{text} (a fault of the query engine)"), None),
+        DataFusionError::Internal(_) => {
+            let text = text.split("\nThis issue was likely").next().unwrap_or_default();
+            (format!("{text} (a fault of the query engine)"), None)
+        }
         _ => (text, None),
     };
     let span = word.and_then(|word| place_of(&word, sql)).or_else(|| span.and_then(|s| on_one_line(&s)));

@@ -66,8 +66,11 @@ impl Tables {
         let (context, runtime) = new_session(config.clone())?;
         let mut runs = Vec::new();
         for (folder, name) in folders.iter().zip(run_names(folders)) {
-            let context = if folders.len() == 1 { context.clone() } else { new_session(config.clone())?.0 };
-            runs.push(runtime.block_on(Run::open(folder, name, context))?);
+            let of_run = if folders.len() == 1 { context.clone() } else { new_session(config.clone())?.0 };
+            let run = runtime.block_on(Run::open(folder, name, of_run))?;
+            // A query over several runs is run here.
+            run.place.register(&context)?;
+            runs.push(run);
         }
         Ok(Self { context, runtime, runs })
     }

@@ -92,7 +92,7 @@ fn answer(mut stream: TcpStream, objects: &BTreeMap<String, Vec<u8>>, seen: &Mut
 /// ListObjectsV2, a few entries at a time.
 fn listing(objects: &BTreeMap<String, Vec<u8>>, query: &str) -> String {
     let parameters: BTreeMap<&str, String> =
-        query.split('&').filter_map(|p| p.split_once('=')).map(|(k, v)| (k, decoded(v))).collect();
+        query.split('&').filter_map(|p| p.split_once('=')).map(|(k, v)| (k, decoded(&v.replace('+', " ")))).collect();
     let parameter = |name: &str| parameters.get(name).cloned().unwrap_or_default();
     let prefix = parameter("prefix");
     let mut entries = BTreeSet::new();
