@@ -8,6 +8,7 @@ mod place;
 mod planner;
 mod prompt;
 mod session;
+mod terminal;
 
 pub(crate) use errors::no_such_table;
 pub use output::{Format, Target};

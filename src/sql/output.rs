@@ -13,6 +13,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
+use super::terminal::for_terminal;
 use crate::run_folder::temporary;
 
 /// How `pipeline sql` prints rows.
@@ -79,14 +80,14 @@ impl Target {
     pub fn write(&self, schema: &SchemaRef, next: impl FnMut() -> Result<Option<RecordBatch>>) -> Result<u64> {
         let Some(path) = &self.file else {
             let mut stdout = std::io::BufWriter::new(std::io::stdout());
-            let rows = write_all(self.format, false, schema, &mut stdout, next)?;
+            let rows = write_all(self.format, false, self.is_a_terminal(), schema, &mut stdout, next)?;
             stdout.flush()?;
             return Ok(rows);
         };
         let partial = temporary(path);
         let file = File::create(&partial).with_context(|| format!("cannot create {}", path.display()))?;
         let mut file = std::io::BufWriter::new(file);
-        let written = write_all(self.format, true, schema, &mut file, next).and_then(|rows| {
+        let written = write_all(self.format, true, false, schema, &mut file, next).and_then(|rows| {
             file.into_inner().map_err(|e| e.into_error())?.sync_all()?;
             fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))?;
             Ok(rows)
@@ -101,6 +102,7 @@ impl Target {
 fn write_all(
     format: Format,
     in_a_file: bool,
+    on_a_terminal: bool,
     schema: &SchemaRef,
     mut out: &mut (impl Write + Send),
     mut next: impl FnMut() -> Result<Option<RecordBatch>>,
@@ -113,7 +115,8 @@ fn write_all(
                 all.push(batch.clone());
                 Ok(())
             })?;
-            writeln!(out, "{}", table_text(&all)?)?;
+            let text = if on_a_terminal { for_terminal(&all, None)? } else { table_text(&all)? };
+            writeln!(out, "{text}")?;
         }
         Format::Csv => {
             let mut writer = arrow::csv::Writer::new(&mut out);

@@ -84,6 +84,14 @@ fn statements_go_over_lines_and_the_prompt_explains_errors_and_tables() {
             Expect("timing is on"),
             Type("select 1 as one;\r"),
             Expect("took"),
+            // What is wider than the terminal is shown a value a line.
+            Type("select * from heads limit 2;\r"),
+            Expect("[ row 2 ]"),
+            Expect("surely_repaired"),
+            Type("\\x on\r"),
+            Type("select 5 as five;\r"),
+            Expect("five │ 5"),
+            Type("\\x auto\r"),
             Type("\\nonsense\r"),
             Expect("no command"),
             Type("\\?\r"),
@@ -99,7 +107,7 @@ fn statements_go_over_lines_and_the_prompt_explains_errors_and_tables() {
     on_a_terminal(
         &["sql", "--out", &out],
         dir.path(),
-        &[Expect("sql> "), Type("\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A\r"), Expect("| one |"), Type("\x04")],
+        &[Expect("sql> "), Type("\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A\r"), Expect("| five |"), Type("\x04")],
     );
     assert!(dir.path().join("self-repair/sql_history").is_file());
 }

@@ -13,11 +13,12 @@ pub enum Next {
 }
 
 /// Names and what they do, for `\?` and for completion.
-pub const COMMANDS: [(&str, &str); 6] = [
+pub const COMMANDS: [(&str, &str); 7] = [
     (r"\d", "the tables and views"),
     (r"\d NAME", "a table's columns: type, unit, description"),
     (r"\timing", "say how long each statement took, or stop saying it"),
     (r"\limit N", "show N rows of a result; 0 shows all"),
+    (r"\x [on|off|auto]", "a line a value; auto does so where a table would be too wide"),
     (r"\?", "this"),
     (r"\q", "leave (also Ctrl-D)"),
 ];
@@ -45,6 +46,11 @@ pub fn run(tables: &Tables, text: &str, settings: &mut Settings) -> Result<Next>
         }
         (r"\limit", number) => {
             settings.limit = number.parse().with_context(|| format!(r"\limit {number}: expected a number of rows"))?;
+        }
+        (r"\x", "" | "on" | "off" | "auto") => {
+            let on = settings.expanded == Some(true);
+            settings.expanded =
+                if argument == "auto" { None } else { Some(argument == "on" || argument.is_empty() && !on) };
         }
         _ => bail!(r"{text} is no command; \? lists them"),
     }

@@ -20,19 +20,22 @@ use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
 use rustyline::{CompletionType, Config, Editor};
 
-use super::output::{head, table_text};
+use super::output::head;
 use super::session::{ROWS_ON_A_TERMINAL, Tables};
+use super::terminal::for_terminal;
 use crate::progress;
 use commands::Next;
 use complete::Assistant;
 
 const PROMPT: &str = "sql> ";
 
-/// What `\timing` and `\limit` set.
+/// What `\timing`, `\limit` and `\x` set.
 struct Settings {
     timing: bool,
     /// Rows shown of a result; 0 shows all.
     limit: usize,
+    /// A line a value; `None` where a table would be too wide.
+    expanded: Option<bool>,
 }
 
 /// Reads statements and answers them until the user leaves.
@@ -55,7 +58,7 @@ pub fn prompt(tables: &Tables) -> Result<()> {
     }
 
     say(r"\? for help, \d for the tables, \q to leave; a statement ends with ;")?;
-    let mut settings = Settings { timing: false, limit: ROWS_ON_A_TERMINAL };
+    let mut settings = Settings { timing: false, limit: ROWS_ON_A_TERMINAL, expanded: None };
     loop {
         match editor.readline(PROMPT) {
             Ok(text) if text.trim().is_empty() => {}
@@ -93,7 +96,7 @@ fn answer(tables: &Tables, interrupts: &Interrupts, text: &str, settings: &mut S
         let started = Instant::now();
         let frame = tables.frame(&statement, text, &parameters)?;
         match rows(tables, interrupts, frame, settings.limit) {
-            Some(result) => show(&result.map_err(|e| tables.explain(&e, text))?, settings.limit)?,
+            Some(result) => show(&result.map_err(|e| tables.explain(&e, text))?, settings)?,
             None => {
                 say("cancelled")?;
                 break;
@@ -106,14 +109,15 @@ fn answer(tables: &Tables, interrupts: &Interrupts, text: &str, settings: &mut S
     Ok(Next::GoOn)
 }
 
-fn show(rows: &[RecordBatch], limit: usize) -> Result<()> {
+fn show(rows: &[RecordBatch], settings: &Settings) -> Result<()> {
+    let limit = settings.limit;
     // `create view …` has nothing to show.
     if rows.iter().all(|batch| batch.num_columns() == 0) {
         return Ok(());
     }
     let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
     let more = limit > 0 && count > limit;
-    say(&table_text(&if more { head(rows, limit) } else { rows.to_vec() })?)?;
+    say(&for_terminal(&if more { head(rows, limit) } else { rows.to_vec() }, settings.expanded)?)?;
     if more {
         return say(&format!(
             "the first {limit} rows; `\\limit 0` shows all, `pipeline sql --output FILE` writes them to a file"
