@@ -5,6 +5,7 @@
 
 pub mod analyze;
 pub mod catalog;
+pub mod components;
 pub mod config;
 pub mod corpus;
 pub mod describe;

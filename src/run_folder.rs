@@ -72,7 +72,7 @@ pub struct Manifest {
 const MARKER: &str = ".self-repair-run";
 
 /// Everything a run writes lies in these.
-const OWNED: [&str; 6] = ["tables", "stages", "model", "work", "activations", "report"];
+const OWNED: [&str; 7] = ["tables", "stages", "model", "work", "sums", "activations", "report"];
 
 pub struct RunFolder {
     root: PathBuf,
@@ -138,6 +138,11 @@ impl RunFolder {
     /// Folder of what later stages need but nobody queries.
     pub fn work(&self) -> PathBuf {
         self.root.join("work")
+    }
+
+    /// Folder of sums over the corpus while `ablate` runs.
+    pub fn sums(&self) -> PathBuf {
+        self.root.join("sums")
     }
 
     /// Folder of opt-in raw activations.

@@ -1,15 +1,14 @@
 -- Question: in which text does a position lie?
--- Grain:    a prompt position that has a correct next token
+-- Grain:    a position of a prompt
 -- Example:  select c.context, l.log_prob from contexts c join clean l on l.prompt = c.prompt and l.position = c.position
 --           order by l.log_prob limit 10
 --
--- prompt, position: as in `clean`
--- next_text: the correct token, which is the one after the position
--- context: eight tokens up to and with the position, «the correct token», and four tokens after it; a line's end shows
---     as ⏎
+-- prompt, position: as in `tokens`
+-- next_text: the token after the position; null at a prompt's end
+-- context: eight tokens up to and with the position, «the token after it», and four more; a line's end shows as ⏎
 with windows as (
     select
-        prompt, position, next_token,
+        prompt, position,
         lead(text, 1) over w as next_text,
         concat(
             lag(text, 7) over w, lag(text, 6) over w, lag(text, 5) over w, lag(text, 4) over w,
@@ -23,4 +22,3 @@ select
     prompt, position, next_text,
     replace(concat(before, '«', next_text, '»', after), chr(10), '⏎') as context
 from windows
-where next_token is not null

@@ -1,9 +1,9 @@
--- Question: what are the ablated heads called, and how much of each is repaired?
+-- Question: what are the ablated components called, and how much of each is repaired?
 -- Grain:    a row of `head_summary`
 -- Example:  select name, direct_effect, self_repair, self_repair_error from heads where subset = 'top'
 --           order by self_repair desc limit 10
 --
--- name: `L9H6` for head 6 of layer 9; `L9MLP` and `L9ATT` for a whole MLP and a layer's whole attention
+-- name: `L9H6` for head 6 of layer 9; `MLP9`, `ATT9` and `BLOCK9` for a layer's whole MLP, attention, and both
 -- ablation, hold, component, layer, head, subset: as in `head_summary`
 -- tokens, prompts: as in `head_summary`
 -- direct_effect, ablated_direct_effect, logit_change: as in `head_summary` [logits]
@@ -14,8 +14,9 @@
 select
     case component
         when 'head' then concat('L', layer, 'H', head)
-        when 'mlp' then concat('L', layer, 'MLP')
-        else concat('L', layer, 'ATT')
+        when 'mlp' then concat('MLP', layer)
+        when 'attention' then concat('ATT', layer)
+        when 'block' then concat('BLOCK', layer)
     end as name,
     ablation, hold, component, layer, head, subset,
     tokens, prompts,

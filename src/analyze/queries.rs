@@ -29,7 +29,7 @@ macro_rules! queries {
 pub const DERIVED: &[Query] = queries!("": "head_summary", "layer_summary", "repair_outcomes");
 
 /// Views: queries that a session over a run answers by name, computed when they are asked for.
-pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_tokens", "prompt_sums");
+pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_contexts", "prompt_sums");
 
 /// Queries that must return no rows.
 pub const CHECKS: &[Query] = queries!("checks/":

@@ -83,8 +83,13 @@ impl Tables {
         let place = runtime.block_on(Place::open(out))?;
         let run = Run { name, place, tables, context: context.clone(), analysis };
         let tables = Self { context, runtime, runs: vec![run] };
+        let there = tables.runtime.block_on(tables.runs[0].place.tables())?;
         for table in crate::tables::MEASURED {
-            tables.add(table.name, out)?;
+            match there.contains(table.name) {
+                true => tables.add(table.name, out)?,
+                // What was not measured in this run is there without rows, so that every query can be asked.
+                false => tables.add_rows(table.name, RecordBatch::new_empty(table.schema()))?,
+            }
         }
         Ok(tables)
     }
@@ -95,6 +100,17 @@ impl Tables {
         let table = self.runtime.block_on(async { open_table(&self.context, &Place::open(out).await?, name).await })?;
         self.context.register_table(name, table)?;
         Ok(())
+    }
+
+    /// Makes rows readable that lie in no file of the run.
+    pub(crate) fn add_rows(&self, name: &str, rows: RecordBatch) -> Result<()> {
+        self.context.register_batch(name, rows)?;
+        Ok(())
+    }
+
+    /// Whether there is a table or a view of that name.
+    pub fn has(&self, name: &str) -> Result<bool> {
+        Ok(self.context.table_exist(name)? || self.provides(name))
     }
 
     /// Names of all tables and views, in order.

@@ -3,33 +3,34 @@
 
 mod ablate;
 mod activations;
+mod iterate;
 mod parts;
 mod plan;
 mod repair;
 mod trace;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use arrow::array::{ArrayRef, AsArray, StringArray, UInt16Array, UInt32Array};
-use arrow::datatypes::UInt32Type;
+use anyhow::{Result, ensure};
+use arrow::array::{ArrayRef, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::json;
 
 use crate::analyze;
+use crate::components::Ablatable;
 use crate::config::{Config, Kind};
-use crate::corpus::{self, Prompts, TextTokenizer};
+use crate::corpus::{self, Prompts, Targets, TextTokenizer};
 use crate::export;
 use crate::model::{Model, ModelSource};
 use crate::progress;
 use crate::report;
 use crate::run_folder::{Parts, RunFolder, STAGES, Stage, fingerprint, sha256_of, sha256_of_file, write_atomically};
-use crate::tables::{MODEL, Metadata, SCHEMA_VERSION, TableWriter};
+use crate::tables::{
+    ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, Metadata, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS,
+    PAIRS, REPAIR_GRAPH, SCHEMA_VERSION, SELF_ADDITIONS, TOP_TOKENS, TableWriter,
+};
 
 pub use plan::{Estimate, dry_run};
 
@@ -42,7 +43,8 @@ pub struct Run {
     corpus_files: Vec<PathBuf>,
     /// Fingerprint of every stage, in the order of [`Stage`].
     fingerprints: [String; 6],
-    heads: Vec<(usize, usize)>,
+    /// What is ablated, in the order of the tables.
+    pub components: Vec<Ablatable>,
     /// What `analyze` writes, a user's own tables included.
     analysis_tables: Vec<String>,
 }
@@ -51,7 +53,8 @@ pub struct Run {
 pub struct Prepared {
     pub config: Config,
     pub model: Model,
-    pub heads: Vec<(usize, usize)>,
+    /// What is ablated, in the order of the tables.
+    pub components: Vec<Ablatable>,
     model_sha256: String,
     corpus_files: Vec<PathBuf>,
     /// Every file that is read.
@@ -102,7 +105,9 @@ impl Prepared {
             config.corpus.prompt_len,
             a.context
         );
-        let heads = config.ablation.heads.heads(a.layers, a.heads)?;
+        let components = config.ablation.components(a.layers, a.heads)?;
+        let holds = config.ablation.holds(a.layers, a.heads)?;
+        let neurons = config.neurons.layers.layers("neurons.layers", a.layers)?;
         let corpus_files = corpus::resolve(&config.corpus.source)?;
 
         let spinner = progress::spinner("reading the inputs' checksums");
@@ -125,14 +130,16 @@ impl Prepared {
         // The tables name where the model came from; what is measured depends on its bytes alone.
         let export = fingerprint(&json!([code, c.model, &model_sha256, c.corpus.prompt_len]))?;
         let trace = fingerprint(&json!([code, corpus, &model_sha256, c.trace]))?;
-        let ablate = fingerprint(&json!([code, corpus, &model_sha256, c.ablation, heads]))?;
+        // The number of top tokens decides for which ones components and neurons are kept.
+        let measured = json!([c.ablation, components, holds, c.neurons, neurons, c.iterative, c.analysis.top_fraction]);
+        let ablate = fingerprint(&json!([code, corpus, &model_sha256, measured]))?;
         let analyze = fingerprint(&json!([ablate, c.analysis, analyze::queries_fingerprint(&c.analysis)?]))?;
         let report = fingerprint(&json!([analyze, report::VERSION]))?;
         let inputs: Vec<PathBuf> = files.into_iter().chain(corpus_files.iter().cloned()).collect();
         let run_id = fingerprint(&json!([export, trace, ablate, c.analysis]))?;
         let parts = parts::parts(c, &model_sha256, &corpus_sha256)?;
         let fingerprints = [corpus, export, trace, ablate, analyze, report];
-        Ok(Self { config, model, heads, model_sha256, corpus_files, inputs, fingerprints, parts, run_id })
+        Ok(Self { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id })
     }
 
     pub fn fingerprint(&self, stage: Stage) -> &str {
@@ -147,23 +154,27 @@ impl Prepared {
 impl Run {
     /// Takes the folder for a configuration whose inputs were found.
     fn open(config: Config, out: &Path) -> Result<Self> {
-        let Prepared { config, model, heads, model_sha256, corpus_files, inputs, fingerprints, parts, run_id } =
+        let Prepared { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id } =
             Prepared::of(config)?;
         let folder = RunFolder::open(out, run_id, &inputs)?.with_parts(parts);
         let analysis_tables = analyze::tables_of(&config.analysis)?;
-        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, heads, analysis_tables })
+        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components, analysis_tables })
     }
 
     /// Says before anything heavy starts what the run will need.
     fn announce(&self) {
-        let Estimate { flops, tokens, disk, memory } =
-            Estimate::of(&self.config, &self.model.architecture, &self.heads);
+        let Some(Estimate { flops, tokens, disk, memory }) =
+            Estimate::of(&self.config, &self.model.architecture, &self.components)
+        else {
+            let text = format!("{} components on every prompt of {}", self.components.len(), self.config.corpus.source);
+            return progress::line("run", &text);
+        };
         progress::line(
             "run",
             &format!(
-                "{} × {} heads × {tokens} tokens: {:.1} TFLOP of necessary work; about {} of disk in {}, {} of memory",
+                "{} × {} components × {tokens} tokens: {:.1} TFLOP of necessary work; about {} of disk in {}, {} of memory",
                 self.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
-                self.heads.len(),
+                self.components.len(),
                 flops / 1e12,
                 progress::bytes(disk as u64),
                 self.folder.root().display(),
@@ -208,10 +219,24 @@ impl Run {
     fn folders(&self, stage: Stage) -> Vec<PathBuf> {
         let f = &self.folder;
         match stage {
-            Stage::Corpus => vec![f.table("tokens")],
+            Stage::Corpus => vec![f.table("tokens"), f.table("targets")],
             Stage::Export => vec![f.model(), f.table("model")],
             Stage::Trace => vec![f.table("clean"), f.table("direct_effects"), f.work(), f.activations()],
-            Stage::Ablate => vec![f.table("pairs"), f.table("ablations")],
+            Stage::Ablate => {
+                let tables = [
+                    &PAIRS,
+                    &TOP_TOKENS,
+                    &ABLATIONS,
+                    &COMPONENT_REPAIRS,
+                    &NEURON_REPAIRS,
+                    &NEURON_TOTALS,
+                    &NEURON_CURVES,
+                    &REPAIR_GRAPH,
+                    &SELF_ADDITIONS,
+                    &HEAD_SIMILARITY,
+                ];
+                tables.iter().map(|table| f.table(table.name)).chain([f.sums()]).collect()
+            }
             Stage::Analyze => self.analysis_tables.iter().map(|name| f.table(name)).collect(),
             Stage::Report => vec![f.root().join("report")],
         }
@@ -221,7 +246,11 @@ impl Run {
         let tokenizer = TextTokenizer::of(&self.model)?;
         let prompts = corpus::prompts(&self.config.corpus, &self.corpus_files, &tokenizer)?;
         corpus::write(&prompts, &tokenizer, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
-        Ok(format!("{} prompts of {} tokens", prompts.count(), prompts.prompt_len))
+        corpus::write_targets(&prompts, &self.folder.table("targets"), &self.meta(Stage::Corpus))?;
+        Ok(match prompts.targets() {
+            Targets::Next => format!("{} prompts of {} tokens", prompts.count(), prompts.longest()),
+            Targets::Answers(_) => format!("{} prompts of up to {} tokens", prompts.count(), prompts.longest()),
+        })
     }
 
     fn export(&self) -> Result<String> {
@@ -283,19 +312,9 @@ impl Run {
         report::report(self.folder.root())
     }
 
-    /// The prompts as the `tokens` table has them: what was measured is what is written there.
+    /// The prompts as the tables of the corpus stage have them.
     fn prompts(&self) -> Result<Prompts> {
-        let path = self.folder.table("tokens").join("tokens.parquet");
-        let file = fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file)
-            .with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
-        let mask = ProjectionMask::columns(builder.parquet_schema(), ["token"]);
-        let mut tokens = Vec::new();
-        for batch in builder.with_projection(mask).build()? {
-            let batch = batch.with_context(|| format!("{} cannot be read", path.display()))?;
-            tokens.extend_from_slice(batch.column(0).as_primitive::<UInt32Type>().values());
-        }
-        Ok(Prompts::new(self.config.corpus.prompt_len, tokens))
+        corpus::read(&self.folder.table("tokens"), &self.folder.table("targets"))
     }
 
     fn has(&self, kind: Kind) -> bool {

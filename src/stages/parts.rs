@@ -27,6 +27,9 @@ pub fn parts(config: &Config, model_sha256: &str, corpus_sha256: &[String]) -> R
     add(&mut trace, "trace", &config.trace)?;
     let mut ablate = corpus.clone();
     add(&mut ablate, "ablation", &config.ablation)?;
+    add(&mut ablate, "neurons", &config.neurons)?;
+    add(&mut ablate, "iterative", &config.iterative)?;
+    add(&mut ablate, "analysis.top_fraction", &config.analysis.top_fraction)?;
     let mut analyze = ablate.clone();
     add(&mut analyze, "analysis", &config.analysis)?;
     analyze.insert("text of the queries".into(), analyze::queries_fingerprint(&config.analysis)?);

@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::Prepared;
-use crate::config::{Config, Kind};
+use crate::components::Ablatable;
+use crate::config::{Config, Kind, Mode};
 use crate::describe::{EFFICIENCY, memory};
 use crate::engine::rate::matmul_rate;
 use crate::model::Architecture;
@@ -27,17 +28,22 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    pub fn of(config: &Config, a: &Architecture, heads: &[(usize, usize)]) -> Self {
+    /// Of a prompt set, whose size is not known before it is read: nothing.
+    pub fn of(config: &Config, a: &Architecture, components: &[Ablatable]) -> Option<Self> {
         let c = &config.corpus;
+        if c.mode == Mode::Prompts {
+            return None;
+        }
         let tokens = (c.tokens / c.prompt_len * (c.prompt_len - 1)) as f64;
         let samples = config.ablation.resample.samples as f64;
         let runs: f64 = config.ablation.kinds.iter().map(|&k| if k == Kind::Resample { samples } else { 1.0 }).sum();
-        let flops = heads.iter().map(|&(l, _)| a.ablation_flops(l)).sum::<f64>() * tokens * runs;
+        let runs = runs * (1 + config.ablation.hold.len()) as f64;
+        let flops = components.iter().map(|c| a.suffix_flops(c)).sum::<f64>() * tokens * runs;
         let weights = 4.0 * a.parameters() as f64;
         // Measured: 37 bytes a row of `ablations`, 4 a row of `direct_effects`.
-        let rows = config.ablation.kinds.len() as f64 * heads.len() as f64 * tokens;
+        let rows = config.ablation.kinds.len() as f64 * components.len() as f64 * tokens;
         let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
-        Self { flops, tokens, disk, memory: memory(a) }
+        Some(Self { flops, tokens, disk, memory: memory(a) })
     }
 }
 
@@ -65,29 +71,37 @@ pub fn dry_run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<S
         text.push_str("\nNothing would run.");
         return Ok(text);
     }
-    let estimate = Estimate::of(&run.config, &run.model.architecture, &run.heads);
     text.push('\n');
-    if runs.contains(&Stage::Ablate) {
-        let rate = matmul_rate(&run.model.architecture, &run.config.runtime)?;
-        let time = progress::seconds(estimate.flops / (EFFICIENCY * rate));
-        writeln!(
-            text,
-            "    work {:.2} TFLOP to ablate {} heads on {} tokens, {}",
-            estimate.flops / 1e12,
-            run.heads.len(),
-            estimate.tokens,
-            run.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
-        )?;
-        writeln!(
-            text,
-            "    time about {time} at {EFFICIENCY} of this machine's {:.0} GFLOP/s in matrix products; less if shards of \
-             it are there",
-            rate / 1e9
-        )?;
-    } else {
-        writeln!(text, "    work nothing is ablated; seconds to minutes")?;
-    }
+    let Some(estimate) = Estimate::of(&run.config, &run.model.architecture, &run.components) else {
+        let (count, source) = (run.components.len(), &run.config.corpus.source);
+        write!(text, "    work {count} components on every prompt of {source}, whose number is not known yet")?;
+        return Ok(text);
+    };
+    what_it_takes(&mut text, &run, &estimate, runs.contains(&Stage::Ablate))?;
     writeln!(text, "    disk about {} in {}", progress::bytes(estimate.disk as u64), out.display())?;
     write!(text, "  memory about {}", progress::bytes(estimate.memory as u64))?;
     Ok(text)
+}
+
+fn what_it_takes(text: &mut String, run: &Prepared, estimate: &Estimate, ablates: bool) -> Result<()> {
+    if !ablates {
+        return Ok(writeln!(text, "    work nothing is ablated; seconds to minutes")?);
+    }
+    let rate = matmul_rate(&run.model.architecture, &run.config.runtime)?;
+    let time = progress::seconds(estimate.flops / (EFFICIENCY * rate));
+    writeln!(
+        text,
+        "    work {:.2} TFLOP to ablate {} components on {} tokens, {}",
+        estimate.flops / 1e12,
+        run.components.len(),
+        estimate.tokens,
+        run.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
+    )?;
+    writeln!(
+        text,
+        "    time about {time} at {EFFICIENCY} of this machine's {:.0} GFLOP/s in matrix products; less if shards of it \
+         are there",
+        rate / 1e9
+    )?;
+    Ok(())
 }

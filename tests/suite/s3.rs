@@ -146,7 +146,7 @@ fn a_run_in_a_bucket_is_queried_as_if_it_lay_here() {
         "select ablation, layer, head, count(*) as n, avg(self_repair) as repair from ablations
          group by ablation, layer, head order by ablation, layer, head",
         "select prompt, position, text from tokens where prompt = 60 order by position",
-        "select name, max(rank) as n from top_tokens group by name order by name",
+        "select name, max(rank) as n from top_contexts group by name order by name",
     ] {
         let sql = |out: &str| succeeded(store.pipeline(&["sql", "--format", "csv", "--out", out, query]));
         assert_eq!(sql(there), sql(&here), "{query}");

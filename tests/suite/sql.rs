@@ -34,7 +34,7 @@ fn several_runs_are_one_table_with_a_column_for_the_run() {
     assert_eq!(both("select distinct run from head_summary"), "run\nfirst\n");
     // A view joins the tables of each run, never one run's tokens with another's ablations.
     assert_eq!(
-        both("select run, count(*) as n from top_tokens where ablation = 'zero' group by run order by run"),
+        both("select run, count(*) as n from top_contexts where ablation = 'zero' group by run order by run"),
         "run,n\nfirst,36\nsecond,36\n"
     );
     // Folders of the same name are told apart.
@@ -111,7 +111,7 @@ fn the_built_in_queries_run_from_their_files_with_the_runs_own_parameters() {
     let rows = from_file.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
     let top: Vec<_> = rows.filter(|r| r["subset"] == "top").map(|r| r["tokens"].clone()).collect();
     assert!(top.len() == 36 && top.iter().all(|t| t == 18), "a tenth of 180 tokens: {top:?}");
-    assert_eq!(csv(dir.path(), "select max(rank) as n from top_tokens"), "n\n18\n");
+    assert_eq!(csv(dir.path(), "select max(rank) as n from top_contexts"), "n\n17\n");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn views_name_heads_and_show_tokens_in_their_text() {
     let corpus = tempfile::tempdir().unwrap();
     succeeded(run_tiny("corpus", corpus.path(), &[]));
     let tables = succeeded(sql(corpus.path(), &["show tables"]));
-    assert!(tables.contains("contexts") && !tables.contains("top_tokens"), "{tables}");
+    assert!(tables.contains("contexts") && !tables.contains("top_contexts"), "{tables}");
 }
 
 #[test]
