@@ -121,6 +121,11 @@ impl RunFolder {
         Self { parts, ..self }
     }
 
+    /// What a stage's fingerprint is made of.
+    pub fn parts(&self, stage: Stage) -> &Parts {
+        &self.parts[stage as usize]
+    }
+
     pub fn root(&self) -> &Path {
         &self.root
     }

@@ -27,6 +27,7 @@ use crate::model::{Model, ModelSource};
 use crate::progress;
 use crate::report;
 use crate::run_folder::{Parts, RunFolder, STAGES, Stage, fingerprint, sha256_of, sha256_of_file, write_atomically};
+use crate::status::state;
 use crate::tables::{
     ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, Metadata, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS,
     PAIRS, REPAIR_GRAPH, SCHEMA_VERSION, SELF_ADDITIONS, TOP_TOKENS, TableWriter,
@@ -195,6 +196,11 @@ impl Run {
     fn clear_what_is_stale(&self) -> Result<()> {
         for stage in STAGES {
             if self.folder.is_stale(stage, self.fingerprint(stage)) {
+                let wanted = (self.fingerprint(stage), self.folder.parts(stage));
+                progress::line(
+                    stage.name(),
+                    &format!("cleared: {}", state(self.folder.root(), stage, Some(wanted)).why()),
+                );
                 self.folder.clear(stage, &self.folders(stage))?;
             }
         }

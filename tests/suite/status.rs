@@ -116,6 +116,14 @@ fn a_stale_stage_says_what_changed() {
 }
 
 #[test]
+fn a_run_says_why_it_clears_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("ablate", dir.path(), &[]));
+    let output = run_tiny("ablate", dir.path(), &["ablation.seed=7"]);
+    assert!(text(&output.stderr).contains("ablate cleared: ablation.seed 0 → 7"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_dry_run_of_nothing_makes_no_folder() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
