@@ -128,6 +128,8 @@ pub struct TraceConfig {
 pub struct AnalysisConfig {
     /// The share of tokens with the highest direct effect that counts as a head's "top" tokens.
     pub top_fraction: f64,
+    /// A folder of the user's own queries, each a table.
+    pub sql: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -258,7 +260,7 @@ impl Default for ResampleConfig {
 
 impl Default for AnalysisConfig {
     fn default() -> Self {
-        Self { top_fraction: 0.02 }
+        Self { top_fraction: 0.02, sql: None }
     }
 }
 

@@ -22,7 +22,7 @@ pub fn memory(a: &Architecture) -> f64 {
 }
 
 /// What whole runs reach of the bare matrix product's rate, as measured on SmolLM2-135M.
-const EFFICIENCY: f64 = 0.6;
+pub const EFFICIENCY: f64 = 0.6;
 
 /// The architecture, and memory, work and time of a run of all heads on `tokens` tokens, on this machine.
 pub fn describe(model: &Model, tokens: usize) -> Result<String> {

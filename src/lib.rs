@@ -5,6 +5,7 @@
 
 pub mod analyze;
 pub mod bench;
+pub mod catalog;
 pub mod components;
 pub mod config;
 pub mod corpus;
@@ -18,5 +19,7 @@ pub mod progress;
 pub mod provision;
 pub mod report;
 pub mod run_folder;
+pub mod sql;
 pub mod stages;
+pub mod status;
 pub mod tables;

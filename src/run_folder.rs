@@ -4,9 +4,12 @@
 //! still there with its size. What was written under another fingerprint is removed before anything runs, so tables of
 //! two configurations are never mixed. A folder that has such sub-folders without being a run is refused, not cleared.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -39,13 +42,30 @@ impl Stage {
     }
 }
 
+/// What a fingerprint was made of, by name.
+pub type Parts = BTreeMap<String, String>;
+
 /// What `<out>/stages/<stage>.json` holds.
-#[derive(Serialize, Deserialize)]
-struct Manifest {
-    fingerprint: String,
-    complete: bool,
+#[derive(Default, Serialize, Deserialize)]
+pub struct Manifest {
+    pub fingerprint: String,
+    pub complete: bool,
     /// Path under the run folder and size in bytes of every file the stage wrote.
-    files: Vec<(String, u64)>,
+    pub files: Vec<(String, u64)>,
+    /// Folders the stage writes into, under the run folder.
+    #[serde(default)]
+    pub folders: Vec<String>,
+    /// What the fingerprint was made of, to say why another one differs.
+    #[serde(default)]
+    pub parts: Parts,
+    /// When it began (the last time, if it was resumed) and finished, in seconds since 1970.
+    #[serde(default)]
+    pub began: Option<u64>,
+    #[serde(default)]
+    pub finished: Option<u64>,
+    /// From then to then.
+    #[serde(default)]
+    pub seconds: Option<f64>,
 }
 
 /// Marks a folder as a run's, whose sub-folders may be cleared.
@@ -58,6 +78,10 @@ pub struct RunFolder {
     root: PathBuf,
     /// Hash of the inputs and of the configuration without `[runtime]`, written into every table.
     pub run_id: String,
+    /// What each stage's fingerprint is made of, for its manifest.
+    parts: [Parts; 6],
+    /// When the stage at work began.
+    began: Mutex<Option<Instant>>,
     /// Held until the run ends; the operating system releases it if the process dies.
     _lock: File,
 }
@@ -89,7 +113,17 @@ impl RunFolder {
         fs::write(root.join(MARKER), "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n")?;
         lock.set_len(0)?;
         writeln!(lock, "{}", std::process::id())?;
-        Ok(Self { root: root.to_path_buf(), run_id, _lock: lock })
+        Ok(Self { root: root.to_path_buf(), run_id, parts: Default::default(), began: Mutex::new(None), _lock: lock })
+    }
+
+    /// Has manifests say what the stages' fingerprints are made of.
+    pub fn with_parts(self, parts: [Parts; 6]) -> Self {
+        Self { parts, ..self }
+    }
+
+    /// What a stage's fingerprint is made of.
+    pub fn parts(&self, stage: Stage) -> &Parts {
+        &self.parts[stage as usize]
     }
 
     pub fn root(&self) -> &Path {
@@ -126,7 +160,7 @@ impl RunFolder {
     }
 
     fn manifest(&self, stage: Stage) -> Option<Manifest> {
-        serde_json::from_str(&fs::read_to_string(self.manifest_path(stage)).ok()?).ok()
+        manifest(&self.root, stage)
     }
 
     /// Whether the stage was finished under this fingerprint and its files are still whole.
@@ -140,8 +174,12 @@ impl RunFolder {
         self.manifest(stage).is_some_and(|m| m.fingerprint != fingerprint)
     }
 
-    /// Removes what a stage wrote.
+    /// Removes what a stage wrote, also into folders that it no longer has.
     pub fn clear(&self, stage: Stage, folders: &[PathBuf]) -> Result<()> {
+        let before = self.manifest(stage).map(|m| m.folders).unwrap_or_default();
+        let before = before.iter().filter(|f| OWNED.iter().any(|o| Path::new(f).starts_with(o)) && !f.contains(".."));
+        let mut folders = folders.to_vec();
+        folders.extend(before.map(|f| self.root.join(f)));
         for folder in folders.iter().filter(|f| f.exists()) {
             fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
         }
@@ -159,7 +197,23 @@ impl RunFolder {
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
             remove_temporary_files(folder)?;
         }
-        self.write_manifest(stage, &Manifest { fingerprint: fingerprint.into(), complete: false, files: vec![] })
+        *self.began.lock().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
+        self.write_manifest(stage, &Manifest { began: now(), ..self.new_manifest(stage, fingerprint, folders) })
+    }
+
+    fn new_manifest(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Manifest {
+        let folders = folders.iter().map(|f| self.relative(f)).collect();
+        Manifest {
+            fingerprint: fingerprint.into(),
+            folders,
+            parts: self.parts[stage as usize].clone(),
+            ..Manifest::default()
+        }
+    }
+
+    /// A path under the run folder, without the folder.
+    fn relative(&self, path: &Path) -> String {
+        path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned()
     }
 
     /// Marks the stage finished, with every file that lies in `folders`.
@@ -167,12 +221,15 @@ impl RunFolder {
         let mut files = Vec::new();
         for folder in folders {
             for path in files_below(folder)? {
-                let relative = path.strip_prefix(&self.root).unwrap_or(&path).to_string_lossy().into_owned();
-                files.push((relative, fs::metadata(&path)?.len()));
+                files.push((self.relative(&path), fs::metadata(&path)?.len()));
             }
         }
         files.sort();
-        self.write_manifest(stage, &Manifest { fingerprint: fingerprint.into(), complete: true, files })
+        let seconds =
+            self.began.lock().unwrap_or_else(|e| e.into_inner()).take().map(|began| began.elapsed().as_secs_f64());
+        let began = self.manifest(stage).and_then(|m| m.began);
+        let manifest = self.new_manifest(stage, fingerprint, folders);
+        self.write_manifest(stage, &Manifest { complete: true, files, began, finished: now(), seconds, ..manifest })
     }
 
     /// Forgets that stages were finished, so that they run anew (`--fresh`).
@@ -215,13 +272,15 @@ fn refuse_what_is_not_ours(root: &Path, inputs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// The stages of a finished or unfinished run that were begun and not completed.
-pub fn incomplete_stages(root: &Path) -> Vec<&'static str> {
-    let read = |stage: &Stage| -> Option<Manifest> {
-        let path = root.join("stages").join(format!("{}.json", stage.name()));
-        serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
-    };
-    STAGES.iter().filter(|s| read(s).is_some_and(|m| !m.complete)).map(|s| s.name()).collect()
+/// What a stage of the run in this folder has recorded of itself, if it has begun.
+pub fn manifest(root: &Path, stage: Stage) -> Option<Manifest> {
+    let path = root.join("stages").join(format!("{}.json", stage.name()));
+    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
+}
+
+/// Seconds since 1970.
+fn now() -> Option<u64> {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_secs())
 }
 
 /// Writes to a temporary name beside `path` and renames, so that a reader sees all of it or nothing.

@@ -8,14 +8,14 @@ use arrow::array::{ArrayRef, AsArray, Float32Array, RecordBatch, StringArray, UI
 use arrow::datatypes::{Float32Type, UInt16Type};
 use polars::prelude::{ChunkQuantile, Float32Chunked, NamedFrom, QuantileMethod};
 
-use super::context::Tables;
+use super::Tables;
 use crate::tables::{Column, Metadata, Table, TableWriter, Type};
 
-pub const TABLE: &str = "repair_quantiles";
+const TABLE: &str = "repair_quantiles";
 
 const QUANTILES: [f64; 7] = [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99];
 
-const SCHEMA: Table = Table {
+pub const SCHEMA: Table = Table {
     name: TABLE,
     grain: "an ablation, a hold, a layer and a quantile",
     key: 4,

@@ -3,23 +3,33 @@
 //! A file opens with a comment: the question, the grain, and a line `-- column[, column]: description [unit]` for its
 //! columns. That comment is where a derived table's documentation lives.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// A built-in SQL file.
+/// A SQL file.
 pub struct Query {
     /// The file's name without its ending, which is the table's name.
-    pub name: &'static str,
-    pub text: &'static str,
+    pub name: Cow<'static, str>,
+    pub text: Cow<'static, str>,
+    /// Where it lies, for errors.
+    pub file: Cow<'static, str>,
 }
 
 macro_rules! queries {
     ($folder:literal: $($name:literal),* $(,)?) => {
-        &[$(Query { name: $name, text: include_str!(concat!("../../sql/", $folder, $name, ".sql")) }),*]
+        &[$(Query {
+            name: Cow::Borrowed($name),
+            text: Cow::Borrowed(include_str!(concat!("../../sql/", $folder, $name, ".sql"))),
+            file: Cow::Borrowed(concat!("sql/", $folder, $name, ".sql")),
+        }),*]
     };
 }
 
 /// Derived tables. Their order does not matter: each runs after those it reads.
 pub const DERIVED: &[Query] = queries!("": "head_summary", "layer_summary", "repair_outcomes");
+
+/// Views: queries that a session over a run answers by name, computed when they are asked for.
+pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_contexts", "prompt_sums");
 
 /// Queries that must return no rows.
 pub const CHECKS: &[Query] = queries!("checks/":
@@ -48,16 +58,29 @@ impl Query {
         lines
     }
 
+    /// What the header says under `Question:`, `Grain:` or `Example:`.
+    fn said(&self, what: &str) -> Option<String> {
+        let header = self.header();
+        let said = header.iter().find_map(|l| l.strip_prefix(what)?.strip_prefix(':'));
+        said.map(|text| text.trim().to_string()).filter(|text| !text.is_empty())
+    }
+
+    pub fn has(&self, what: &str) -> bool {
+        self.said(what).is_some()
+    }
+
     /// What the query answers, or what a check asserts.
     pub fn question(&self) -> String {
-        let header = self.header();
-        let question = header.iter().find_map(|l| l.strip_prefix("Question:"));
-        question.map_or_else(|| header.join(" "), |q| q.trim().to_string())
+        self.said("Question").unwrap_or_else(|| self.header().join(" "))
     }
 
     pub fn grain(&self) -> String {
-        let grain = self.header().iter().find_map(|l| l.strip_prefix("Grain:").map(|g| g.trim().to_string()));
-        grain.unwrap_or_default()
+        self.said("Grain").unwrap_or_default()
+    }
+
+    /// A query that reads the table.
+    pub fn example(&self) -> Option<String> {
+        self.said("Example")
     }
 
     /// (description, unit) of each column that the header names.
@@ -65,6 +88,9 @@ impl Query {
         let mut out = HashMap::new();
         for line in self.header() {
             let Some((names, rest)) = line.split_once(": ") else { continue };
+            if ["Question", "Grain", "Example"].contains(&names) {
+                continue;
+            }
             let (description, unit) = match rest.trim().strip_suffix(']').and_then(|r| r.rsplit_once(" [")) {
                 Some((description, unit)) if !unit.contains(',') => (description.trim(), unit),
                 _ => (rest.trim(), ""),
@@ -83,7 +109,7 @@ mod tests {
 
     #[test]
     fn every_sql_file_is_compiled_in() {
-        for (folder, queries) in [("sql", DERIVED), ("sql/checks", CHECKS)] {
+        for (folder, queries) in [("sql", DERIVED), ("sql/checks", CHECKS), ("sql/views", VIEWS)] {
             let mut files: Vec<String> = std::fs::read_dir(folder)
                 .unwrap()
                 .filter_map(|e| Some(e.ok()?.path()))
@@ -99,7 +125,7 @@ mod tests {
 
     #[test]
     fn derived_tables_say_question_and_grain() {
-        for query in DERIVED {
+        for query in DERIVED.iter().chain(VIEWS) {
             assert!(query.question().ends_with('?'), "{}: {}", query.name, query.question());
             assert!(!query.grain().is_empty(), "{}", query.name);
         }

@@ -4,6 +4,8 @@
 mod ablate;
 mod activations;
 mod iterate;
+mod parts;
+mod plan;
 mod repair;
 mod trace;
 
@@ -18,18 +20,20 @@ use serde_json::json;
 
 use crate::analyze;
 use crate::components::Ablatable;
-use crate::config::{Config, Kind, Mode};
+use crate::config::{Config, Kind};
 use crate::corpus::{self, Prompts, Targets, TextTokenizer};
-use crate::describe::memory;
 use crate::export;
 use crate::model::{Model, ModelSource};
 use crate::progress;
 use crate::report;
-use crate::run_folder::{RunFolder, STAGES, Stage, fingerprint, sha256_of, sha256_of_file, write_atomically};
+use crate::run_folder::{Parts, RunFolder, STAGES, Stage, fingerprint, sha256_of, sha256_of_file, write_atomically};
+use crate::status::state;
 use crate::tables::{
     ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, Metadata, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS,
     PAIRS, REPAIR_GRAPH, SCHEMA_VERSION, SELF_ADDITIONS, TOP_TOKENS, TableWriter,
 };
+
+pub use plan::{Estimate, dry_run};
 
 /// A run with its inputs found and read as far as every stage needs.
 pub struct Run {
@@ -42,6 +46,24 @@ pub struct Run {
     fingerprints: [String; 6],
     /// What is ablated, in the order of the tables.
     pub components: Vec<Ablatable>,
+    /// What `analyze` writes, a user's own tables included.
+    analysis_tables: Vec<String>,
+}
+
+/// A configuration with its inputs found and read as far as every stage needs, before a folder is taken for it.
+pub struct Prepared {
+    pub config: Config,
+    pub model: Model,
+    /// What is ablated, in the order of the tables.
+    pub components: Vec<Ablatable>,
+    model_sha256: String,
+    corpus_files: Vec<PathBuf>,
+    /// Every file that is read.
+    inputs: Vec<PathBuf>,
+    fingerprints: [String; 6],
+    /// What the fingerprints are made of, by name.
+    parts: [Parts; 6],
+    run_id: String,
 }
 
 /// A stage's work; it returns what it did, for the line that is printed.
@@ -62,10 +84,9 @@ pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<Strin
     }
 }
 
-impl Run {
-    /// Finds the model and the corpus (downloading packages), checks the configuration against them and takes the
-    /// folder.
-    pub fn open(config: Config, out: &Path) -> Result<Self> {
+impl Prepared {
+    /// Finds the model and the corpus (downloading packages) and checks the configuration against them.
+    pub fn of(config: Config) -> Result<Self> {
         let source = ModelSource::resolve(&config.model)?;
         let model = Model::open(source)?;
         let a = &model.architecture;
@@ -103,31 +124,42 @@ impl Run {
         // The number of top tokens decides for which ones components and neurons are kept.
         let measured = json!([c.ablation, components, holds, c.neurons, neurons, c.iterative, c.analysis.top_fraction]);
         let ablate = fingerprint(&json!([code, corpus, &model_sha256, measured]))?;
-        let analyze = fingerprint(&json!([ablate, c.analysis, analyze::queries_fingerprint()?]))?;
+        let analyze = fingerprint(&json!([ablate, c.analysis, analyze::queries_fingerprint(&c.analysis)?]))?;
         let report = fingerprint(&json!([analyze, report::VERSION]))?;
         let inputs: Vec<PathBuf> = files.into_iter().chain(corpus_files.iter().cloned()).collect();
-        let folder = RunFolder::open(out, fingerprint(&json!([export, trace, ablate, c.analysis]))?, &inputs)?;
+        let run_id = fingerprint(&json!([export, trace, ablate, c.analysis]))?;
+        let parts = parts::parts(c, &model_sha256, &corpus_sha256)?;
         let fingerprints = [corpus, export, trace, ablate, analyze, report];
-        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components })
+        Ok(Self { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id })
+    }
+
+    pub fn fingerprint(&self, stage: Stage) -> &str {
+        &self.fingerprints[stage as usize]
+    }
+
+    pub fn parts(&self, stage: Stage) -> &Parts {
+        &self.parts[stage as usize]
+    }
+}
+
+impl Run {
+    /// Takes the folder for a configuration whose inputs were found.
+    pub fn open(config: Config, out: &Path) -> Result<Self> {
+        let Prepared { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id } =
+            Prepared::of(config)?;
+        let folder = RunFolder::open(out, run_id, &inputs)?.with_parts(parts);
+        let analysis_tables = analyze::tables_of(&config.analysis)?;
+        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components, analysis_tables })
     }
 
     /// Says before anything heavy starts what the run will need.
     fn announce(&self) {
-        let (a, c) = (&self.model.architecture, &self.config.corpus);
-        if c.mode == Mode::Prompts {
-            let text = format!("{} components on every prompt of {}", self.components.len(), c.source);
+        let Some(Estimate { flops, tokens, disk, memory }) =
+            Estimate::of(&self.config, &self.model.architecture, &self.components)
+        else {
+            let text = format!("{} components on every prompt of {}", self.components.len(), self.config.corpus.source);
             return progress::line("run", &text);
-        }
-        let tokens = (c.tokens / c.prompt_len * (c.prompt_len - 1)) as f64;
-        let samples = self.config.ablation.resample.samples as f64;
-        let runs: f64 =
-            self.config.ablation.kinds.iter().map(|&k| if k == Kind::Resample { samples } else { 1.0 }).sum();
-        let runs = runs * (1 + self.config.ablation.hold.len()) as f64;
-        let flops: f64 = self.components.iter().map(|c| a.suffix_flops(c)).sum::<f64>() * tokens * runs;
-        let weights = 4.0 * a.parameters() as f64;
-        // Measured: 37 bytes a row of `ablations`, 4 a row of `direct_effects`.
-        let rows = self.config.ablation.kinds.len() as f64 * self.components.len() as f64 * tokens;
-        let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
+        };
         progress::line(
             "run",
             &format!(
@@ -137,7 +169,7 @@ impl Run {
                 flops / 1e12,
                 progress::bytes(disk as u64),
                 self.folder.root().display(),
-                progress::bytes(memory(a) as u64),
+                progress::bytes(memory as u64),
             ),
         );
     }
@@ -154,6 +186,11 @@ impl Run {
     fn clear_what_is_stale(&self) -> Result<()> {
         for stage in STAGES {
             if self.folder.is_stale(stage, self.fingerprint(stage)) {
+                let wanted = (self.fingerprint(stage), self.folder.parts(stage));
+                progress::line(
+                    stage.name(),
+                    &format!("cleared: {}", state(self.folder.root(), stage, Some(wanted)).why()),
+                );
                 self.folder.clear(stage, &self.folders(stage))?;
             }
         }
@@ -210,7 +247,7 @@ impl Run {
                 ];
                 tables.iter().map(|table| f.table(table.name)).chain([f.sums()]).collect()
             }
-            Stage::Analyze => analyze::derived_tables().iter().map(|name| f.table(name)).collect(),
+            Stage::Analyze => self.analysis_tables.iter().map(|name| f.table(name)).collect(),
             Stage::Report => vec![f.root().join("report")],
         }
     }

@@ -1,0 +1,101 @@
+//! `pipeline run`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use pipeline::config::Config;
+use pipeline::run_folder::Stage;
+use pipeline::stages;
+
+/// Bring a stage up to date, running what it needs before it
+///
+/// Stages: corpus (tokenize) → export (ONNX graphs) → trace (clean pass) → ablate → analyze (SQL) → report. What is up
+/// to date already is not run again, and a run that was killed resumes.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The last stage to run
+    #[arg(value_enum)]
+    stage: Last,
+    #[command(flatten)]
+    settings: Settings,
+    /// Folder of the run
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    out: PathBuf,
+    /// Do every stage anew
+    #[arg(long)]
+    fresh: bool,
+    /// Say which stages would run and why, and what they would take; run nothing
+    ///
+    /// The folder is left as it is. The model and the corpus are read, and fetched if they are not there.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What a run is asked to do, as `run` and `status` take it.
+#[derive(clap::Args)]
+pub struct Settings {
+    /// Configuration file (TOML) [default: the built-in pipeline/quick.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override a key of the configuration; the value is TOML, a bare word is a string
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Where to compute: cpu, cuda or cuda:n (the same as --set runtime.device=…)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+}
+
+const EXAMPLES: &str = "Examples:
+  pipeline run all
+  pipeline run all --dry-run --set corpus.tokens=100000
+  pipeline run all --set ablation.heads=all --set 'ablation.kinds=[\"resample\", \"mean\", \"zero\"]'
+  pipeline run all --set model.source=./my-llama --set ablation.heads=all --set corpus.source=./texts.jsonl --out out/mine
+  pipeline run trace --config my.toml --fresh";
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Last {
+    All,
+    Corpus,
+    Export,
+    Trace,
+    Ablate,
+    Analyze,
+    Report,
+}
+
+impl Last {
+    fn stage(self) -> Stage {
+        match self {
+            Last::Corpus => Stage::Corpus,
+            Last::Export => Stage::Export,
+            Last::Trace => Stage::Trace,
+            Last::Ablate => Stage::Ablate,
+            Last::Analyze => Stage::Analyze,
+            Last::All | Last::Report => Stage::Report,
+        }
+    }
+}
+
+impl Settings {
+    /// Whether anything is asked that differs from the built-in configuration.
+    pub fn are_given(&self) -> bool {
+        self.config.is_some() || !self.overrides.is_empty() || self.device.is_some()
+    }
+
+    pub fn load(&self) -> Result<Config> {
+        let mut overrides = self.overrides.clone();
+        overrides.extend(self.device.iter().map(|d| format!("runtime.device={d}")));
+        Config::load(self.config.as_deref(), &overrides)
+    }
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let config = args.settings.load()?;
+    if args.dry_run {
+        return super::say(&stages::dry_run(config, &args.out, args.stage.stage(), args.fresh)?);
+    }
+    rayon::ThreadPoolBuilder::new().num_threads(config.runtime.thread_count()).build_global()?;
+    super::say(&stages::run(config, &args.out, args.stage.stage(), args.fresh)?)
+}

@@ -1,0 +1,114 @@
+//! `pipeline sql`.
+
+use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use arrow::array::RecordBatch;
+use datafusion::dataframe::DataFrame;
+use pipeline::sql::{Format, ROWS_ON_A_TERMINAL, Tables, Target, prompt};
+
+/// Ask a run's tables a question in SQL
+///
+/// Every table under OUT/tables is there under its folder's name: tokens, clean, direct_effects, ablations,
+/// head_summary, layer_summary, … and so are the views over them (`pipeline tables` lists all). Without QUERY and FILE,
+/// a terminal gets a prompt, and a pipe is read as the query. Several statements are separated by `;`. `$top_fraction`
+/// stands for the run's own.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The query
+    #[arg(conflicts_with = "file", allow_hyphen_values = true)]
+    query: Option<String>,
+    /// Read the query from a file
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Folder of the run, or s3://bucket/prefix; given several times, every table has a leading column `run` and the rows of all
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    out: Vec<PathBuf>,
+    /// How to write the rows [default: by the name of --output, else table]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Write the rows to a file
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "Examples:
+  pipeline sql
+  pipeline sql \"select layer, avg(self_repair) from ablations group by layer order by layer\"
+  pipeline sql --format csv \"select * from head_summary where subset = 'top'\" > heads.csv
+  pipeline sql --output heads.parquet \"select * from head_summary\"
+  pipeline sql --out out/gpt2 --out out/pythia \"select run, avg(self_repair) from head_summary group by run\"
+  pipeline sql --out s3://my-bucket/runs/pythia \"show tables\"
+  pipeline sql -f sql/head_summary.sql
+  pipeline sql \"show tables\"";
+
+pub fn run(args: Args) -> Result<()> {
+    let from_terminal = args.query.is_none() && args.file.is_none() && std::io::stdin().is_terminal();
+    let format = args.format.or_else(|| args.output.as_deref().and_then(Format::of_file)).unwrap_or(Format::Table);
+    let target = Target::new(format, args.output)?;
+    let tables = Tables::of_runs(&args.out)?;
+    for (run, stages) in tables.unfinished() {
+        eprintln!("warning: the run {run} is not finished ({}); its tables may lack rows", stages.join(", "));
+    }
+    if from_terminal {
+        return prompt(&tables);
+    }
+    let query = read_query(args.query, args.file)?;
+    answer(&tables, &query, &target)
+}
+
+fn read_query(query: Option<String>, file: Option<PathBuf>) -> Result<String> {
+    if let Some(query) = query {
+        return Ok(query);
+    }
+    if let Some(path) = file {
+        return std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()));
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn answer(tables: &Tables, sql: &str, target: &Target) -> Result<()> {
+    let statements = tables.statements(sql)?;
+    ensure!(!statements.is_empty(), "there is no query; write it after `pipeline sql`, or name a file with -f");
+    let parameters = if sql.contains('$') { tables.parameters()? } else { Vec::new() };
+    let mut results = 0;
+    for statement in &statements {
+        let frame = tables.frame(statement, sql, &parameters)?;
+        // `create view …` has no rows.
+        if frame.schema().fields().is_empty() {
+            continue;
+        }
+        results += 1;
+        ensure!(
+            results == 1 || !target.holds_one_result(),
+            "several statements have results, and the output holds one; leave one `select`, or write CSV or JSON to a pipe"
+        );
+        write(tables, frame, sql, target)?;
+    }
+    Ok(())
+}
+
+/// Writes the rows as they come. A terminal gets the first few hundred: what scrolls by is read by nobody.
+fn write(tables: &Tables, frame: DataFrame, sql: &str, target: &Target) -> Result<()> {
+    let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
+    let mut stream = tables.stream(frame, sql)?;
+    let (mut left, mut more) = (if target.is_a_terminal() { ROWS_ON_A_TERMINAL } else { usize::MAX }, false);
+    let next = || -> Result<Option<RecordBatch>> {
+        let Some(batch) = tables.next(&mut stream, sql)? else { return Ok(None) };
+        if batch.num_rows() > left {
+            more = true;
+        }
+        let batch = batch.slice(0, left.min(batch.num_rows()));
+        left -= batch.num_rows();
+        Ok((batch.num_rows() > 0 || !more).then_some(batch))
+    };
+    target.write(&schema, next)?;
+    if more {
+        eprintln!("the first {ROWS_ON_A_TERMINAL} rows; --output FILE (.parquet, .csv, …) or a pipe gets all");
+    }
+    Ok(())
+}

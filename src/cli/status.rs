@@ -1,0 +1,32 @@
+//! `pipeline status`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use pipeline::status::status;
+
+use super::run::Settings;
+
+/// Show what a run has done: its stages, whether they are current, their files, rows, sizes and times
+///
+/// With --config, --set or --device, what is there is compared with that configuration, and what would have to run
+/// again is shown with the reason.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Folder of the run
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    out: PathBuf,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+const EXAMPLES: &str = "Examples:
+  pipeline status
+  pipeline status --out out/mine --config my.toml
+  pipeline status --set corpus.tokens=8192";
+
+pub fn run(args: Args) -> Result<()> {
+    let config = if args.settings.are_given() { Some(args.settings.load()?) } else { None };
+    super::say(&status(&args.out, config)?)
+}

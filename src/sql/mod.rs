@@ -1,0 +1,18 @@
+//! SQL over the tables of finished runs: where they lie, a session that reads them when a query asks for them, errors
+//! that a person can act on, the formats in which rows leave, and the interactive prompt.
+
+mod bucket;
+mod errors;
+mod output;
+mod place;
+mod planner;
+mod prompt;
+mod session;
+mod terminal;
+
+pub(crate) use errors::no_such_table;
+pub use output::{Format, Target};
+pub(crate) use output::{head, table_text};
+pub(crate) use planner::Planner;
+pub use prompt::prompt;
+pub use session::{ROWS_ON_A_TERMINAL, Tables};

@@ -1,0 +1,72 @@
+//! Rows for a person at a terminal: as a table if it fits, else a line a value.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use arrow::array::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use rustyline::Editor;
+use rustyline::history::DefaultHistory;
+
+use super::output::table_text;
+
+/// As a table, or, if that is wider than the terminal (or `expanded` asks for it), a line a value.
+pub fn for_terminal(rows: &[RecordBatch], expanded: Option<bool>) -> Result<String> {
+    let table = table_text(rows)?;
+    let wide = || {
+        let widest = table.lines().map(|l| l.chars().count()).max().unwrap_or(0);
+        width().is_some_and(|width| widest > width) && rows.iter().any(|batch| batch.num_rows() > 0)
+    };
+    match expanded.unwrap_or_else(wide) {
+        true => lines(rows),
+        false => Ok(table),
+    }
+}
+
+/// Columns of the terminal, if there is one.
+fn width() -> Option<usize> {
+    let mut editor = Editor::<(), DefaultHistory>::new().ok()?;
+    editor.dimensions().map(|(columns, _)| usize::from(columns))
+}
+
+fn lines(rows: &[RecordBatch]) -> Result<String> {
+    let (mut text, mut number) = (String::new(), 0);
+    let options = FormatOptions::default();
+    for batch in rows {
+        let schema = batch.schema();
+        let names = schema.fields().iter().map(|f| f.name().as_str());
+        let width = names.clone().map(|n| n.chars().count()).max().unwrap_or(0);
+        let columns: Vec<ArrayFormatter> =
+            batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options)).collect::<Result<_, _>>()?;
+        for row in 0..batch.num_rows() {
+            number += 1;
+            writeln!(text, "─[ row {number} ]{}", "─".repeat(width.saturating_sub(8)))?;
+            for (name, column) in names.clone().zip(&columns) {
+                writeln!(text, "{name:width$} │ {}", column.value(row))?;
+            }
+        }
+    }
+    text.truncate(text.trim_end().len());
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int32Array, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn rows_that_are_too_wide_are_shown_a_value_a_line() {
+        let batch = RecordBatch::try_from_iter([
+            ("layer", Arc::new(Int32Array::from(vec![3, 4])) as ArrayRef),
+            ("name", Arc::new(StringArray::from(vec!["L3", "L4"])) as ArrayRef),
+        ]);
+        let rows = [batch.unwrap()];
+        let expected = "─[ row 1 ]\nlayer │ 3\nname  │ L3\n─[ row 2 ]\nlayer │ 4\nname  │ L4";
+        assert_eq!(for_terminal(&rows, Some(true)).unwrap(), expected);
+        assert!(for_terminal(&rows, Some(false)).unwrap().contains("| layer | name |"));
+    }
+}

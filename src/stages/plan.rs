@@ -1,0 +1,107 @@
+//! What a run would do, and what it would take, before anything is run.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::Prepared;
+use crate::components::Ablatable;
+use crate::config::{Config, Kind, Mode};
+use crate::describe::{EFFICIENCY, memory};
+use crate::engine::rate::matmul_rate;
+use crate::model::Architecture;
+use crate::progress;
+use crate::run_folder::{STAGES, Stage};
+use crate::status::{State, state};
+
+/// What a run takes.
+pub struct Estimate {
+    /// Necessary floating-point operations of `ablate`, nearly all of the work.
+    pub flops: f64,
+    /// Tokens measured.
+    pub tokens: f64,
+    /// Bytes of disk.
+    pub disk: f64,
+    /// Bytes of memory.
+    pub memory: f64,
+}
+
+impl Estimate {
+    /// Of a prompt set, whose size is not known before it is read: nothing.
+    pub fn of(config: &Config, a: &Architecture, components: &[Ablatable]) -> Option<Self> {
+        let c = &config.corpus;
+        if c.mode == Mode::Prompts {
+            return None;
+        }
+        let tokens = (c.tokens / c.prompt_len * (c.prompt_len - 1)) as f64;
+        let samples = config.ablation.resample.samples as f64;
+        let runs: f64 = config.ablation.kinds.iter().map(|&k| if k == Kind::Resample { samples } else { 1.0 }).sum();
+        let runs = runs * (1 + config.ablation.hold.len()) as f64;
+        let flops = components.iter().map(|c| a.suffix_flops(c)).sum::<f64>() * tokens * runs;
+        let weights = 4.0 * a.parameters() as f64;
+        // Measured: 37 bytes a row of `ablations`, 4 a row of `direct_effects`.
+        let rows = config.ablation.kinds.len() as f64 * components.len() as f64 * tokens;
+        let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
+        Some(Self { flops, tokens, disk, memory: memory(a) })
+    }
+}
+
+/// Which stages would run and why, and what they would take. The folder is only read.
+pub fn dry_run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<String> {
+    let run = Prepared::of(config)?;
+    let mut text = String::new();
+    let mut runs = Vec::new();
+    for stage in STAGES {
+        let state = state(out, stage, Some((run.fingerprint(stage), run.parts(stage))));
+        let what = match (&state, stage <= last) {
+            (State::Current, true) if !fresh => "is up to date".to_string(),
+            (_, true) if fresh => "would run: --fresh".to_string(),
+            (State::Incomplete, true) => "would go on where it was stopped".to_string(),
+            (_, true) => format!("would run: {}", state.why()),
+            (State::Stale(_), false) => format!("would be cleared: {}", state.why()),
+            (_, false) => continue,
+        };
+        if stage <= last && (fresh || !matches!(state, State::Current)) {
+            runs.push(stage);
+        }
+        writeln!(text, "{:>8} {what}", stage.name())?;
+    }
+    if runs.is_empty() {
+        text.push_str("\nNothing would run.");
+        return Ok(text);
+    }
+    text.push('\n');
+    let Some(estimate) = Estimate::of(&run.config, &run.model.architecture, &run.components) else {
+        let (count, source) = (run.components.len(), &run.config.corpus.source);
+        write!(text, "    work {count} components on every prompt of {source}, whose number is not known yet")?;
+        return Ok(text);
+    };
+    what_it_takes(&mut text, &run, &estimate, runs.contains(&Stage::Ablate))?;
+    writeln!(text, "    disk about {} in {}", progress::bytes(estimate.disk as u64), out.display())?;
+    write!(text, "  memory about {}", progress::bytes(estimate.memory as u64))?;
+    Ok(text)
+}
+
+fn what_it_takes(text: &mut String, run: &Prepared, estimate: &Estimate, ablates: bool) -> Result<()> {
+    if !ablates {
+        return Ok(writeln!(text, "    work nothing is ablated; seconds to minutes")?);
+    }
+    let rate = matmul_rate(&run.model.architecture, &run.config.runtime)?;
+    let time = progress::seconds(estimate.flops / (EFFICIENCY * rate));
+    writeln!(
+        text,
+        "    work {:.2} TFLOP to ablate {} components on {} tokens, {}",
+        estimate.flops / 1e12,
+        run.components.len(),
+        estimate.tokens,
+        run.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
+    )?;
+    writeln!(
+        text,
+        "    time about {time} at {EFFICIENCY} of this machine's {:.0} GFLOP/s in matrix products; less if shards of it \
+         are there",
+        rate / 1e9
+    )?;
+    Ok(())
+}

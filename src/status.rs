@@ -1,0 +1,210 @@
+//! What a run has done: which stages are current, which are not and why, and what lies in the folder.
+
+use std::fmt::Write;
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use crate::catalog::{self, thousands};
+use crate::config::Config;
+use crate::progress;
+use crate::run_folder::{Manifest, Parts, STAGES, Stage, files_below, manifest};
+use crate::stages::Prepared;
+
+/// Whether a stage's files are what they should be.
+#[derive(Debug, PartialEq)]
+pub enum State {
+    /// It has not begun.
+    NotRun,
+    /// It was begun and not finished; it goes on where it was stopped.
+    Incomplete,
+    /// Files it wrote are gone or have another size.
+    Damaged(Vec<String>),
+    /// It was made from something else; why.
+    Stale(Vec<String>),
+    Current,
+}
+
+impl State {
+    fn name(&self) -> &'static str {
+        match self {
+            State::NotRun => "not run",
+            State::Incomplete => "incomplete",
+            State::Damaged(_) => "damaged",
+            State::Stale(_) => "stale",
+            State::Current => "current",
+        }
+    }
+
+    /// Why the stage has to run.
+    pub fn why(&self) -> String {
+        match self {
+            State::NotRun => "it has not run yet".to_string(),
+            State::Incomplete => "it was not finished".to_string(),
+            State::Damaged(files) => format!("{} missing or of another size", few(files)),
+            State::Stale(reasons) => few(reasons),
+            State::Current => String::new(),
+        }
+    }
+}
+
+/// Whether a stage is what `wanted` (a fingerprint and its parts) asks for, or, without that, whether it agrees with
+/// what the stages before it were made from.
+pub fn state(root: &Path, stage: Stage, wanted: Option<(&str, &Parts)>) -> State {
+    let Some(found) = manifest(root, stage) else { return State::NotRun };
+    let reasons = match wanted {
+        Some((fingerprint, _)) if found.fingerprint == fingerprint => Vec::new(),
+        Some((_, parts)) => reasons(&found.parts, parts),
+        None => disagreements(root, stage, &found),
+    };
+    if !reasons.is_empty() {
+        return State::Stale(reasons);
+    }
+    if !found.complete {
+        return State::Incomplete;
+    }
+    let whole = |(file, size): &&(String, u64)| !fs::metadata(root.join(file)).is_ok_and(|m| m.len() == *size);
+    let damaged: Vec<String> = found.files.iter().filter(whole).map(|(file, _)| file.clone()).collect();
+    if damaged.is_empty() { State::Current } else { State::Damaged(damaged) }
+}
+
+/// What differs: `corpus.tokens 4096 → 8192`.
+fn changes(before: &Parts, now: &Parts) -> Vec<String> {
+    let keys: std::collections::BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let value = |parts: &Parts, key: &str| parts.get(key).cloned().unwrap_or_else(|| "(default)".to_string());
+    keys.into_iter()
+        .filter(|key| before.get(*key) != now.get(*key))
+        .map(|key| format!("{key} {} → {}", value(before, key), value(now, key)))
+        .collect()
+}
+
+fn reasons(before: &Parts, now: &Parts) -> Vec<String> {
+    if before.is_empty() {
+        return vec!["made by a version of this program that did not record from what".to_string()];
+    }
+    match changes(before, now) {
+        none if none.is_empty() => vec!["what it depends on has changed".to_string()],
+        changed => changed,
+    }
+}
+
+/// Where a stage was made from other values than the stages before it.
+fn disagreements(root: &Path, stage: Stage, found: &Manifest) -> Vec<String> {
+    let mut out = Vec::new();
+    for earlier in STAGES.iter().filter(|s| **s < stage).filter_map(|s| manifest(root, *s)) {
+        let shared: Parts = earlier.parts.into_iter().filter(|(key, _)| found.parts.contains_key(key)).collect();
+        let mine = found.parts.iter().filter(|(key, _)| shared.contains_key(*key));
+        for change in changes(&mine.map(|(k, v)| (k.clone(), v.clone())).collect(), &shared) {
+            if !out.contains(&change) {
+                out.push(change);
+            }
+        }
+    }
+    out
+}
+
+/// The first three, and how many more.
+fn few(items: &[String]) -> String {
+    match items.len() {
+        0..=3 => items.join(", "),
+        n => format!("{}, and {} more", items[..3].join(", "), n - 3),
+    }
+}
+
+/// The stages of a run as text; compared with `config`, if one is given.
+pub fn status(out: &Path, config: Option<Config>) -> Result<String> {
+    ensure!(
+        out.join("stages").is_dir(),
+        "{} is no run; `pipeline run all --out {}` makes one",
+        out.display(),
+        out.display()
+    );
+    let wanted = config.map(Prepared::of).transpose()?;
+    let mut text = String::new();
+    if let Some(process) = holder(out) {
+        writeln!(text, "a run is going on in process {process}\n")?;
+    }
+    writeln!(text, "{:8} {:10} {:>7} {:>13} {:>9} {:>9}  finished", "stage", "state", "files", "rows", "size", "time")?;
+    for stage in STAGES {
+        let state = state(out, stage, wanted.as_ref().map(|w| (w.fingerprint(stage), w.parts(stage))));
+        match manifest(out, stage) {
+            Some(found) => row(&mut text, out, stage, &state, &found)?,
+            None => writeln!(text, "{:8} {}", stage.name(), state.name())?,
+        }
+    }
+    Ok(text)
+}
+
+fn row(text: &mut String, out: &Path, stage: Stage, state: &State, found: &Manifest) -> Result<()> {
+    let (mut rows, mut bytes, mut files) = (0, 0, 0);
+    for folder in &found.folders {
+        let folder = out.join(folder);
+        for path in files_below(&folder)? {
+            files += 1;
+            bytes += fs::metadata(&path).map_or(0, |m| m.len());
+        }
+        // A file that is being written, or spoilt, has no rows yet.
+        rows += catalog::rows(&folder).unwrap_or(0);
+    }
+    writeln!(
+        text,
+        "{:8} {:10} {files:>7} {:>13} {:>9} {:>9}  {}",
+        stage.name(),
+        state.name(),
+        if rows > 0 { thousands(rows) } else { String::new() },
+        progress::bytes(bytes),
+        found.seconds.map_or(String::new(), progress::seconds),
+        found.finished.map_or(String::new(), date),
+    )?;
+    if !matches!(state, State::Current | State::NotRun) {
+        writeln!(text, "{:8} {}", "", state.why())?;
+    }
+    Ok(())
+}
+
+/// The process that holds the folder, if a run is going on.
+fn holder(out: &Path) -> Option<String> {
+    let path = out.join(".lock");
+    let lock = File::open(&path).ok()?;
+    match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(fs::read_to_string(path).unwrap_or_default().trim().to_string()),
+        _ => None,
+    }
+}
+
+/// `2026-11-23 14:05 UTC` of seconds since 1970.
+fn date(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Years that begin in March, in eras of 400 years: the leap day is then a year's last.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let of_year = day - (365 * year + year / 4 - year / 100);
+    let march = (5 * of_year + 2) / 153;
+    let (day, month) = (of_year - (153 * march + 2) / 5 + 1, if march < 10 { march + 3 } else { march - 9 });
+    let year = year + era * 400 + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest % 3600 / 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
+        assert_eq!(date(1_795_399_500), "2026-11-23 02:05 UTC");
+    }
+
+    #[test]
+    fn changes_name_the_key_and_both_values() {
+        let parts = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let (before, now): (Parts, Parts) =
+            (parts(&[("corpus.tokens", "4096"), ("seed", "0")]), parts(&[("corpus.tokens", "8192"), ("seed", "0")]));
+        assert_eq!(changes(&before, &now), ["corpus.tokens 4096 → 8192"]);
+        assert_eq!(reasons(&now, &now), ["what it depends on has changed"]);
+        assert_eq!(changes(&parts(&[]), &parts(&[("x", "1")])), ["x (default) → 1"]);
+    }
+}

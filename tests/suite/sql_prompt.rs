@@ -1,0 +1,207 @@
+//! The prompt of `pipeline sql`, driven through a pseudo-terminal as a user would.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::support::*;
+
+enum Step<'a> {
+    Type(&'a str),
+    Expect(&'a str),
+}
+use Step::{Expect, Type};
+
+/// What the program shows while the steps are taken; it must leave by itself, and well.
+#[track_caller]
+fn on_a_terminal(arguments: &[&str], home: &Path, steps: &[Step]) -> String {
+    let argv: Vec<&str> = [env!("CARGO_BIN_EXE_pipeline")].into_iter().chain(arguments.iter().copied()).collect();
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|step| match step {
+            Type(text) => ["type", text],
+            Expect(text) => ["expect", text],
+        })
+        .collect();
+    let env = json!({ "XDG_STATE_HOME": home, "XDG_DATA_HOME": home, "HOME": home, "TERM": "xterm" });
+    let task = json!({ "argv": argv, "env": env, "steps": steps }).to_string();
+    let mut python = Command::new("python3");
+    let mut child = python
+        .arg("tests/terminal.py")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(task.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{}\nthe terminal showed:\n{shown}", text(&output.stderr));
+    shown
+}
+
+fn finished_run() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("all", &dir.path().join("out"), &[]));
+    dir
+}
+
+#[test]
+fn statements_go_over_lines_and_the_prompt_explains_errors_and_tables() {
+    let dir = finished_run();
+    let out = dir.path().join("out").display().to_string();
+    on_a_terminal(
+        &["sql", "--out", &out],
+        dir.path(),
+        &[
+            Expect("sql> "),
+            // Two lines, and two statements in one.
+            Type("select count(*) as n\r"),
+            Type("from tokens; select 6 * 7 as answer;\r"),
+            Expect("| 192 |"),
+            Expect("| 42     |"),
+            Expect("1 row"),
+            // A semicolon in a string ends nothing.
+            Type("select 'a;\r"),
+            Type("b' as c;\r"),
+            Expect("b"),
+            Expect("1 row"),
+            Type("select self_repare from ablations;\r"),
+            Expect("no column `self_repare`; did you mean `self_repair`?"),
+            Expect("^^^^^^^^^^^"),
+            Type("\\d\r"),
+            Expect("head_summary"),
+            Expect("view"),
+            Type("\\d clean\r"),
+            Expect("sorted by   prompt, position"),
+            Expect("nats"),
+            Expect("log-probability of the correct token"),
+            Type("\\d cleen\r"),
+            Expect("no table `cleen`; did you mean `clean`?"),
+            Type("\\timing\r"),
+            Expect("timing is on"),
+            Type("select 1 as one;\r"),
+            Expect("took"),
+            // What is wider than the terminal is shown a value a line.
+            Type("select * from heads limit 2;\r"),
+            Expect("[ row 2 ]"),
+            Expect("surely_repaired"),
+            Type("\\x on\r"),
+            Type("select 5 as five;\r"),
+            Expect("five │ 5"),
+            Type("\\x auto\r"),
+            Type("\\nonsense\r"),
+            Expect("no command"),
+            Type("\\?\r"),
+            Expect("\\timing"),
+            Type(
+                "create view best as select max(self_repair) as most from head_summary; select count(most) from best;\r",
+            ),
+            Expect("1 row"),
+            Type("\\q\r"),
+        ],
+    );
+    // Another day, the statements are still there: the arrow brings it back.
+    on_a_terminal(
+        &["sql", "--out", &out],
+        dir.path(),
+        &[Expect("sql> "), Type("\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A\r"), Expect("| five |"), Type("\x04")],
+    );
+    assert!(dir.path().join("self-repair/sql_history").is_file());
+}
+
+#[test]
+fn tab_completes_tables_columns_functions_and_keywords() {
+    let dir = finished_run();
+    let out = dir.path().join("out").display().to_string();
+    on_a_terminal(
+        &["sql", "--out", &out],
+        dir.path(),
+        &[
+            Expect("sql> "),
+            Type("sel\t avg(self_repair_e\t) as error from head_s\t;\r"),
+            Expect("| error "),
+            Expect("1 row"),
+            // Only a function of that beginning, only columns of the table that is named.
+            Type("select approx_median(log_p\t) as middle from clean;\r"),
+            Expect("| middle "),
+            Expect("1 row"),
+            Type("\\d repair_o\t\r"),
+            Expect("share of them above 1"),
+            // What is ambiguous is listed.
+            Type("select repair_\t"),
+            Expect("repair_attention"),
+            Expect("repair_norm"),
+            Type("\x03"),
+            Type("\\q\r"),
+        ],
+    );
+}
+
+#[test]
+fn ctrl_c_cancels_the_query_and_the_prompt_goes_on() {
+    let dir = finished_run();
+    let out = dir.path().join("out").display().to_string();
+    let hours = "select count(*) from ablations a, ablations b, ablations c \
+                 where a.self_repair + b.self_repair * c.self_repair > 0;\r";
+    on_a_terminal(
+        &["sql", "--out", &out],
+        dir.path(),
+        &[
+            Expect("sql> "),
+            Type(hours),
+            // It is at work.
+            Type(""),
+            Type(""),
+            Type(""),
+            Type(""),
+            Type(""),
+            Type(""),
+            Type("\x03"),
+            Expect("cancelled"),
+            Type("select 41 + 1 as answer;\r"),
+            Expect("| 42     |"),
+            // With nothing running, it drops what is typed.
+            Type("select 1 fr"),
+            Type("\x03"),
+            Type("select 43 as next;\r"),
+            Expect("| 43   |"),
+            Type("\x04"),
+        ],
+    );
+}
+
+#[test]
+fn a_terminal_gets_the_first_rows_and_is_told_how_to_get_all() {
+    let dir = finished_run();
+    let out = dir.path().join("out").display().to_string();
+    let shown = on_a_terminal(
+        &["sql", "--out", &out],
+        dir.path(),
+        &[
+            Expect("sql> "),
+            Type("select prompt from ablations;\r"),
+            Expect("the first 500 rows"),
+            Expect("\\limit 0"),
+            Type("\\limit 3\r"),
+            Type("select prompt, position from clean;\r"),
+            Expect("the first 3 rows"),
+            Type("\\q\r"),
+        ],
+    );
+    assert!(shown.lines().count() < 600, "{}", shown.lines().count());
+    // The same without a prompt; and nothing binary.
+    let query = "select prompt from ablations";
+    let shown = on_a_terminal(&["sql", "--out", &out, query], dir.path(), &[Expect("the first 500 rows")]);
+    assert!(shown.contains("--output FILE"), "{shown}");
+    let refused = Command::new("python3")
+        .args(["-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) != 256)"])
+        .arg(env!("CARGO_BIN_EXE_pipeline"))
+        .args(["sql", "--out", &out, "--format", "parquet", query])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(refused.status.success() && text(&refused.stdout).contains("Parquet is not for a terminal"), "{refused:?}");
+}
