@@ -11,7 +11,7 @@ use pipeline::config::{Config, ModelConfig};
 use pipeline::describe::describe;
 use pipeline::model::Model;
 use pipeline::run_folder::{Stage, incomplete_stages};
-use pipeline::{provision, stages};
+use pipeline::{provision, report, stages};
 
 /// Measures self-repair in language models: when one attention head is ablated, later parts of the model compensate.
 ///
@@ -68,6 +68,15 @@ enum Command {
         /// How to print the rows
         #[arg(long, value_enum, default_value = "table")]
         format: Format,
+    },
+    /// Write a run's report anew, or compare several runs in one page with figures
+    Report {
+        /// Folder of a run; give it several times to compare
+        #[arg(long, value_name = "DIR", required = true)]
+        out: Vec<PathBuf>,
+        /// Where the comparison is written
+        #[arg(long, value_name = "DIR", default_value = "comparison")]
+        to: PathBuf,
     },
     /// Show what a run of a model would be: its architecture, memory, floating-point work and time on this machine
     ///
@@ -157,6 +166,7 @@ fn run(cli: Cli) -> Result<()> {
             print(&rows, format, &mut stdout)?;
             Ok(stdout.flush()?)
         }
+        Command::Report { out, to } => say(&report::compare(&out, &to)?),
         Command::Model { source, revision, tokens } => {
             let model = Model::open_configuration(&ModelConfig { source, revision })?;
             say(&describe(&model, tokens)?)

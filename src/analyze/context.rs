@@ -67,6 +67,17 @@ impl Tables {
         self.runtime.block_on(register).with_context(|| format!("cannot read the table {}", folder.display()))
     }
 
+    /// Whether there is a table of that name.
+    pub fn has(&self, name: &str) -> Result<bool> {
+        Ok(self.context.table_exist(name)?)
+    }
+
+    /// Makes rows readable that lie in no file of the run.
+    pub(crate) fn add_rows(&self, name: &str, rows: RecordBatch) -> Result<()> {
+        self.context.register_batch(name, rows)?;
+        Ok(())
+    }
+
     /// Runs one query; `$name` in it stands for a parameter.
     pub fn collect(&self, sql: &str, parameters: &[(&str, f64)]) -> Result<Vec<RecordBatch>> {
         self.runtime

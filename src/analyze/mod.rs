@@ -1,8 +1,11 @@
 //! The `analyze` stage and SQL over a run: DataFusion for queries, polars for what a data frame says better.
 
+mod bootstrap;
 mod context;
 mod distributions;
+mod paper;
 mod queries;
+mod tops;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,26 +17,29 @@ use arrow::datatypes::{DataType, Field, Schema};
 
 pub use context::{Format, Tables, print};
 pub use queries::{CHECKS, DERIVED, Query};
+pub use tops::top_tokens;
 
 use crate::config::AnalysisConfig;
 use crate::progress;
-use crate::run_folder::fingerprint;
+use crate::run_folder::{fingerprint, sha256_of};
 use crate::tables::{Metadata, TableWriter};
 
 /// Names of the tables that this stage writes.
 pub fn derived_tables() -> Vec<&'static str> {
-    DERIVED.iter().map(|q| q.name).chain([distributions::TABLE]).collect()
+    let queries = DERIVED.iter().chain(queries::PAPER).map(|q| q.name);
+    queries.chain([distributions::TABLE, bootstrap::TABLE]).collect()
 }
 
-/// Changes when a built-in query does.
+/// Changes when a built-in query, or what else this stage computes, does.
 pub fn queries_fingerprint() -> Result<String> {
-    fingerprint(&DERIVED.iter().chain(CHECKS).map(|q| q.text).collect::<Vec<_>>())
+    let queries: Vec<_> = DERIVED.iter().chain(queries::PAPER).chain(CHECKS).map(|q| q.text).collect();
+    fingerprint(&(queries, bootstrap::VERSION, sha256_of(paper::AUTHORS)))
 }
 
 /// Runs the checks, then every derived table in the order in which they read each other.
 pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<String> {
     let tables = Tables::measured(out)?;
-    let bar = progress::bar("analyze", (CHECKS.len() + DERIVED.len() + 1) as u64, "queries");
+    let bar = progress::bar("analyze", (CHECKS.len() + DERIVED.len() + 2) as u64, "queries");
     for check in CHECKS {
         bar.set_message(check.name);
         let rows = tables.collect(check.text, &[])?;
@@ -62,7 +68,11 @@ pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<S
         }
         pending = waiting;
     }
+    paper::compare(&tables, out, config.top_fraction, meta)?;
     distributions::write(&tables, out, meta)?;
+    bar.inc(1);
+    bar.set_message(bootstrap::TABLE);
+    bootstrap::write(&tables, out, meta)?;
     bar.finish_and_clear();
     Ok(format!("{} checks passed, {} tables", CHECKS.len(), derived_tables().len()))
 }

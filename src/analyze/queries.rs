@@ -21,6 +21,9 @@ macro_rules! queries {
 /// Derived tables. Their order does not matter: each runs after those it reads.
 pub const DERIVED: &[Query] = queries!("": "head_summary", "layer_summary", "repair_outcomes");
 
+/// Tables of runs whose model the paper's authors published numbers for, in the order in which they read each other.
+pub const PAPER: &[Query] = queries!("paper/": "paper_comparison", "paper_agreement");
+
 /// Queries that must return no rows.
 pub const CHECKS: &[Query] = queries!("checks/":
     "no_nan",
@@ -83,7 +86,7 @@ mod tests {
 
     #[test]
     fn every_sql_file_is_compiled_in() {
-        for (folder, queries) in [("sql", DERIVED), ("sql/checks", CHECKS)] {
+        for (folder, queries) in [("sql", DERIVED), ("sql/paper", PAPER), ("sql/checks", CHECKS)] {
             let mut files: Vec<String> = std::fs::read_dir(folder)
                 .unwrap()
                 .filter_map(|e| Some(e.ok()?.path()))
@@ -99,7 +102,7 @@ mod tests {
 
     #[test]
     fn derived_tables_say_question_and_grain() {
-        for query in DERIVED {
+        for query in DERIVED.iter().chain(PAPER) {
             assert!(query.question().ends_with('?'), "{}: {}", query.name, query.question());
             assert!(!query.grain().is_empty(), "{}", query.name);
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::Rows;
+use super::figures::HEADS;
 use crate::analyze::Tables;
 
 /// How much self-repair, in which layers, through what, and where everything lies.
@@ -26,7 +27,8 @@ pub fn summary(out: &Path) -> Result<String> {
         run.number("tokens")?,
         run.number("prompts")?
     )?;
-    let ablations = Rows::of(&tables, "select distinct ablation from head_summary order by ablation")?;
+    let ablations =
+        Rows::of(&tables, &format!("select distinct ablation from head_summary where {HEADS} order by ablation"))?;
     for ablation in ablations.texts("ablation")? {
         write_ablation(&mut text, &tables, &ablation)?;
     }
@@ -44,7 +46,7 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
                 avg(logit_change) as change, avg(tokens) as tokens, avg(prompts) as prompts,
                 avg(self_repair) as repair, avg(repair_attention) as attention, avg(repair_mlp) as mlp,
                 avg(repair_norm) as norm, sum(case when self_repair > 2 * self_repair_error then 1 else 0 end) as sure
-             from head_summary where ablation = '{ablation}' and subset = 'top'"
+             from head_summary where {HEADS} and ablation = '{ablation}' and subset = 'top'"
         ),
     )?;
     let value = |name: &str| all.number(name);
@@ -73,7 +75,7 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         &format!(
             "select sum(tokens * not_repaired) / sum(tokens) as no, sum(tokens * partly_repaired) / sum(tokens) as partly,
                 sum(tokens * over_repaired) / sum(tokens) as over
-             from repair_outcomes where ablation = '{ablation}'"
+             from repair_outcomes where {HEADS} and ablation = '{ablation}'"
         ),
     )?;
     let share = |name: &str| tokens.number(name).map(|share| 100.0 * share);
@@ -91,7 +93,7 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         tables,
         &format!(
             "select layer, self_repair, fraction_of_means from layer_summary
-             where ablation = '{ablation}' and subset = 'top' order by self_repair desc limit 3"
+             where {HEADS} and ablation = '{ablation}' and subset = 'top' order by self_repair desc limit 3"
         ),
     )?;
     let strongest: Vec<String> = layers
@@ -108,7 +110,7 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         tables,
         &format!(
             "select layer, head, self_repair, self_repair_error from head_summary
-             where ablation = '{ablation}' and subset = 'top' order by self_repair desc limit 3"
+             where {HEADS} and ablation = '{ablation}' and subset = 'top' order by self_repair desc limit 3"
         ),
     )?;
     let (layer, head) = (heads.numbers("layer")?, heads.numbers("head")?);

@@ -182,7 +182,7 @@ impl Run {
             Stage::Trace => vec![f.table("clean"), f.table("direct_effects"), f.work(), f.activations()],
             Stage::Ablate => vec![f.table("pairs"), f.table("ablations")],
             Stage::Analyze => analyze::derived_tables().iter().map(|name| f.table(name)).collect(),
-            Stage::Report => vec![f.root().join("report")],
+            Stage::Report => vec![f.root().join("report"), f.root().join("figures")],
         }
     }
 
