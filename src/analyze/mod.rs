@@ -36,20 +36,42 @@ pub fn queries_fingerprint() -> Result<String> {
     fingerprint(&(queries, bootstrap::VERSION, sha256_of(paper::AUTHORS)))
 }
 
-/// Runs the checks, then every derived table in the order in which they read each other.
+/// Runs the checks, then computes every derived table.
 pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<String> {
     let tables = Tables::measured(out)?;
-    let bar = progress::bar("analyze", (CHECKS.len() + DERIVED.len() + 2) as u64, "queries");
+    let bar = progress::bar("analyze", (CHECKS.len() + derived_tables().len()) as u64, "queries");
+    let step = |name: &str| {
+        bar.set_message(name.to_string());
+        bar.inc(1);
+    };
+    check(&tables, step)?;
+    let written = derive(&tables, out, config.top_fraction, meta, step)?;
+    bar.finish_and_clear();
+    Ok(format!("{} checks passed, {written} tables", CHECKS.len()))
+}
+
+/// Runs the checks; `step` is told the name of each.
+fn check(tables: &Tables, step: impl Fn(&str)) -> Result<()> {
     for check in CHECKS {
-        bar.set_message(check.name);
+        step(check.name);
         let rows = tables.collect(check.text, &[])?;
         let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
         if count > 0 {
             let shown = context::table_text(&context::head(&rows, 10))?;
             bail!("the check {} failed on {count} row(s): {}\n{shown}", check.name, check.question());
         }
-        bar.inc(1);
     }
+    Ok(())
+}
+
+/// Computes every derived table, queries in the order in which they read each other; how many were written.
+pub(crate) fn derive(
+    tables: &Tables,
+    out: &Path,
+    top_fraction: f64,
+    meta: &Metadata,
+    step: impl Fn(&str),
+) -> Result<usize> {
     let mut pending: Vec<&Query> = DERIVED.iter().collect();
     while !pending.is_empty() {
         let names: Vec<&str> = pending.iter().map(|q| q.name).collect();
@@ -60,25 +82,28 @@ pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<S
             bail!("the queries {} read each other in a circle or cannot be parsed", names.join(", "));
         }
         for query in ready {
-            bar.set_message(query.name);
-            let rows = tables.collect(query.text, &[("top_fraction", config.top_fraction)])?;
-            write(query, &rows, out, meta).with_context(|| format!("writing the table {}", query.name))?;
-            tables.add(query.name, out)?;
-            bar.inc(1);
+            step(query.name);
+            write(query, tables, out, top_fraction, meta)?;
         }
         pending = waiting;
     }
-    paper::compare(&tables, out, config.top_fraction, meta)?;
-    distributions::write(&tables, out, meta)?;
-    bar.inc(1);
-    bar.set_message(bootstrap::TABLE);
-    bootstrap::write(&tables, out, meta)?;
-    bar.finish_and_clear();
-    Ok(format!("{} checks passed, {} tables", CHECKS.len(), derived_tables().len()))
+    let compared = paper::compare(tables, out, top_fraction, meta)?;
+    step(distributions::TABLE);
+    distributions::write(tables, out, meta)?;
+    step(bootstrap::TABLE);
+    bootstrap::write(tables, out, meta)?;
+    Ok(DERIVED.len() + compared + 2)
+}
+
+/// Writes the rows of a query as a table that later queries can read.
+fn write(query: &Query, tables: &Tables, out: &Path, top_fraction: f64, meta: &Metadata) -> Result<()> {
+    let rows = tables.collect(query.text, &[("top_fraction", top_fraction)])?;
+    write_rows(query, &rows, out, meta).with_context(|| format!("writing the table {}", query.name))?;
+    tables.add(query.name, out)
 }
 
 /// One Parquet file of a derived table: floats as Float32, with the descriptions of the query's header.
-fn write(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) -> Result<()> {
+fn write_rows(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) -> Result<()> {
     let Some(first) = rows.first() else { bail!("the query gave no rows at all, not even their columns") };
     let descriptions = query.columns();
     let field = |f: &Arc<Field>| {

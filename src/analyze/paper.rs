@@ -67,16 +67,15 @@ const PUBLISHED: [Published; 4] = [
     },
 ];
 
-/// Writes `paper_comparison` and `paper_agreement`, if the authors published numbers for the run's model.
-pub fn compare(tables: &Tables, out: &Path, top_fraction: f64, meta: &Metadata) -> Result<()> {
-    let Some(model) = published(tables)? else { return Ok(()) };
+/// Writes `paper_comparison` and `paper_agreement`, if the authors published numbers for the run's model; how many
+/// tables were written.
+pub fn compare(tables: &Tables, out: &Path, top_fraction: f64, meta: &Metadata) -> Result<usize> {
+    let Some(model) = published(tables)? else { return Ok(0) };
     tables.add_rows("authors", authors(model)?)?;
     for query in PAPER {
-        let rows = tables.collect(query.text, &[("top_fraction", top_fraction)])?;
-        write(query, &rows, out, meta).with_context(|| format!("writing the table {}", query.name))?;
-        tables.add(query.name, out)?;
+        write(query, tables, out, top_fraction, meta)?;
     }
-    Ok(())
+    Ok(PAPER.len())
 }
 
 /// What the authors call the run's model.
@@ -115,4 +114,106 @@ fn authors(model: &str) -> Result<RecordBatch> {
     let names = cast(all.column_by_name("model").context("the authors' table has no column model")?, &DataType::Utf8)?;
     let mask: BooleanArray = names.as_string::<i32>().iter().map(|n| Some(n == Some(model))).collect();
     Ok(filter_record_batch(&all, &mask)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::handmade::{metadata, model, table};
+    use arrow::datatypes::{Float64Type, Int64Type};
+
+    #[test]
+    fn a_model_is_known_by_its_name_owner_and_shape() {
+        let known = |name: &str, source: &str, architecture: &str, shape: [u32; 3]| {
+            PUBLISHED.iter().find(|p| p.is(name, source, architecture, shape)).map(|p| p.name)
+        };
+        let (small, medium) = ([12, 12, 768], [24, 16, 1024]);
+        assert_eq!(known("gpt2", "hf:gpt2", "gpt2", small), Some("gpt2-small"));
+        assert_eq!(known("gpt2", "hf:openai-community/gpt2", "gpt2", small), Some("gpt2-small"));
+        assert_eq!(known("gpt2-medium", "hf:openai-community/gpt2-medium", "gpt2", medium), Some("gpt2-medium"));
+        assert_eq!(known("pythia-160m", "hf:EleutherAI/pythia-160m", "gpt_neox", small), Some("pythia-160m"));
+        assert_eq!(known("Pythia-410M", "/models/Pythia-410M", "gpt_neox", medium), Some("pythia-410m"));
+        // The same shape is not the same model.
+        assert_eq!(known("alias-gpt2-small-x21", "hf:stanford-crfm/alias-gpt2-small-x21", "gpt2", small), None);
+        assert_eq!(known("gpt2", "hf:someone/gpt2", "gpt2", small), None);
+        assert_eq!(known("pythia-160m-deduped", "hf:EleutherAI/pythia-160m-deduped", "gpt_neox", small), None);
+        assert_eq!(known("gpt2", "./gpt2", "gpt2", medium), None);
+        assert_eq!(known("gpt2", "./gpt2", "llama", small), None);
+    }
+
+    const SUMMARY: &str = "ablation hold component layer head subset direct_effect ablated_direct_effect logit_change \
+         repair_attention repair_mlp repair_norm attention_clipped mlp_clipped norm_clipped";
+
+    /// The authors' top-2 % values of one metric of gpt2-small, by layer and head.
+    fn published_values(metric: &str) -> Vec<(i64, i64, f64)> {
+        let rows = authors("gpt2-small").unwrap();
+        let column = |name: &str| rows.column_by_name(name).unwrap();
+        let metrics = cast(column("metric"), &DataType::Utf8).unwrap();
+        let number = |name: &str, i: usize| column(name).as_primitive::<Float64Type>().value(i);
+        let key = |name: &str, i: usize| column(name).as_primitive::<Int64Type>().value(i);
+        (0..rows.num_rows())
+            .filter(|&i| metrics.as_string::<i32>().value(i) == metric && number("top_fraction", i) == 0.02)
+            .map(|i| (key("layer", i), key("head", i), number("value", i)))
+            .collect()
+    }
+
+    fn compared(top_fraction: f64) -> (tempfile::TempDir, Tables) {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path(), "gpt2", "hf:gpt2", "gpt2", 12, 12, 768);
+        // Direct effects a tenth above the authors', logit changes of the other sign, everything else 0.
+        let changes = published_values("logit_diff");
+        let rows: Vec<String> = published_values("direct_effects")
+            .iter()
+            .zip(&changes)
+            .flat_map(|((l, h, effect), (_, _, change))| {
+                let top = format!("resample none head {l} {h} top {} 0 {} 0 0 0 0 0 0", 1.1 * effect, -change);
+                // Neither a held run nor an MLP is what the authors measured.
+                [top, format!("resample erasers head {l} {h} top 9 9 9 9 9 9 9 9 9")]
+            })
+            .collect();
+        table(dir.path(), "head_summary", SUMMARY, &rows);
+        for name in ["paper_comparison", "paper_agreement"] {
+            std::fs::create_dir_all(dir.path().join("tables").join(name)).unwrap();
+        }
+        let tables = Tables::open(dir.path()).unwrap();
+        compare(&tables, dir.path(), top_fraction, &metadata()).unwrap();
+        (dir, tables)
+    }
+
+    #[test]
+    fn agreement_with_made_up_numbers_is_what_they_were_made_of() {
+        let (_dir, tables) = compared(0.02);
+        let agreement = |metric: &str| {
+            let sql = format!(
+                "select cast(heads as double), cast(rank_correlation as double), cast(median_relative_difference as double) \
+                 from paper_agreement where metric = '{metric}' and subset = 'top' and model = 'gpt2-small'"
+            );
+            let rows = tables.collect(&sql, &[]).unwrap();
+            assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 1, "{metric}");
+            [0, 1, 2].map(|i| rows[0].column(i).as_primitive::<Float64Type>().value(0))
+        };
+        let [heads, ranks, difference] = agreement("direct_effects");
+        assert_eq!(heads, 144.0);
+        assert!((ranks - 1.0).abs() < 1e-6 && (difference - 0.1).abs() < 1e-5, "{ranks} {difference}");
+        let [_, ranks, difference] = agreement("logit_diff");
+        assert!((ranks + 1.0).abs() < 1e-6 && (difference - 2.0).abs() < 1e-5, "{ranks} {difference}");
+        let [_, _, difference] = agreement("self_repair_from_LN");
+        assert_eq!(difference, 1.0);
+    }
+
+    #[test]
+    fn other_shares_of_tokens_are_not_compared() {
+        let (_dir, tables) = compared(0.1);
+        let rows = tables.collect("select * from paper_comparison", &[]).unwrap();
+        assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 0);
+    }
+
+    #[test]
+    fn a_model_of_nobody_gets_no_table() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path(), "tiny", "./tiny", "llama", 2, 2, 8);
+        let tables = Tables::open(dir.path()).unwrap();
+        compare(&tables, dir.path(), 0.02, &metadata()).unwrap();
+        assert!(!dir.path().join("tables/paper_comparison").exists());
+    }
 }

@@ -117,9 +117,9 @@ impl Series<'_> {
     }
 }
 
-/// The query as the page shows it, for one of the series.
+/// The query as the page shows it, for any of the series.
 fn shown(sql: &str) -> String {
-    sql.replace("$heads", &format!("{HEADS} and ablation = …"))
+    sql.replace("$heads", &format!("{HEADS} and ablation = $ablation"))
 }
 
 fn introduction(series: &[Series]) -> String {
@@ -364,4 +364,87 @@ fn summary(series: &[Series]) -> Result<Listing> {
         rows.push(row);
     }
     Ok(Listing { columns, rows })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::handmade_run;
+    use super::*;
+
+    fn page_of(runs: &[PathBuf]) -> (String, tempfile::TempDir) {
+        let to = tempfile::tempdir().unwrap();
+        compare(runs, to.path()).unwrap();
+        (fs::read_to_string(to.path().join("index.html")).unwrap(), to)
+    }
+
+    #[test]
+    fn two_models_are_told_apart_by_name_and_share_figures_and_a_table() {
+        let (a, b) = (handmade_run("model-a", &["zero"]), handmade_run("model-b", &["zero"]));
+        let (page, to) = page_of(&[a.path().into(), b.path().into()]);
+        for name in ["compare_depth", "compare_causes", "compare_shares", "compare_outcomes"] {
+            assert!(page.contains(&format!("<figure id=\"{name}\">")), "{name}");
+            for ending in ["svg", "png"] {
+                assert!(to.path().join("figures").join(format!("{name}.{ending}")).is_file(), "{name}.{ending}");
+            }
+        }
+        assert!(page.contains(">model-a<") && page.contains(">model-b<") && !page.contains("model-a, zero"));
+        assert!(!page.contains("src=") && !page.contains("http://127") && !page.contains("NaN"), "self-contained");
+        // Means over the two heads: effects 1 and 0.5, repair 0.75 and −0.125, all of it by MLPs.
+        for cell in ["0.750", "-0.438", "0.312", "0.417"] {
+            assert_eq!(
+                page.matches(&format!("<td>{cell}</td>")).count() / 2,
+                if cell == "0.312" { 2 } else { 1 },
+                "{cell}"
+            );
+        }
+        assert!(page.contains("<title>model-a, MLPs: 0.312</title>"));
+        // Drops of 1, 1, 1, 1 are repaired by ½, ½, 1, 1 (partly), and one of 2 by −½ (not).
+        assert!(page.contains("<title>model-b, not repaired: 20.0 %</title>"));
+        assert!(page.contains("<title>model-b, partly repaired: 80.0 %</title>"));
+    }
+
+    #[test]
+    fn ablations_of_one_run_are_lines_of_their_own() {
+        let (a, b) = (handmade_run("model-a", &["zero", "mean", "zero/erasers"]), handmade_run("model-b", &["zero"]));
+        let (page, _to) = page_of(&[a.path().into(), b.path().into()]);
+        for label in [">model-a, mean<", ">model-a, zero<", ">model-b, zero<"] {
+            assert!(page.contains(label), "{label}");
+        }
+        assert!(!page.contains("erasers"));
+    }
+
+    #[test]
+    fn runs_that_only_their_folder_tells_apart_are_named_by_it() {
+        let (a, b) = (handmade_run("same", &["zero"]), handmade_run("same", &["zero"]));
+        let (page, _to) = page_of(&[a.path().into(), b.path().into()]);
+        assert!(page.contains(&format!("same, {}", a.path().display())), "{}", a.path().display());
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_named() {
+        let run = handmade_run("model-a", &["zero"]);
+        let empty = tempfile::tempdir().unwrap();
+        let to = empty.path().join("to");
+        let error = |runs: &[PathBuf], to: &Path| format!("{:#}", compare(runs, to).unwrap_err());
+        assert!(error(&[empty.path().into()], &to).contains("has no tables"));
+        let missing = error(&[run.path().into(), empty.path().into()], &to);
+        assert!(
+            missing.contains("has no tables") && missing.contains(&empty.path().display().to_string()),
+            "{missing}"
+        );
+        fs::remove_dir_all(run.path().join("tables/repair_outcomes")).unwrap();
+        let unfinished = error(&[run.path().into(), run.path().into()], &to);
+        assert!(unfinished.contains("no table repair_outcomes"), "{unfinished}");
+        fs::write(empty.path().join(".self-repair-run"), "").unwrap();
+        assert!(error(&[run.path().into(), run.path().into()], empty.path()).contains("is the folder of a run"));
+    }
+
+    #[test]
+    fn one_run_gets_its_own_report_anew() {
+        let run = handmade_run("model-a", &["zero"]);
+        compare(&[run.path().into()], Path::new("unused")).unwrap();
+        let page = fs::read_to_string(run.path().join("report/index.html")).unwrap();
+        assert!(page.contains("Self-repair in model-a") && run.path().join("figures/heads_zero.png").is_file());
+        assert!(!Path::new("unused").exists());
+    }
 }

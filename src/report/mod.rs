@@ -43,3 +43,33 @@ pub fn report(out: &Path) -> Result<String> {
     write_atomically(&page, html::run_page(&tables, &figures, out)?.as_bytes())?;
     Ok(format!("{} figures in {}", figures.len(), page.display()))
 }
+
+/// A run of two layers with one head each, two prompts of two positions, through `analyze`: the head of layer 0 has
+/// direct effects 1, 1, 1, 1 and is repaired by 0.5, 0.5, 1, 1; that of layer 1 has 2, 0, 0, 0 and −0.5, 0, 0, 0. All
+/// tokens count as top tokens.
+/// An ablation `a/b` is one with hold b.
+#[cfg(test)]
+pub(crate) fn handmade_run(name: &str, ablations: &[&str]) -> tempfile::TempDir {
+    use crate::tables::handmade::{ABLATIONS, ablation, clean, metadata, model, table};
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    model(out, name, &format!("./{name}"), "llama", 2, 1, 8);
+    clean(out, 2, 2);
+    let tokens = [(0, 0), (0, 1), (1, 0), (1, 1)];
+    let heads = [[(1.0, 0.5), (1.0, 0.5), (1.0, 1.0), (1.0, 1.0)], [(2.0, -0.5), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)]];
+    let mut rows = Vec::new();
+    for kind in ablations {
+        let (kind, hold) = kind.split_once('/').unwrap_or((kind, "none"));
+        for (layer, of_tokens) in heads.iter().enumerate() {
+            for ((p, q), (effect, repair)) in tokens.iter().zip(of_tokens) {
+                rows.push(ablation(&format!("{kind} {hold} head {layer} 0 {p} {q}"), *effect, *repair));
+            }
+        }
+    }
+    table(out, "ablations", ABLATIONS, &rows);
+    for derived in crate::analyze::derived_tables() {
+        fs::create_dir_all(out.join("tables").join(derived)).unwrap();
+    }
+    crate::analyze::derive(&Tables::open(out).unwrap(), out, 1.0, &metadata(), |_| {}).unwrap();
+    dir
+}

@@ -275,16 +275,21 @@ impl Pen {
                 self.put(format_args!("<path d=\"{path}z\" fill=\"{paint}\" fill-opacity=\"{opacity}\"/>\n"));
             }
             Mark::Boxes { boxes, opacity } => {
+                // Edges on whole pixels: no seams between cells.
+                self.put(format_args!("<g shape-rendering=\"crispEdges\" fill-opacity=\"{opacity}\">\n"));
                 for cell in boxes.iter().filter(|c| finite(c.corners.0) && finite(c.corners.1)) {
                     let (a, b) = (inside(cell.corners.0), inside(cell.corners.1));
                     let (x, y, paint) = (a.0.min(b.0), a.1.min(b.1), cell.colour.paint(theme));
                     let (wide, high) = ((a.0 - b.0).abs(), (a.1 - b.1).abs());
-                    self.put(format_args!("<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{wide:.2}\" height=\"{high:.2}\" fill=\"{paint}\" fill-opacity=\"{opacity}\""));
+                    self.put(format_args!(
+                        "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{wide:.2}\" height=\"{high:.2}\" fill=\"{paint}\""
+                    ));
                     match cell.name.is_empty() {
                         true => self.put(format_args!("/>\n")),
                         false => self.put(format_args!("><title>{}</title></rect>\n", escape(&cell.name))),
                     }
                 }
+                self.put(format_args!("</g>\n"));
             }
         }
     }

@@ -175,3 +175,166 @@ impl LayerColours {
         Mark::Points { points: points.collect(), radius: 3.5 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::chart::Theme;
+    use crate::report::handmade_run;
+    use crate::tables::handmade::table;
+
+    fn drawn(out: &Path) -> Vec<Figure> {
+        all(&Tables::open(out).unwrap(), out).unwrap()
+    }
+
+    fn named<'a>(figures: &'a [Figure], name: &str) -> Option<&'a Figure> {
+        figures.iter().find(|f| f.name == name)
+    }
+
+    /// The names that show when the pointer is on a mark.
+    fn marks(figure: &Figure) -> Vec<String> {
+        let svg = figure.chart.svg(Theme::File);
+        svg.split("<title>").skip(1).map(|t| t.split('<').next().unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn a_run_without_the_measured_tables_has_the_figures_about_heads() {
+        let dir = handmade_run("tiny", &["zero"]);
+        let figures = drawn(dir.path());
+        let names: Vec<&str> = figures.iter().map(|f| f.name.as_str()).collect();
+        let expected = [
+            "repair_by_layer_zero",
+            "effect_against_change_zero",
+            "loss_against_change_zero",
+            "thresholds_zero",
+            "fraction_by_layer_zero",
+            "heads_zero",
+            "causes_by_layer_zero",
+            "shares_by_layer_zero",
+            "tokens_zero",
+            "prompts_zero",
+            "quantiles_by_layer_zero",
+            "outcomes_by_effect_zero",
+            "norm_scale",
+            "residual_norm",
+        ];
+        assert_eq!(names, expected);
+        for figure in &figures {
+            let svg = figure.chart.svg(Theme::File);
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{}", figure.name);
+            assert!(svg.contains("tiny") && svg.contains("4 tokens, 2 prompts"), "{}", figure.name);
+            for panel in &figure.chart.panels {
+                assert!(!panel.marks.is_empty(), "{}", figure.name);
+            }
+            assert!(!figure.sql.is_empty() && !figure.caption.is_empty(), "{}", figure.name);
+        }
+        let repair = named(&figures, "repair_by_layer_zero").unwrap();
+        assert_eq!(marks(repair), ["L0H0: 0.750 ± 0.250 logits", "L1H0: -0.125 ± 0.125 logits"]);
+    }
+
+    #[test]
+    fn every_measured_table_has_its_figures_and_an_empty_one_has_none() {
+        let dir = handmade_run("tiny", &["zero"]);
+        let out = dir.path();
+        let key = "ablation hold component layer head prompt position";
+        let repairs = format!("{key} rank repairer repairer_layer repairer_head direct_effect change");
+        let neurons = format!("{key} neuron_layer rank neuron direct_effect change");
+        let totals = format!("{key} neuron_layer total_change positive_change absolute_change top_percent_change");
+        let graph = "ablation hold ablated layer head subset component repairer_layer repairer_head tokens mean_change \
+                     standard_error";
+        let curves = "ablation layer head neuron_layer rank cumulative_share above_50 above_10 above_5 above_2_5 above_1 \
+                      direct_effect";
+        let effects = "prompt position component layer head direct_effect";
+        let additions = "layer head added multiple prompt position direct_effect new_direct_effect";
+        let alike = "layer head other_layer other_head tokens cosine cosine_without_token";
+        let rows: [(&str, &str, &[&str], &[&str]); 8] = [
+            (
+                "component_repairs",
+                &repairs,
+                &["zero none head 0 0 0 0 0 mlp 1 - 0.1 0.5", "zero none head 0 0 1 0 0 head 1 0 0.1 -0.25"],
+                &["repairers_of_L0H0_zero"],
+            ),
+            (
+                "repair_graph",
+                graph,
+                &[
+                    "zero none head 0 0 top head 1 0 2 0.25 0.1",
+                    "zero none head 0 0 top mlp 1 - 2 0.5 0.1",
+                    "zero none block 0 - top head 1 0 2 0.125 0.1",
+                ],
+                &["repair_graph_zero", "skipped_blocks_zero"],
+            ),
+            (
+                "neuron_curves",
+                curves,
+                &["zero 0 0 1 1 0.5 0.1 0.2 0.3 0.4 0.5 1", "zero 0 0 1 2 1 0 0 0 0.1 0.2 1"],
+                &["neurons_exceeding_zero", "neurons_cumulative_zero"],
+            ),
+            (
+                "neuron_totals",
+                &totals,
+                &["zero none head 0 0 0 0 1 0.5 1 1.5 0.25"],
+                &["neurons_top_percent_zero", "neurons_share_of_repair_zero"],
+            ),
+            (
+                "neuron_repairs",
+                &neurons,
+                &["zero none head 0 0 0 0 1 0 7 -0.5 0.25", "zero none head 0 0 0 0 1 1 3 0.5 0.125"],
+                &["recurring_neurons_zero", "anti_erasure_zero"],
+            ),
+            ("direct_effects", effects, &["0 0 mlp 1 - -0.75"], &[]),
+            (
+                "self_additions",
+                additions,
+                &["1 0 own 1 0 0 0.5 1", "1 0 own 3 0 0 0.5 2", "1 0 random_head 1 0 0 0.5 0.5"],
+                &["self_additions"],
+            ),
+            ("head_similarity", alike, &["0 0 1 0 4 0.5 0.25", "0 0 0 0 4 1 1"], &["head_similarity"]),
+        ];
+        for (name, columns, _, _) in &rows {
+            table(out, name, columns, &[] as &[&str]);
+        }
+        assert_eq!(drawn(out).len(), 14, "empty tables have no figures");
+        for (name, columns, rows, _) in &rows {
+            table(out, name, columns, rows);
+        }
+        let figures = drawn(out);
+        for name in rows.iter().flat_map(|r| r.3) {
+            let figure = named(&figures, name).unwrap_or_else(|| panic!("no figure {name}"));
+            assert!(!figure.chart.svg(Theme::File).contains("NaN"), "{name}");
+        }
+        let marks = |name: &str| marks(named(&figures, name).unwrap());
+        // Erased half a logit, erases a quarter less now; its MLP's direct effect is in another table.
+        assert_eq!(marks("anti_erasure_zero"), ["neuron 7 of layer 1: -0.500 → -0.250 logits"]);
+        assert_eq!(
+            marks("repairers_of_L0H0_zero"),
+            ["L1 MLP on prompt 0 position 0: +0.500 logits", "L1H0 on prompt 1 position 0: -0.250 logits"]
+        );
+        assert_eq!(marks("repair_graph_zero"), ["layer 1 for 0: +0.250 logits", "layer 1 for 0: +0.500 logits"]);
+        assert_eq!(marks("skipped_blocks_zero"), ["L1H0: 0.125, 0.250"]);
+        // (1 · 0.5 + 3 · 1.5) / (1 + 9)
+        assert_eq!(marks("self_additions"), ["L1H0: +0.500 logits", "L1H0: +0.000 logits"]);
+        assert_eq!(marks("head_similarity"), ["layers 0 and 1: 0.500", "layers 0 and 1: 0.250"]);
+    }
+
+    #[test]
+    fn what_is_held_is_compared_with_nothing_held() {
+        let dir = handmade_run("tiny", &["zero", "zero/erasers", "project_out"]);
+        let figures = drawn(dir.path());
+        let held = named(&figures, "hold_erasers_zero").unwrap();
+        // Both subsets; the held run is the same here, so that the points lie on the line.
+        assert_eq!(marks(held)[0], "L0H0: -0.250, -0.250");
+        assert!(named(&figures, "project_out_against_zero").is_some());
+        let mut names: Vec<&str> = figures.iter().map(|f| f.name.as_str()).collect();
+        names.sort_unstable();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all, "files would overwrite each other");
+    }
+
+    #[test]
+    fn heads_are_named_and_texts_quoted() {
+        assert_eq!((head_name(3.0, 7.0), head_name(3.0, f64::NAN)), ("L3H7".to_string(), "L3 MLP".to_string()));
+        assert_eq!((quoted("it's"), file_part("my hold/2")), ("'it''s'".to_string(), "my_hold_2".to_string()));
+    }
+}

@@ -57,10 +57,11 @@ fn scatter(study: &Study, ablation: &str, subset: &str, what: &str) -> Result<Op
         let (x, y) = (rows.numbers("paper")?, rows.numbers("ours")?);
         let agreement = agreement_rows.filtered("metric", metric)?;
         let title = format!(
-            "{label}: rank corr. {:.2}, median rel. diff. {:.0} %",
+            "{label} ρ {:.2} Δ {:.0} %",
             agreement.number("rank_correlation")?,
             100.0 * agreement.number("median_relative_difference")?
-        );
+        )
+        .replace('-', "−");
         let range = common(&x, &y);
         panels.push(
             Panel::new(title, Axis::numbers("authors", range), Axis::numbers("this run", range))
@@ -74,7 +75,8 @@ fn scatter(study: &Study, ablation: &str, subset: &str, what: &str) -> Result<Op
         theme: THEME,
         caption:
             "Each point is a head: the value that the paper's authors published for this model against that of this \
-                  run. Their text, numbers of tokens and pairs of prompts differ."
+                  run; ρ is the rank correlation over the heads, Δ the median relative difference. Numbers of tokens and \
+                  pairs of prompts differ."
                 .into(),
         sql: vec![sql, agreement],
         chart: Chart {
