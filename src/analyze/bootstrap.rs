@@ -224,21 +224,25 @@ impl Draws {
     }
 
     fn of(&self, member: &Member) -> Replicates {
-        let means = |weight: &dyn Fn(usize) -> f64| {
-            let mut total: Sums = [0.0; MEANS.len() + 1];
-            for (place, sums) in &member.prompts {
-                let weight = weight(*place);
-                total.iter_mut().zip(sums).for_each(|(t, s)| *t += weight * s);
-            }
-            // 0 / 0 is NaN: a replicate without a token has no mean.
-            std::array::from_fn(|i| total[i] / total[MEANS.len()])
-        };
         let drawn = self.weights.chunks_exact(self.prompts.max(1));
         Replicates {
-            value: means(&|_| 1.0),
-            drawn: drawn.map(|weights| means(&|place| f64::from(weights[place]))).collect(),
+            value: member.means(|_| 1.0),
+            drawn: drawn.map(|weights| member.means(|place| f64::from(weights[place]))).collect(),
             prompts: member.prompts.len(),
         }
+    }
+}
+
+impl Member {
+    /// The means over tokens, each prompt's tokens counted as often as `weight` says.
+    fn means(&self, weight: impl Fn(usize) -> f64) -> Means {
+        let mut total: Sums = [0.0; MEANS.len() + 1];
+        for (place, sums) in &self.prompts {
+            let weight = weight(*place);
+            total.iter_mut().zip(sums).for_each(|(t, s)| *t += weight * s);
+        }
+        // 0 / 0 is NaN: a replicate without a token has no mean.
+        std::array::from_fn(|i| total[i] / total[MEANS.len()])
     }
 }
 

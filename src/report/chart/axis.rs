@@ -108,7 +108,8 @@ pub fn with_zero(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
 /// The range of some numbers with a little room.
 pub fn roomy(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     let (low, high) = extent(values).unwrap_or((0.0, 1.0));
-    let room = (0.06 * (high - low)).max(1e-6 * high.abs().max(low.abs())).max(1e-9);
+    // Values that are all equal still need a range that ticks can be read on.
+    let room = if high > low { 0.06 * (high - low) } else { (0.05 * high.abs()).max(1e-3) };
     (low - room, high + room)
 }
 

@@ -35,7 +35,20 @@ fn repair_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
         "select layer, self_repair from layer_summary where {HEADS} and ablation = {} and subset = 'top' order by layer",
         quoted(ablation)
     );
+    let sure = format!(
+        "select layer, low, high from uncertainty where {HEADS} and ablation = {} and subset = 'top' \
+         and measure = 'self_repair' and layer is not null and head is null order by layer",
+        quoted(ablation)
+    );
     let (rows, mean) = (study.rows(&heads)?, study.rows(&means)?);
+    let mut sql = vec![heads, means];
+    let mut band = Vec::new();
+    if study.has(&["uncertainty"])? {
+        let rows = study.rows(&sure)?;
+        band = rows.points("layer", "low")?;
+        band.extend(rows.points("layer", "high")?.into_iter().rev());
+        sql.push(sure);
+    }
     let (layer, head) = (rows.numbers("layer")?, rows.numbers("head")?);
     let (repair, error) = (rows.numbers("self_repair")?, rows.numbers("self_repair_error")?);
     let ends = (0..layer.len()).flat_map(|i| [repair[i], repair[i] - error[i], repair[i] + error[i]]);
@@ -50,6 +63,7 @@ fn repair_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
     let y = Axis::numbers("self-repair, mean of top tokens [logits]", with_zero(ends));
     let panel = Panel::new("", x, y)
         .zero()
+        .with(Mark::Area { outline: band, colour: ORANGE, opacity: 0.25 })
         .with(Mark::Segments { from_to: bars, colour: Colour::Hue(5), width: 1.0 })
         .with(Mark::Points { points: points.collect(), radius: 3.0 })
         .with(Mark::line(mean.points("layer", "self_repair")?, ORANGE));
@@ -59,13 +73,13 @@ fn repair_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
         caption: "Each point is one head: how much of its loss the rest of the model makes up for when it is ablated, \
                   on the tokens where its direct effect is highest."
             .into(),
-        sql: vec![heads, means],
+        sql,
         chart: Chart {
             title: "Self-repair of each head, by layer".into(),
             settings: study.settings.line(&format!("{ablation} ablation")),
             legend: vec![
                 Key::Dot(BLUE, "a head, ± standard error over prompts".into()),
-                Key::Line(ORANGE, "mean of the layer".into()),
+                Key::Line(ORANGE, "mean of the layer, with its 95 % interval over prompts".into()),
             ],
             panels: vec![panel],
             columns: 1,

@@ -62,7 +62,7 @@ pub fn all(tables: &Tables, out: &Path) -> Result<Vec<Figure>> {
 pub struct Study<'a> {
     pub tables: &'a Tables,
     pub settings: Settings,
-    /// Ablations that heads had, nothing held.
+    /// Ablations that heads had, nothing held; resample first.
     pub ablations: Vec<String>,
 }
 
@@ -72,7 +72,9 @@ pub const HEADS: &str = "component = 'head' and hold = 'none'";
 impl<'a> Study<'a> {
     pub fn new(tables: &'a Tables, out: &Path) -> Result<Self> {
         let query = format!("select distinct ablation from head_summary where {HEADS} order by ablation");
-        let ablations = Rows::of(tables, &query)?.texts("ablation")?;
+        let mut ablations = Rows::of(tables, &query)?.texts("ablation")?;
+        // Resample is the paper's.
+        ablations.sort_by_key(|a| a != "resample");
         Ok(Self { tables, settings: Settings::read(tables, out)?, ablations })
     }
 
@@ -95,10 +97,9 @@ impl<'a> Study<'a> {
         top_tokens(self.tables, ablation, "none")
     }
 
-    /// The ablation that figures of one ablation only are about: resample, as in the paper, if the run has it.
+    /// The ablation that figures of one ablation only are about: resample if the run has it.
     pub fn main_ablation(&self) -> Option<&str> {
-        let resample = self.ablations.iter().find(|a| *a == "resample");
-        resample.or(self.ablations.first()).map(String::as_str)
+        self.ablations.first().map(String::as_str)
     }
 
     /// The heads with most self-repair on their top tokens.
