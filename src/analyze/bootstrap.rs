@@ -56,7 +56,12 @@ const SCHEMA: Table = Table {
         Column("head?", Type::Small, "", "head; null for the mean over a layer's heads, and where there are no heads"),
         Column("subset", Type::Text, "", "all tokens, or each component's top tokens"),
         Column("measure", Type::Text, "", "column of ablations whose mean this is, or fraction_of_means"),
-        Column("prompts", Type::Int, "", "prompts that have such tokens; below ten or so, an interval is too narrow"),
+        Column(
+            "prompts",
+            Type::Int,
+            "",
+            "prompts that have such tokens (of several components, the most that one has); below ten or so, an interval is too narrow",
+        ),
         Column("value?", Type::Float, "logits", "the mean; of fraction_of_means, self_repair / direct_effect"),
         Column(
             "standard_error?",

@@ -227,3 +227,48 @@ fn edges(page: &mut Page, tables: &Tables) -> Result<()> {
     page.table(about, &listing);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{handmade_run, report};
+    use super::*;
+
+    #[test]
+    fn a_page_stands_alone_and_says_where_its_numbers_are_from() {
+        let run = handmade_run("tiny", &["zero"]);
+        report(run.path()).unwrap();
+        let page = std::fs::read_to_string(run.path().join("report/index.html")).unwrap();
+        for outside in ["src=", "<link", "@import", "url(", "https://"] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+        assert_eq!(page.matches("http://").count(), page.matches("xmlns=\"http://www.w3.org/2000/svg\"").count());
+        assert!(page.contains("prefers-color-scheme: dark") && page.contains("width=device-width"));
+        assert!(page.contains("From <code>head_summary</code>, <code>layer_summary</code>"), "the figure's tables");
+        assert!(page.contains("<pre><code>select layer, head, self_repair, self_repair_error from head_summary"));
+        // Every figure is there as files, where the page says.
+        let mut figures = 0;
+        for link in page.split("href=\"../figures/").skip(1) {
+            let name = link.split('"').next().unwrap();
+            assert!(run.path().join("figures").join(name).is_file(), "{name}");
+            figures += 1;
+        }
+        assert_eq!(figures, 2 * page.matches("<figure ").count());
+        // Colours of figures follow the page's preference.
+        let figure = &page[page.find("<figure ").unwrap()..];
+        assert!(figure.contains("var(--c0)") && !figure.contains("#0072b2"));
+        assert!(page.contains("<th class=\"text\"><button type=\"button\">component</button></th>"));
+        assert!(page.contains("<td class=\"text\">L0H0</td>") && page.contains("<td>0.750</td>"));
+    }
+
+    #[test]
+    fn what_a_run_is_called_cannot_break_the_page() {
+        let mut page = Page::new("<b>", String::new(), "figures");
+        page.section("a & b");
+        let cells = vec![vec!["<i>".to_string(), Listing::shown(f64::NAN, 3)]];
+        page.table("x < y", &Listing { columns: vec![("<u>".into(), true), ("n".into(), false)], rows: cells });
+        let html = page.html();
+        for escaped in ["<h1>&lt;b&gt;</h1>", ">a &amp; b<", ">&lt;i&gt;<", ">x &lt; y<", ">&lt;u&gt;<", "<td></td>"] {
+            assert!(html.contains(escaped), "{escaped}");
+        }
+    }
+}

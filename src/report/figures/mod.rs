@@ -53,7 +53,7 @@ pub fn all(tables: &Tables, out: &Path) -> Result<Vec<Figure>> {
     let study = Study::new(tables, out)?;
     let mut figures = Vec::new();
     for theme in THEMES {
-        figures.extend(theme(&study)?);
+        figures.extend(theme(&study)?.into_iter().filter(|f| !f.chart.panels.is_empty()));
     }
     Ok(figures)
 }

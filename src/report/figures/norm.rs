@@ -60,6 +60,8 @@ fn histograms(study: &Study, ratio: &Ratio) -> Result<Figure> {
         low = low.min(rows.number("low")?);
         high = high.max(rows.number("high")?);
     }
+    // Quantiles of many millions are approximate: whole thousandths keep the figure the same from run to run.
+    let (low, high) = ((low * 1000.0).floor() / 1000.0, (high * 1000.0).ceil() / 1000.0);
     // Runs whose heads do nothing have one ratio, 1.
     let (low, high) = if high > low { (low, high) } else { (low - 0.01, low + 0.01) };
     let width = (high - low) / BINS as f64;
