@@ -9,6 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::components::{Ablatable, Component, Hold, Selection};
+
 /// The configuration used when `--config` is not given.
 pub const QUICK: &str = include_str!("../pipeline/quick.toml");
 
@@ -18,6 +20,8 @@ pub struct Config {
     pub model: ModelConfig,
     pub corpus: CorpusConfig,
     pub ablation: AblationConfig,
+    pub neurons: NeuronsConfig,
+    pub iterative: IterativeConfig,
     pub trace: TraceConfig,
     pub analysis: AnalysisConfig,
     pub runtime: RuntimeConfig,
@@ -37,11 +41,14 @@ pub struct ModelConfig {
 pub struct CorpusConfig {
     /// `package:news`, `hf:owner/name` (a data set), or a `.txt` (a document a line), `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` file.
     pub source: String,
-    /// The column or JSON key that holds a document.
+    /// The column or JSON key that holds a document (or a prompt).
     pub text_column: String,
-    /// Tokens to measure; prompts = tokens / prompt_len, rounded down.
+    /// `packed`: documents are joined and cut into prompts of equal length, and every next token is measured.
+    /// `prompts`: one prompt a row, with the token to measure in `answer` (and, for a difference, `wrong`).
+    pub mode: Mode,
+    /// Tokens to measure; prompts = tokens / prompt_len, rounded down. Not used in a prompt set.
     pub tokens: usize,
-    /// Tokens in a prompt, the BOS included.
+    /// Tokens in a prompt, the BOS included; of a prompt set, the most a prompt may have.
     pub prompt_len: usize,
     /// Put a BOS token before each prompt.
     pub bos: bool,
@@ -59,9 +66,47 @@ pub struct AblationConfig {
     pub kinds: Vec<Kind>,
     /// `"all"`, or a list of `"L20"`, `"L20-29"`, `"L22H11"`, `"L22H0-3"`.
     pub heads: Selection,
+    /// Layers whose whole MLP is ablated: `"all"`, or a list of `"L20"`, `"L20-29"`.
+    pub mlps: Selection,
+    /// Layers whose whole attention is ablated.
+    pub attention: Selection,
+    /// Layers that are ablated whole: with `zero`, the next layer reads the stream before this one.
+    pub blocks: Selection,
+    /// Later components to hold at their clean values, besides measuring with none held: `"erasers"`, `"heads"`,
+    /// `"mlps"`, `"last_mlp"`, `"L28H3"`, `"MLP29"`. Each is measured on its own.
+    pub hold: Vec<String>,
+    /// Also measure the whole distribution of every ablated run (slow: an unembedding a token and ablation).
+    pub distribution: bool,
     pub resample: ResampleConfig,
     /// Draws the resample partners.
     pub seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Packed,
+    Prompts,
+}
+
+/// Which MLPs' neurons are measured one by one, on each ablated head's top tokens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NeuronsConfig {
+    /// `["last"]`, `"all"`, or a list of `"L20"`, `"L20-29"`; `[]` for none.
+    pub layers: Selection,
+    /// Neurons kept of each token, those that repair most.
+    pub top_k: usize,
+}
+
+/// Iterative inference: what a head does after its own output was added to what it reads.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IterativeConfig {
+    /// Prompts to measure it on, from the first; 0 leaves it out.
+    pub prompts: usize,
+    /// Multiples of the head's output that are added.
+    pub multiples: Vec<f64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -98,10 +143,14 @@ pub struct RuntimeConfig {
 
 /// What a head's output is replaced by, at all positions at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// The head's mean `z` over all prompts and positions.
     Mean,
+    /// The part of its output along the correct token's direction `u`, and nothing else.
+    ProjectOnly,
+    /// Its output without the part along `u`.
+    ProjectOut,
     /// The head's `z` at the same position of a partner prompt.
     Resample,
     /// Zero.
@@ -113,6 +162,8 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Mean => "mean",
+            Kind::ProjectOnly => "project_only",
+            Kind::ProjectOut => "project_out",
             Kind::Resample => "resample",
             Kind::Zero => "zero",
         }
@@ -133,7 +184,10 @@ pub enum Activation {
 /// `"zero"` as well as `["zero", "mean"]`.
 fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Kind>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected one or more of \"resample\", \"mean\", \"zero\"")]
+    #[serde(
+        untagged,
+        expecting = "expected one or more of \"resample\", \"mean\", \"zero\", \"project_out\", \"project_only\""
+    )]
     enum Kinds {
         One(Kind),
         Several(Vec<Kind>),
@@ -142,14 +196,6 @@ fn one_or_more<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
         Kinds::One(kind) => vec![kind],
         Kinds::Several(kinds) => kinds,
     })
-}
-
-/// `"all"` or a list such as `["L20-29", "L3H1"]`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected \"all\" or a list such as [\"L20-29\", \"L22H11\"]")]
-pub enum Selection {
-    Word(String),
-    List(Vec<String>),
 }
 
 impl Default for ModelConfig {
@@ -163,6 +209,7 @@ impl Default for CorpusConfig {
         Self {
             source: "package:news".into(),
             text_column: "text".into(),
+            mode: Mode::Packed,
             tokens: 100_000,
             prompt_len: 128,
             bos: true,
@@ -177,9 +224,26 @@ impl Default for AblationConfig {
         Self {
             kinds: vec![Kind::Resample],
             heads: Selection::Word("all".into()),
+            mlps: Selection::none(),
+            attention: Selection::none(),
+            blocks: Selection::none(),
+            hold: vec![],
+            distribution: false,
             resample: ResampleConfig::default(),
             seed: 0,
         }
+    }
+}
+
+impl Default for NeuronsConfig {
+    fn default() -> Self {
+        Self { layers: Selection::List(vec!["last".into()]), top_k: 10 }
+    }
+}
+
+impl Default for IterativeConfig {
+    fn default() -> Self {
+        Self { prompts: 0, multiples: vec![1.0, 3.0, 5.0] }
     }
 }
 
@@ -238,13 +302,15 @@ impl Config {
         let c = &self.corpus;
         ensure!(c.prompt_len >= 2, "corpus.prompt_len is {}; a prompt needs at least 2 tokens", c.prompt_len);
         ensure!(
-            c.tokens / c.prompt_len >= 2,
+            c.mode == Mode::Prompts || c.tokens / c.prompt_len >= 2,
             "corpus.tokens = {} gives {} prompt(s) of {} tokens; at least 2 are needed (raise corpus.tokens)",
             c.tokens,
             c.tokens / c.prompt_len,
             c.prompt_len
         );
         ensure!(!self.ablation.kinds.is_empty(), "ablation.kinds is empty; name one of resample, mean, zero");
+        ensure!(self.neurons.top_k >= 1, "neurons.top_k must be at least 1");
+        ensure!(self.iterative.multiples.iter().all(|m| m.is_finite()), "iterative.multiples must be numbers");
         ensure!(self.ablation.resample.samples >= 1, "ablation.resample.samples must be at least 1");
         let top = self.analysis.top_fraction;
         ensure!(top > 0.0 && top <= 1.0, "analysis.top_fraction is {top}; it must lie in (0, 1]");
@@ -275,61 +341,40 @@ fn apply_override(table: &mut toml::Table, item: &str) -> Result<()> {
     Ok(())
 }
 
-impl Selection {
-    /// The selected (layer, head) pairs, sorted.
-    pub fn heads(&self, layers: usize, heads: usize) -> Result<Vec<(usize, usize)>> {
-        let words = match self {
-            Selection::Word(w) if w == "all" => {
-                return Ok((0..layers).flat_map(|l| (0..heads).map(move |h| (l, h))).collect());
-            }
-            Selection::Word(w) => std::slice::from_ref(w),
-            Selection::List(list) => list.as_slice(),
-        };
-        let mut out = std::collections::BTreeSet::new();
-        for word in words {
-            let parsed = parse_heads(word).with_context(|| {
-                format!("ablation.heads: `{word}` is not understood; write \"all\", \"L20\", \"L20-29\" or \"L22H11\"")
-            })?;
-            let head_range = parsed.1.unwrap_or((0, heads - 1));
-            ensure!(
-                parsed.0.1 < layers,
-                "ablation.heads: `{word}` names layer {}, but the model has layers 0 to {}",
-                parsed.0.1,
-                layers - 1
-            );
-            ensure!(
-                head_range.1 < heads,
-                "ablation.heads: `{word}` names head {}, but a layer of this model has heads 0 to {}",
-                head_range.1,
-                heads - 1
-            );
-            for l in parsed.0.0..=parsed.0.1 {
-                out.extend((head_range.0..=head_range.1).map(|h| (l, h)));
-            }
+impl AblationConfig {
+    /// Everything to ablate in a model of that many layers and heads, sorted.
+    pub fn components(&self, layers: usize, heads: usize) -> Result<Vec<Ablatable>> {
+        let mut out: Vec<Ablatable> = self
+            .heads
+            .heads("ablation.heads", layers, heads)?
+            .into_iter()
+            .map(|(layer, head)| Ablatable { component: Component::Head, layer, head: Some(head) })
+            .collect();
+        let whole = [
+            ("ablation.mlps", Component::Mlp, &self.mlps),
+            ("ablation.attention", Component::Attention, &self.attention),
+            ("ablation.blocks", Component::Block, &self.blocks),
+        ];
+        for (key, component, selection) in whole {
+            let layers = selection.layers(key, layers)?;
+            out.extend(layers.into_iter().map(|layer| Ablatable { component, layer, head: None }));
         }
-        ensure!(!out.is_empty(), "ablation.heads selects no head");
-        Ok(out.into_iter().collect())
+        ensure!(
+            !out.is_empty(),
+            "nothing to ablate: ablation.heads, ablation.mlps, ablation.attention and ablation.blocks are all empty"
+        );
+        out.sort();
+        Ok(out)
     }
-}
 
-type Span = (usize, usize);
-
-/// `L20-29H3` → ((20, 29), Some((3, 3))).
-fn parse_heads(word: &str) -> Option<(Span, Option<Span>)> {
-    let rest = word.strip_prefix('L')?;
-    let (layers, heads) = match rest.split_once('H') {
-        Some((l, h)) => (l, Some(parse_span(h)?)),
-        None => (rest, None),
-    };
-    Some((parse_span(layers)?, heads))
-}
-
-fn parse_span(text: &str) -> Option<Span> {
-    let (a, b) = match text.split_once('-') {
-        Some((a, b)) => (a.parse().ok()?, b.parse().ok()?),
-        None => (text.parse().ok()?, text.parse().ok()?),
-    };
-    (a <= b).then_some((a, b))
+    /// Every hold to measure, none held among them, in the order of their names.
+    pub fn holds(&self, layers: usize, heads: usize) -> Result<Vec<Hold>> {
+        let parsed = self.hold.iter().map(|text| Hold::parse(text, layers, heads));
+        let mut out: Vec<Hold> = parsed.chain([Ok(Hold::None)]).collect::<Result<_>>()?;
+        out.sort_by_key(|hold| hold.name());
+        out.dedup();
+        Ok(out)
+    }
 }
 
 #[cfg(test)]
@@ -337,21 +382,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn selections_name_layers_heads_and_ranges() {
-        let pick = |words: &[&str]| Selection::List(words.iter().map(|w| w.to_string()).collect()).heads(4, 2);
-        assert_eq!(pick(&["L3H1", "L0"]).unwrap(), [(0, 0), (0, 1), (3, 1)]);
-        assert_eq!(pick(&["L1-2H0"]).unwrap(), [(1, 0), (2, 0)]);
-        assert_eq!(Selection::Word("all".into()).heads(2, 2).unwrap().len(), 4);
-    }
-
-    #[test]
-    fn a_head_that_does_not_exist_is_named() {
-        let error = Selection::Word("L1H7".into()).heads(4, 2).unwrap_err().to_string();
-        assert!(error.contains("`L1H7` names head 7") && error.contains("heads 0 to 1"), "{error}");
-        let error = Selection::Word("L9".into()).heads(4, 2).unwrap_err().to_string();
-        assert!(error.contains("layer 9") && error.contains("0 to 3"), "{error}");
-        assert!(Selection::Word("H3".into()).heads(4, 2).is_err());
-        assert!(Selection::Word("L3-1".into()).heads(4, 2).is_err());
+    fn components_sort_as_the_table_does_and_something_must_be_ablated() {
+        let mut config = AblationConfig { mlps: Selection::Word("L1".into()), ..Default::default() };
+        let names =
+            |c: &AblationConfig| -> Vec<String> { c.components(2, 1).unwrap().iter().map(|a| a.to_string()).collect() };
+        assert_eq!(names(&config), ["L0H0", "L1H0", "the mlp of layer 1"]);
+        config.heads = Selection::none();
+        config.blocks = Selection::Word("all".into());
+        assert_eq!(names(&config), ["the block of layer 0", "the block of layer 1", "the mlp of layer 1"]);
+        (config.mlps, config.blocks) = (Selection::none(), Selection::none());
+        assert!(config.components(2, 1).unwrap_err().to_string().contains("nothing to ablate"));
     }
 
     #[test]

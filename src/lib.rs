@@ -4,6 +4,7 @@
 //! writes files in one run folder. `ARCHITECTURE.md` draws it once.
 
 pub mod analyze;
+pub mod components;
 pub mod config;
 pub mod corpus;
 pub mod describe;

@@ -11,7 +11,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 /// a sample, and no prompt meets the same partner twice. The draw depends on the seed and the number of prompts only,
 /// never on batches or shards.
 pub fn pairings(prompts: usize, samples: usize, seed: u64) -> Result<Vec<Vec<usize>>> {
-    ensure!(prompts >= 2, "resample ablation needs at least 2 prompts, not {prompts}");
+    ensure!(prompts >= 2, "resample ablation needs at least 2 prompts of equal length, not {prompts}");
     ensure!(
         samples < prompts,
         "ablation.resample.samples = {samples} needs more than {samples} prompts of equal length; there are {prompts}"
@@ -27,6 +27,20 @@ pub fn pairings(prompts: usize, samples: usize, seed: u64) -> Result<Vec<Vec<usi
         partner
     };
     Ok(steps.into_iter().take(samples).map(pairing).collect())
+}
+
+/// Pairings within each of some groups of prompts (those of equal length), as one `pairings[sample][prompt]`.
+pub fn pairings_within(groups: &[Vec<usize>], samples: usize, seed: u64) -> Result<Vec<Vec<usize>>> {
+    let count = groups.iter().map(Vec::len).sum();
+    let mut out = vec![vec![0; count]; samples];
+    for group in groups {
+        for (out, pairing) in out.iter_mut().zip(pairings(group.len(), samples, seed)?) {
+            for (i, partner) in pairing.into_iter().enumerate() {
+                out[group[i]] = group[partner];
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// Sorted by a random key each: independent of how a library shuffles, so that a seed keeps its meaning.
@@ -66,6 +80,15 @@ mod tests {
             let (few, many) = (pairings(prompts, 1, seed).unwrap(), pairings(prompts, 4, seed).unwrap());
             prop_assert_eq!(&few[0], &many[0]);
         }
+    }
+
+    #[test]
+    fn partners_come_from_the_same_group() {
+        let groups = [vec![0, 2, 4], vec![1, 3]];
+        for pairing in pairings_within(&groups, 1, 3).unwrap() {
+            assert!(groups.iter().all(|g| g.iter().all(|&p| g.contains(&pairing[p]) && pairing[p] != p)));
+        }
+        assert!(pairings_within(&[vec![0, 1], vec![2]], 1, 0).is_err());
     }
 
     #[test]

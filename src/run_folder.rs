@@ -52,7 +52,7 @@ struct Manifest {
 const MARKER: &str = ".self-repair-run";
 
 /// Everything a run writes lies in these.
-const OWNED: [&str; 7] = ["tables", "stages", "model", "work", "activations", "report", "figures"];
+const OWNED: [&str; 8] = ["tables", "stages", "model", "work", "sums", "activations", "report", "figures"];
 
 pub struct RunFolder {
     root: PathBuf,
@@ -109,6 +109,11 @@ impl RunFolder {
     /// Folder of what later stages need but nobody queries.
     pub fn work(&self) -> PathBuf {
         self.root.join("work")
+    }
+
+    /// Folder of sums over the corpus while `ablate` runs.
+    pub fn sums(&self) -> PathBuf {
+        self.root.join("sums")
     }
 
     /// Folder of opt-in raw activations.

@@ -43,7 +43,13 @@ impl Tables {
     pub fn measured(out: &Path) -> Result<Self> {
         let tables = Self::new(SessionConfig::new().with_target_partitions(1))?;
         for table in crate::tables::MEASURED {
-            tables.add(table.name, out)?;
+            match has_files(&out.join("tables").join(table.name)) {
+                true => tables.add(table.name, out)?,
+                // What was not measured in this run is there without rows, so that every query can be asked.
+                false => {
+                    tables.context.register_batch(table.name, RecordBatch::new_empty(table.schema()))?;
+                }
+            }
         }
         Ok(tables)
     }
@@ -109,6 +115,12 @@ impl Tables {
     }
 }
 
+/// Whether a folder of that name has at least one file of a table.
+fn has_files(folder: &Path) -> bool {
+    let is_table = |f: std::fs::DirEntry| f.path().extension().is_some_and(|e| e == "parquet");
+    std::fs::read_dir(folder).is_ok_and(|mut files| files.any(|f| f.is_ok_and(is_table)))
+}
+
 /// The folders of `<out>/tables` that hold at least one file.
 fn table_names(out: &Path) -> Result<Vec<String>> {
     let folder = out.join("tables");
@@ -118,9 +130,7 @@ fn table_names(out: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        let has_files = path.is_dir()
-            && std::fs::read_dir(&path)?.flatten().any(|f| f.path().extension().is_some_and(|e| e == "parquet"));
-        if has_files {
+        if has_files(&path) {
             names.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
         }
     }

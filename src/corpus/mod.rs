@@ -2,6 +2,7 @@
 
 mod gguf_tokenizer;
 mod pack;
+mod prompt_set;
 mod read;
 mod tokenizer;
 
@@ -9,19 +10,22 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use arrow::array::{ArrayRef, StringBuilder, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, StringBuilder, UInt32Array};
+use arrow::datatypes::UInt32Type;
 use arrow::record_batch::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-pub use pack::{Prompts, pack};
+pub use pack::{Answer, Prompts, Targets, pack};
 pub use tokenizer::TextTokenizer;
 
-use crate::config::CorpusConfig;
+use crate::config::{CorpusConfig, Mode};
 use crate::hub::{HubRepo, Kind};
 use crate::progress;
 use crate::provision;
-use crate::tables::{Metadata, TOKENS, TableWriter};
+use crate::tables::{Metadata, TARGETS, TOKENS, TableWriter};
 use read::documents;
 
 /// The files a `corpus.source` names, in order, fetching a `package:` or `hf:` one.
@@ -70,8 +74,16 @@ fn fetch(name: &str) -> Result<Vec<PathBuf>> {
 /// Documents tokenized at a time: enough for all cores, few enough that a small sample of a large file stays quick.
 const DOCUMENTS_AT_ONCE: usize = 256;
 
-/// Reads, tokenizes and packs as many documents as the run needs.
+/// The prompts that the configuration asks for.
 pub fn prompts(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -> Result<Prompts> {
+    match config.mode {
+        Mode::Packed => packed(config, paths, tokenizer),
+        Mode::Prompts => prompt_set::prompts(config, paths.iter().map(PathBuf::as_path), tokenizer),
+    }
+}
+
+/// Reads, tokenizes and packs as many documents as the run needs.
+fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -> Result<Prompts> {
     let special = tokenizer.specials(config)?;
     let run = config.prompt_len - usize::from(config.bos);
     let wanted_prompts = config.tokens / config.prompt_len;
@@ -136,4 +148,61 @@ pub fn write(prompts: &Prompts, tokenizer: &TextTokenizer, folder: &std::path::P
         writer.write(&RecordBatch::try_new(TOKENS.schema(), columns).context("building the tokens table")?)?;
     }
     writer.finish()
+}
+
+/// Writes the `targets` table of a prompt set; other prompts have none.
+pub fn write_targets(prompts: &Prompts, folder: &std::path::Path, meta: &Metadata) -> Result<()> {
+    let Targets::Answers(answers) = prompts.targets() else { return Ok(()) };
+    let ints =
+        |f: &dyn Fn(&Answer) -> u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values(answers.iter().map(f))) };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt32Array::from_iter_values(0..answers.len() as u32)),
+        ints(&|a| a.position as u32),
+        ints(&|a| a.answer),
+        Arc::new(answers.iter().map(|a| a.wrong).collect::<UInt32Array>()),
+    ];
+    let mut writer = TableWriter::create(&TARGETS, &folder.join("targets.parquet"), meta)?;
+    writer.write(&RecordBatch::try_new(TARGETS.schema(), columns).context("building the targets table")?)?;
+    writer.finish()
+}
+
+/// The prompts as the `tokens` and `targets` tables have them: what was measured is what is written there.
+pub fn read(tokens: &std::path::Path, targets: &std::path::Path) -> Result<Prompts> {
+    let [prompt, token] = int_columns(&tokens.join("tokens.parquet"), ["prompt", "token"])?;
+    let mut prompts: Vec<Vec<u32>> = Vec::new();
+    for (p, token) in prompt.iter().zip(token) {
+        let p = p.unwrap_or_default() as usize;
+        prompts.resize(prompts.len().max(p + 1), vec![]);
+        prompts[p].extend(token);
+    }
+    let path = targets.join("targets.parquet");
+    if !path.exists() {
+        let length = prompts.first().map_or(1, Vec::len);
+        return Ok(Prompts::packed(length, prompts.concat()));
+    }
+    let [position, answer, wrong] = int_columns(&path, ["position", "answer", "wrong"])?;
+    ensure!(position.len() == prompts.len(), "{} has another number of prompts than the tokens", path.display());
+    let answers = position.iter().zip(answer).zip(wrong).map(|((position, answer), wrong)| Answer {
+        position: position.unwrap_or_default() as usize,
+        answer: answer.unwrap_or_default(),
+        wrong,
+    });
+    Ok(Prompts::with_answers(prompts.into_iter().zip(answers)))
+}
+
+/// UInt32 columns of a Parquet file.
+fn int_columns<const N: usize>(path: &std::path::Path, names: [&str; N]) -> Result<[Vec<Option<u32>>; N]> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file)
+        .with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), names);
+    let mut out = [const { Vec::new() }; N];
+    for batch in builder.with_projection(mask).build()? {
+        let batch = batch.with_context(|| format!("{} cannot be read", path.display()))?;
+        for (out, name) in out.iter_mut().zip(names) {
+            let column = batch.column_by_name(name).with_context(|| format!("{} has no {name}", path.display()))?;
+            out.extend(column.as_primitive::<UInt32Type>().iter());
+        }
+    }
+    Ok(out)
 }

@@ -1,34 +1,135 @@
-//! Cutting one long stream of tokens into prompts of equal length.
+//! Prompts: what a model reads, and which tokens' logits are measured. Most are cut from one long stream of tokens.
 
-/// Prompts of equal length, one after the other.
+use std::ops::Range;
+
+use crate::engine::TargetRow;
+
+/// Prompts one after the other, of equal length or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompts {
-    pub prompt_len: usize,
     tokens: Vec<u32>,
+    /// Where each prompt ends in `tokens`.
+    ends: Vec<usize>,
+    targets: Targets,
+}
+
+/// Which token's logit is measured where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// At every position but the last, the next token's.
+    Next,
+    /// One position a prompt.
+    Answers(Vec<Answer>),
+}
+
+/// The token that is measured at one position of a prompt; with `wrong`, the difference of the two logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    pub position: usize,
+    pub answer: u32,
+    pub wrong: Option<u32>,
 }
 
 impl Prompts {
-    /// `tokens.len()` must be a multiple of `prompt_len`.
-    pub fn new(prompt_len: usize, tokens: Vec<u32>) -> Self {
+    /// Prompts of equal length, whose every next token is measured. `tokens.len()` must be a multiple of `prompt_len`.
+    pub fn packed(prompt_len: usize, tokens: Vec<u32>) -> Self {
         assert_eq!(tokens.len() % prompt_len, 0);
-        Self { prompt_len, tokens }
+        let ends = (1..=tokens.len() / prompt_len).map(|p| p * prompt_len).collect();
+        Self { tokens, ends, targets: Targets::Next }
+    }
+
+    /// Prompts with an answer each.
+    pub fn with_answers(prompts: impl IntoIterator<Item = (Vec<u32>, Answer)>) -> Self {
+        let (mut tokens, mut ends, mut answers) = (vec![], vec![], vec![]);
+        for (prompt, answer) in prompts {
+            assert!(answer.position < prompt.len());
+            tokens.extend(prompt);
+            ends.push(tokens.len());
+            answers.push(answer);
+        }
+        Self { tokens, ends, targets: Targets::Answers(answers) }
     }
 
     pub fn count(&self) -> usize {
-        self.tokens.len() / self.prompt_len
+        self.ends.len()
     }
 
     pub fn prompt(&self, p: usize) -> &[u32] {
-        &self.tokens[p * self.prompt_len..(p + 1) * self.prompt_len]
+        &self.tokens[if p == 0 { 0 } else { self.ends[p - 1] }..self.ends[p]]
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &[u32]> {
-        self.tokens.chunks_exact(self.prompt_len)
+        (0..self.count()).map(|p| self.prompt(p))
     }
 
-    /// Positions with a target in one prompt: all but the last.
-    pub fn measured_positions(&self) -> usize {
-        self.prompt_len - 1
+    /// Tokens of all prompts.
+    pub fn tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub fn longest(&self) -> usize {
+        self.iter().map(<[u32]>::len).max().unwrap_or(0)
+    }
+
+    pub fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    /// The answer of a prompt, if this is a prompt set.
+    pub fn answer(&self, p: usize) -> Option<&Answer> {
+        match &self.targets {
+            Targets::Next => None,
+            Targets::Answers(answers) => Some(&answers[p]),
+        }
+    }
+
+    /// Positions of a prompt whose target is measured.
+    pub fn measured(&self, p: usize) -> Range<usize> {
+        match &self.targets {
+            Targets::Next => 0..self.prompt(p).len() - 1,
+            Targets::Answers(answers) => answers[p].position..answers[p].position + 1,
+        }
+    }
+
+    /// Measured positions of all prompts.
+    pub fn measured_tokens(&self) -> usize {
+        (0..self.count()).map(|p| self.measured(p).len()).sum()
+    }
+
+    /// The part of a prompt that an ablated run needs: nothing depends on what follows the last measured position, but
+    /// prompts of a set keep their length, so that equal ones can be run together.
+    pub fn needed(&self, p: usize) -> &[u32] {
+        let prompt = self.prompt(p);
+        match &self.targets {
+            Targets::Next => &prompt[..prompt.len() - 1],
+            Targets::Answers(_) => prompt,
+        }
+    }
+
+    /// The targets of the first `length` positions of a prompt.
+    pub fn target_row(&self, p: usize, length: usize) -> TargetRow {
+        let prompt = self.prompt(p);
+        let measured = self.measured(p);
+        let measured = measured.start..measured.end.min(length);
+        match &self.targets {
+            // The last position has no next token; what stands there is not measured.
+            Targets::Next => {
+                let answer = prompt[1..].iter().copied().chain([0]).take(length).collect();
+                TargetRow { answer, wrong: None, measured }
+            }
+            Targets::Answers(answers) => {
+                TargetRow { answer: vec![answers[p].answer; length], wrong: answers[p].wrong, measured }
+            }
+        }
+    }
+
+    /// `prompts` in groups of equal length, each group in their order.
+    pub fn by_length(&self, prompts: &[usize]) -> Vec<Vec<usize>> {
+        let mut groups: std::collections::BTreeMap<usize, Vec<usize>> = Default::default();
+        for &p in prompts {
+            groups.entry(self.prompt(p).len()).or_default().push(p);
+        }
+        groups.into_values().collect()
     }
 }
 
@@ -41,7 +142,7 @@ pub fn pack(stream: &[u32], prompt_len: usize, bos: Option<u32>, most: usize) ->
         tokens.extend(bos);
         tokens.extend_from_slice(chunk);
     }
-    Prompts::new(prompt_len, tokens)
+    Prompts::packed(prompt_len, tokens)
 }
 
 #[cfg(test)]

@@ -83,6 +83,58 @@ fn parquet_rows(path: &Path, file: File, column: &str) -> Result<Documents> {
     Ok(Box::new(rows))
 }
 
+/// A row of a prompt set and where it came from.
+pub struct Row {
+    /// File and row, for errors.
+    pub place: String,
+    pub json: serde_json::Value,
+}
+
+impl Row {
+    /// The text under `key`.
+    pub fn text(&self, key: &str) -> Result<&str> {
+        match self.json.get(key) {
+            Some(serde_json::Value::String(text)) => Ok(text),
+            Some(other) => bail!("`{key}` is {other}; expected a string"),
+            None => bail!("no key `{key}` (name another with corpus.text_column)"),
+        }
+    }
+}
+
+/// The rows of a prompt set, which has several columns: JSON lines (also compressed) or Parquet.
+pub fn rows(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let lines = match name.as_str() {
+        n if n.ends_with(".jsonl") => lines(path, file),
+        n if n.ends_with(".jsonl.gz") => lines(path, flate2::read::MultiGzDecoder::new(file)),
+        n if n.ends_with(".jsonl.zst") => lines(path, zstd::Decoder::new(file)?),
+        n if n.ends_with(".parquet") => lines(path, std::io::Cursor::new(parquet_as_json(path, file)?)),
+        _ => bail!(
+            "{}: not a prompt set; expected a name that ends in .jsonl, .jsonl.gz, .jsonl.zst or .parquet",
+            path.display()
+        ),
+    };
+    let file = path.display().to_string();
+    let numbered = lines.enumerate().filter(|(_, l)| !l.as_ref().is_ok_and(|l| l.trim().is_empty()));
+    Ok(Box::new(numbered.map(move |(i, line)| {
+        let place = format!("{file}, row {}", i + 1);
+        let json = serde_json::from_str(&line?).with_context(|| format!("{place}: not valid JSON"))?;
+        Ok(Row { place, json })
+    })))
+}
+
+/// Prompt sets are small: a whole Parquet file as JSON lines.
+fn parquet_as_json(path: &Path, file: File) -> Result<Vec<u8>> {
+    let place = || format!("{} is not a complete Parquet file", path.display());
+    let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
+    for batch in ParquetRecordBatchReaderBuilder::try_new(file).with_context(place)?.build()? {
+        writer.write(&batch.with_context(place)?)?;
+    }
+    writer.finish()?;
+    Ok(writer.into_inner())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

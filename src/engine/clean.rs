@@ -1,10 +1,12 @@
 //! The clean pass over a batch of prompts.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result};
 use ort::value::DynValue;
 
 use super::Engine;
-use super::runtime::{self, Input, int_tensor, tensor, view};
+use super::runtime::{self, Input, int_tensor, tensor, view, view_mut};
 
 /// What the stream and every `z` are projected on: a direction a prompt position.
 pub struct Directions {
@@ -41,28 +43,73 @@ pub struct CleanEffects {
 /// A clean pass over B prompts.
 pub struct CleanBatch {
     pub effects: CleanEffects,
-    /// The stream that ablating a head of a layer changes, [B, S, D], of the layers asked for: after attention, or
-    /// after the whole block where attention and MLP are parallel.
-    pub ablation_base: Vec<Option<DynValue>>,
-    /// z, [B, S, H · d_head], of the layers asked for.
-    pub z: Vec<Option<DynValue>>,
-    /// The neurons, [B, S, M], of the layers asked for with `post`.
-    pub post: Vec<Option<DynValue>>,
+    /// What was asked for, a layer each.
+    pub layers: Vec<Kept>,
     /// The stream after the last block, [B, S, D].
     pub residual_final: DynValue,
 }
 
-/// Which layers' tensors a clean pass keeps.
+/// Which of a layer's tensors a pass keeps.
 #[derive(Clone, Copy, Default)]
 pub struct Keep {
-    pub ablation_base: bool,
+    pub mid: bool,
+    pub residual_pre: bool,
+    pub residual_post: bool,
     pub z: bool,
+    pub attention_out: bool,
+    pub mlp_out: bool,
     pub post: bool,
 }
 
+/// A layer's tensors that were asked for.
+#[derive(Default)]
+pub struct Kept {
+    /// The stream with attention added, [B, S, D].
+    pub mid: Option<DynValue>,
+    /// The stream before the block, [B, S, D].
+    pub residual_pre: Option<DynValue>,
+    /// The stream after the block, [B, S, D].
+    pub residual_post: Option<DynValue>,
+    /// [B, S, H · d_head]
+    pub z: Option<DynValue>,
+    /// What attention writes, b_O' included, [B, S, D].
+    pub attention_out: Option<DynValue>,
+    /// What the MLP writes, its bias included, [B, S, D].
+    pub mlp_out: Option<DynValue>,
+    /// The neurons, [B, S, M].
+    pub post: Option<DynValue>,
+}
+
+/// The tokens whose logits are measured in one prompt.
+#[derive(Debug, Clone)]
+pub struct TargetRow {
+    /// At each position; what is outside `measured` does not count.
+    pub answer: Vec<u32>,
+    /// The token whose logit is subtracted, at every position.
+    pub wrong: Option<u32>,
+    pub measured: Range<usize>,
+}
+
 impl Engine {
-    /// The directions of `targets`, prompts of equal length.
-    pub fn directions(&mut self, targets: &[&[u32]]) -> Result<Directions> {
+    /// The directions of `targets`, prompts of equal length; zero where nothing is measured.
+    pub fn directions(&mut self, targets: &[TargetRow]) -> Result<Directions> {
+        let answers: Vec<&[u32]> = targets.iter().map(|t| t.answer.as_slice()).collect();
+        let mut directions = self.directions_of(&answers)?;
+        if targets.iter().any(|t| t.wrong.is_some()) {
+            let wrong: Vec<Vec<u32>> =
+                targets.iter().map(|t| vec![t.wrong.unwrap_or_default(); t.answer.len()]).collect();
+            let wrong: Vec<&[u32]> = wrong.iter().map(Vec::as_slice).collect();
+            let has_wrong = |p: usize, _| targets[p].wrong.is_some();
+            directions.change(&self.directions_of(&wrong)?, has_wrong, |x, wrong| *x -= wrong)?;
+        }
+        if targets.iter().any(|t| t.measured != (0..t.answer.len())) {
+            let outside = |p: usize, s: usize| !targets[p].measured.contains(&s);
+            directions.clear(targets.len(), outside)?;
+        }
+        Ok(directions)
+    }
+
+    fn directions_of(&mut self, targets: &[&[u32]]) -> Result<Directions> {
         let a = &self.architecture;
         let mut outputs: Vec<String> = vec!["u".into()];
         outputs.extend((0..a.layers).map(|l| format!("v_{l}")));
@@ -87,29 +134,15 @@ impl Engine {
         let place = position_tensor(prompts, positions)?;
         let mut residual = self.embed(tokens, &place)?;
         let (embed, _) = self.read_out(Input::from(&residual), Input::from(&directions.u))?;
-        let (mut heads, mut mlps) = (Vec::with_capacity(layers), Vec::with_capacity(layers));
-        let (mut bases, mut kept_z, mut kept_post) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut heads, mut mlps, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for l in 0..layers {
             let keep = keep.get(l).copied().unwrap_or_default();
-            let wanted: &[&str] =
-                if keep.z { &["residual_mid", "head_effects", "z"] } else { &["residual_mid", "head_effects"] };
-            let v = Input::from(&directions.v[l]);
-            let mut outputs = self.attention(l, Input::from(&residual), &place, v, wanted)?;
-            kept_z.push(if keep.z { outputs.pop() } else { None });
-            heads.push(view(&outputs[1])?.to_vec());
-            let mid = outputs.swap_remove(0);
-
-            let wanted: &[&str] =
-                if keep.post { &["residual_post", "mlp_effect", "post"] } else { &["residual_post", "mlp_effect"] };
-            let mut outputs = self.mlp(l, &residual, &mid, Input::from(&directions.u), wanted)?;
-            kept_post.push(if keep.post { outputs.pop() } else { None });
-            mlps.push(view(&outputs[1])?.to_vec());
-            residual = outputs.swap_remove(0);
-            bases.push(match (keep.ablation_base, self.architecture.parallel) {
-                (false, _) => None,
-                (true, false) => Some(mid),
-                (true, true) => Some(runtime::copy(&residual)?),
-            });
+            let (v, u) = (Input::from(&directions.v[l]), Input::from(&directions.u));
+            let block = self.block(l, residual, &place, v, u, keep)?;
+            heads.push(view(&block.head_effects)?.to_vec());
+            mlps.push(view(&block.mlp_effect)?.to_vec());
+            kept.push(block.kept);
+            residual = block.residual;
         }
         let (dot, norm_scale) = self.read_out(Input::from(&residual), Input::from(&directions.u))?;
         let effects = CleanEffects {
@@ -123,33 +156,82 @@ impl Engine {
             dot,
             norm_scale,
         };
-        Ok(CleanBatch { effects, ablation_base: bases, z: kept_z, post: kept_post, residual_final: residual })
+        Ok(CleanBatch { effects, layers: kept, residual_final: residual })
     }
 
-    /// z, [B, S, H · d_head], of the layers in `wanted`, for prompts that lend their z to others.
-    pub fn z(&mut self, tokens: &[&[u32]], wanted: &[bool]) -> Result<Vec<Option<DynValue>>> {
+    /// What prompts that lend their activations to others write: as [`Engine::clean`] keeps it, without effects, and
+    /// only as far as it is wanted.
+    pub fn outputs(&mut self, tokens: &[&[u32]], keep: &[Keep]) -> Result<Vec<Kept>> {
         let (prompts, positions) = (tokens.len(), tokens[0].len());
         let (width, d_model) = (self.architecture.heads * self.architecture.d_head, self.architecture.d_model);
-        let last = wanted.iter().rposition(|&w| w);
+        let Some(last) = keep.iter().rposition(|k| k.z || k.attention_out || k.mlp_out) else { return Ok(vec![]) };
         let place = position_tensor(prompts, positions)?;
         // No effects are asked for, so the directions do not matter.
         let no_v = tensor(&[1, positions, width], vec![0.0; positions * width])?;
         let no_u = tensor(&[1, positions, d_model], vec![0.0; positions * d_model])?;
         let mut residual = self.embed(tokens, &place)?;
-        let mut out = Vec::with_capacity(wanted.len());
-        for (l, &is_wanted) in wanted.iter().enumerate().take(last.map_or(0, |l| l + 1)) {
-            let names = ["residual_mid", "z"];
-            let mut outputs = self.attention(l, Input::from(&residual), &place, Input::from(&no_v), &names)?;
-            out.push(if is_wanted { outputs.pop() } else { None });
-            if Some(l) != last {
-                let mid = outputs.swap_remove(0);
-                residual = self.mlp(l, &residual, &mid, Input::from(&no_u), &["residual_post"])?.swap_remove(0);
+        let mut out = Vec::with_capacity(last + 1);
+        for (l, &keep) in keep.iter().enumerate().take(last + 1) {
+            if l == last && !keep.mlp_out {
+                let mut kept = Kept::default();
+                self.attend(l, Input::from(&residual), &place, Input::from(&no_v), keep, &mut kept)?;
+                out.push(kept);
+                break;
             }
+            let block = self.block(l, residual, &place, Input::from(&no_v), Input::from(&no_u), keep)?;
+            out.push(block.kept);
+            residual = block.residual;
         }
         Ok(out)
     }
 
-    fn embed(&mut self, tokens: &[&[u32]], place: &DynValue) -> Result<DynValue> {
+    /// One whole block.
+    fn block(
+        &mut self,
+        layer: usize,
+        residual: DynValue,
+        place: &DynValue,
+        v: Input<'_>,
+        u: Input<'_>,
+        keep: Keep,
+    ) -> Result<Block> {
+        let mut kept = Kept::default();
+        let (mid, head_effects) = self.attend(layer, Input::from(&residual), place, v, keep, &mut kept)?;
+        let mut names = vec!["residual_post", "mlp_effect"];
+        names.extend(keep.post.then_some("post"));
+        names.extend(keep.mlp_out.then_some("written"));
+        let mut outputs = self.mlp(layer, &residual, &mid, u, &names)?;
+        kept.mlp_out = if keep.mlp_out { outputs.pop() } else { None };
+        kept.post = if keep.post { outputs.pop() } else { None };
+        let mlp_effect = outputs.pop().context("no effect")?;
+        let after = outputs.pop().context("no stream")?;
+        kept.residual_pre = keep.residual_pre.then_some(residual);
+        kept.mid = keep.mid.then_some(mid);
+        kept.residual_post = keep.residual_post.then(|| runtime::copy(&after)).transpose()?;
+        Ok(Block { residual: after, head_effects, mlp_effect, kept })
+    }
+
+    /// One block's attention: the stream after it and the heads' effects.
+    fn attend(
+        &mut self,
+        layer: usize,
+        residual: Input<'_>,
+        place: &DynValue,
+        v: Input<'_>,
+        keep: Keep,
+        kept: &mut Kept,
+    ) -> Result<(DynValue, DynValue)> {
+        let mut names = vec!["residual_mid", "head_effects"];
+        names.extend(keep.z.then_some("z"));
+        names.extend(keep.attention_out.then_some("written"));
+        let mut outputs = self.attention(layer, residual, place, v, &names)?;
+        kept.attention_out = if keep.attention_out { outputs.pop() } else { None };
+        kept.z = if keep.z { outputs.pop() } else { None };
+        let effects = outputs.pop().context("no effects")?;
+        Ok((outputs.pop().context("no stream")?, effects))
+    }
+
+    pub(super) fn embed(&mut self, tokens: &[&[u32]], place: &DynValue) -> Result<DynValue> {
         let ids = token_tensor(tokens)?;
         let mut inputs = vec![("tokens", Input::from(&ids))];
         if self.architecture.learned_positions() {
@@ -186,12 +268,19 @@ impl Engine {
         self.mlp[layer].run_all(inputs, outputs)
     }
 
-    /// Log-probability of each position's target, [B · S], prompt by prompt: a whole batch's logits would not fit.
-    pub fn log_probs(&mut self, clean: &CleanBatch, targets: &[&[u32]]) -> Result<Vec<f32>> {
+    /// Log-probability of each position's target, less that of the wrong token if there is one, [B · S]; prompt by
+    /// prompt, because a whole batch's logits would not fit.
+    pub fn log_probs(&mut self, clean: &CleanBatch, targets: &[TargetRow]) -> Result<Vec<f32>> {
         let mut out = Vec::with_capacity(clean.effects.prompts * clean.effects.positions);
         for (p, target) in targets.iter().enumerate() {
-            let residual = runtime::rows(&clean.residual_final, p..p + 1)?;
-            out.extend(self.unembed(residual, &token_tensor(&[target])?, "log_prob")?);
+            let residual = || runtime::rows(&clean.residual_final, p..p + 1);
+            let mut log_prob = self.unembed(residual()?, &token_tensor(&[&target.answer])?, "log_prob")?;
+            if let Some(wrong) = target.wrong {
+                let wrong = token_tensor(&[&vec![wrong; target.answer.len()]])?;
+                let wrong = self.unembed(residual()?, &wrong, "log_prob")?;
+                log_prob.iter_mut().zip(wrong).for_each(|(x, wrong)| *x -= wrong);
+            }
+            out.extend(log_prob);
         }
         Ok(out)
     }
@@ -200,6 +289,64 @@ impl Engine {
     pub(super) fn read_out(&mut self, residual: Input<'_>, u: Input<'_>) -> Result<(Vec<f32>, Vec<f32>)> {
         let [dot, scale] = self.readout.run([("residual", residual), ("u", u)], ["dot", "norm_scale"])?;
         Ok((view(&dot)?.to_vec(), view(&scale)?.to_vec()))
+    }
+}
+
+/// What one block gave.
+struct Block {
+    residual: DynValue,
+    head_effects: DynValue,
+    mlp_effect: DynValue,
+    kept: Kept,
+}
+
+impl Directions {
+    /// Changes the numbers of the chosen (prompt, position) by those of other directions.
+    fn change(
+        &mut self,
+        other: &Directions,
+        chosen: impl Fn(usize, usize) -> bool,
+        f: impl Fn(&mut f32, f32),
+    ) -> Result<()> {
+        let shape = self.u.shape();
+        let (prompts, positions) = (shape[0] as usize, shape[1] as usize);
+        let apply = |values: &mut [f32], others: &[f32]| {
+            let row = values.len() / (prompts * positions);
+            for i in (0..prompts * positions).filter(|&i| chosen(i / positions, i % positions)) {
+                let rows = values[i * row..(i + 1) * row].iter_mut().zip(&others[i * row..(i + 1) * row]);
+                rows.for_each(|(x, &y)| f(x, y));
+            }
+        };
+        apply(view_mut(&mut self.u)?, view(&other.u)?);
+        for (v, other) in self.v.iter_mut().zip(&other.v) {
+            apply(view_mut(v)?, view(other)?);
+        }
+        apply(&mut self.attention_bias, &other.attention_bias);
+        apply(&mut self.constant, &other.constant);
+        Ok(())
+    }
+
+    /// Zero at the chosen (prompt, position).
+    fn clear(&mut self, prompts: usize, chosen: impl Fn(usize, usize) -> bool) -> Result<()> {
+        let clear = |values: &mut [f32]| {
+            let positions = self.constant.len() / prompts;
+            let row = values.len() / self.constant.len();
+            for i in (0..prompts * positions).filter(|&i| chosen(i / positions, i % positions)) {
+                values[i * row..(i + 1) * row].fill(0.0);
+            }
+        };
+        clear(view_mut(&mut self.u)?);
+        for v in &mut self.v {
+            clear(view_mut(v)?);
+        }
+        clear(&mut self.attention_bias);
+        let mut constant = std::mem::take(&mut self.constant);
+        let positions = constant.len() / prompts;
+        for i in (0..constant.len()).filter(|&i| chosen(i / positions, i % positions)) {
+            constant[i] = 0.0;
+        }
+        self.constant = constant;
+        Ok(())
     }
 }
 

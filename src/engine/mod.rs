@@ -4,6 +4,7 @@
 //! direction `u`; they become direct effects when divided by the clean scale of the final norm.
 
 mod clean;
+mod iterate;
 pub mod rate;
 pub mod runtime;
 mod suffix;
@@ -13,8 +14,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use ort::value::DynValue;
 
-pub use clean::{CleanBatch, CleanEffects, Directions, Keep};
-pub use suffix::{Ablated, AblatedRun};
+pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, TargetRow};
+pub use suffix::{Ablated, HoldMasks, Place, Suffix};
 
 use crate::config::RuntimeConfig;
 use crate::export;
@@ -29,22 +30,44 @@ pub struct Engine {
     mlp: Vec<Graph>,
     readout: Graph,
     directions: Graph,
-    /// Only the clean pass over the corpus needs the whole distribution.
+    /// The rest is loaded as [`Needs`] says, a graph a layer or none.
     unembed: Option<Graph>,
-    /// Only ablated runs need them.
+    divergence: Option<Graph>,
     ablate: Vec<Graph>,
+    attention_held: Vec<Graph>,
+    mlp_held: Vec<Graph>,
+    attention_masked: Vec<Graph>,
+    head_outputs: Vec<Graph>,
+    neuron_directions: Vec<Option<Graph>>,
 }
 
-/// What an engine is loaded for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    Trace,
-    Ablate,
+/// What an engine is loaded for, besides clean passes and running suffixes.
+#[derive(Clone, Default)]
+pub struct Needs {
+    /// Whole distributions of the clean pass.
+    pub unembed: bool,
+    /// Replacing heads' z.
+    pub ablate: bool,
+    /// Holding later components.
+    pub hold: bool,
+    /// Comparing whole distributions of ablated runs.
+    pub divergence: bool,
+    /// Adding to what heads read, and their outputs.
+    pub iterate: bool,
+    /// Layers whose neurons are measured one by one.
+    pub neurons: Vec<usize>,
+}
+
+impl Needs {
+    /// What the `trace` stage needs.
+    pub fn trace() -> Self {
+        Self { unembed: true, ..Default::default() }
+    }
 }
 
 impl Engine {
     /// Loads the graphs that `export` wrote into `directory`.
-    pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, purpose: Purpose) -> Result<Self> {
+    pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, needs: &Needs) -> Result<Self> {
         let runtime = Runtime::get(config)?;
         let bar = crate::progress::bar("load", 2 * a.layers as u64 + 4, "graphs");
         let load = |name: &str| -> Result<Graph> {
@@ -52,18 +75,26 @@ impl Engine {
             bar.inc(1);
             Ok(graph)
         };
+        let each = |wanted: bool, name: fn(usize) -> String| -> Result<Vec<Graph>> {
+            (0..if wanted { a.layers } else { 0 }).map(|l| load(&name(l))).collect()
+        };
+        let some = |wanted: bool, name: &str| wanted.then(|| load(name)).transpose();
+        let neurons = |l| some(needs.neurons.contains(&l), &export::neuron_directions_graph(l));
         let engine = Self {
             architecture: a.clone(),
             embed: load(export::EMBED)?,
-            attention: (0..a.layers).map(|l| load(&export::attention_graph(l))).collect::<Result<_>>()?,
-            mlp: (0..a.layers).map(|l| load(&export::mlp_graph(l))).collect::<Result<_>>()?,
+            attention: each(true, export::attention_graph)?,
+            mlp: each(true, export::mlp_graph)?,
             readout: load(export::READOUT)?,
             directions: load(export::DIRECTIONS)?,
-            unembed: if purpose == Purpose::Trace { Some(load(export::UNEMBED)?) } else { None },
-            ablate: match purpose {
-                Purpose::Trace => vec![],
-                Purpose::Ablate => (0..a.layers).map(|l| load(&export::ablate_graph(l))).collect::<Result<_>>()?,
-            },
+            unembed: some(needs.unembed, export::UNEMBED)?,
+            divergence: some(needs.divergence, export::DIVERGENCE)?,
+            ablate: each(needs.ablate, export::ablate_graph)?,
+            attention_held: each(needs.hold, export::attention_held_graph)?,
+            mlp_held: each(needs.hold, export::mlp_held_graph)?,
+            attention_masked: each(needs.iterate, export::attention_masked_graph)?,
+            head_outputs: each(needs.iterate, export::head_outputs_graph)?,
+            neuron_directions: (0..a.layers).map(neurons).collect::<Result<_>>()?,
         };
         bar.finish_and_clear();
         Ok(engine)
@@ -78,9 +109,32 @@ impl Engine {
 
     /// The model's logits, [S · vocab], of one prompt.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let directions = self.directions(&[tokens])?;
+        let target = TargetRow { answer: tokens.to_vec(), wrong: None, measured: 0..tokens.len() };
+        let directions = self.directions(&[target])?;
         let clean = self.clean(&[tokens], &directions, &[])?;
         let targets = self::clean::token_tensor(&[tokens])?;
         self.unembed((&clean.residual_final).into(), &targets, "logits")
+    }
+
+    /// w = W_out u of the neurons of a layer, [P, S, M].
+    pub fn neuron_directions(&mut self, layer: usize, directions: &Directions) -> Result<DynValue> {
+        let graph = self.neuron_directions[layer].as_mut().context("this engine was not loaded for neurons")?;
+        let [w] = graph.run([("u", Input::from(&directions.u))], ["w"])?;
+        Ok(w)
+    }
+
+    /// Log-probability of the targets and Kullback-Leibler divergence, each [S], of one ablated run's final stream
+    /// [1, S, D] against the clean one.
+    pub fn divergence(
+        &mut self,
+        residual: Input<'_>,
+        clean: Input<'_>,
+        targets: &TargetRow,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let graph = self.divergence.as_mut().context("this engine was not loaded for distributions")?;
+        let ids = clean::token_tensor(&[&targets.answer])?;
+        let inputs = [("residual", residual), ("clean_residual", clean), ("targets", Input::from(&ids))];
+        let [log_prob, kl] = graph.run(inputs, ["log_prob", "kl"])?;
+        Ok((runtime::view(&log_prob)?.to_vec(), runtime::view(&kl)?.to_vec()))
     }
 }

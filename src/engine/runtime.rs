@@ -9,7 +9,7 @@ use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::ep::{self, ExecutionProvider};
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
-use ort::value::{DynValue, Tensor, TensorRef};
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
 
 use crate::config::RuntimeConfig;
 use crate::provision;
@@ -172,6 +172,17 @@ pub fn view(value: &DynValue) -> Result<&[f32]> {
     Ok(value.try_extract_tensor::<f32>()?.1)
 }
 
+/// The numbers of a float tensor, to change.
+pub fn view_mut(value: &mut DynValue) -> Result<&mut [f32]> {
+    Ok(value.try_extract_tensor_mut::<f32>()?.1)
+}
+
+/// A tensor of truth values.
+pub fn bool_tensor(shape: &[usize], data: Vec<bool>) -> Result<DynValue> {
+    let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+    Ok(Tensor::from_array((shape, data))?.into_dyn())
+}
+
 /// The same numbers in memory of their own.
 pub fn copy(value: &DynValue) -> Result<DynValue> {
     let (shape, data) = value.try_extract_tensor::<f32>()?;
@@ -180,7 +191,15 @@ pub fn copy(value: &DynValue) -> Result<DynValue> {
 
 /// The rows `range` of the first axis of a float tensor, not copied.
 pub fn rows(value: &DynValue, range: std::ops::Range<usize>) -> Result<Input<'_>> {
-    let (shape, data) = value.try_extract_tensor::<f32>()?;
+    rows_of::<f32>(value, range)
+}
+
+/// As [`rows`], of any tensor.
+pub fn rows_of<T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static>(
+    value: &DynValue,
+    range: std::ops::Range<usize>,
+) -> Result<Input<'_>> {
+    let (shape, data) = value.try_extract_tensor::<T>()?;
     let row: usize = shape[1..].iter().map(|&n| n as usize).product();
     let mut shape: Vec<i64> = shape.to_vec();
     shape[0] = range.len() as i64;

@@ -1,103 +1,191 @@
-//! Ablated runs: everything before the ablated head is the clean pass's, so only what follows is run, from the stream
-//! that the head wrote to, up to the final norm, without unembedding.
+//! Ablated runs: everything before the ablated component is the clean pass's, so only what follows is run, from the
+//! stream that the component wrote to, up to the final norm, without unembedding.
 
-use anyhow::{Context, Result, ensure};
+use std::ops::Range;
+
+use anyhow::{Context, Result};
 use ort::value::DynValue;
 
 use super::Engine;
 use super::clean::{CleanBatch, Directions, position_tensor};
-use super::runtime::{Input, int_tensor, rows, tensor, view};
+use super::runtime::{Input, bool_tensor, int_tensor, rows, rows_of, tensor, view};
 
-/// One run of a batch: a prompt of the clean batch with one head's z replaced.
-pub struct AblatedRun {
-    /// Index in the clean batch.
-    pub prompt: usize,
-    pub head: usize,
-    /// Replacement z less clean z, [S, d_head].
-    pub z_change: Vec<f32>,
+/// Where in a block a suffix starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// After attention, before the MLP reads.
+    Mid,
+    /// After the block.
+    Post,
+}
+
+/// B ablated runs from the same place on.
+pub struct Suffix<'a> {
+    pub layer: usize,
+    pub place: Place,
+    /// The ablated stream there, [B, S, D].
+    pub stream: DynValue,
+    /// The prompts of the clean batch that the runs are of: one that all share, or one each.
+    pub prompts: Range<usize>,
+    /// Later components held at their clean values; the clean pass must have kept every layer's z and MLP output.
+    pub hold: Option<&'a HoldMasks>,
+    /// Layers whose neurons are wanted.
+    pub neurons: &'a [usize],
+    /// Whether the final stream is wanted.
+    pub residual_final: bool,
+    pub clean: &'a CleanBatch,
+    pub directions: &'a Directions,
+}
+
+/// Which components are held where, for every prompt of a clean batch.
+pub struct HoldMasks {
+    /// Of each layer, [P, S, H].
+    heads: Vec<DynValue>,
+    /// Of each layer, [P, S].
+    mlps: Vec<DynValue>,
+}
+
+impl HoldMasks {
+    /// `head(i, layer, head)` and `mlp(i, layer)` say whether a component is held at row i of the clean batch.
+    pub fn new(
+        clean: &CleanBatch,
+        head: impl Fn(usize, usize, usize) -> bool,
+        mlp: impl Fn(usize, usize) -> bool,
+    ) -> Result<Self> {
+        let (prompts, positions) = (clean.effects.prompts, clean.effects.positions);
+        let rows = prompts * positions;
+        let layers = clean.effects.heads.len();
+        let heads = clean.effects.heads[0].len() / rows;
+        let of_heads = |l| {
+            let held = (0..rows * heads).map(|i| head(i / heads, l, i % heads)).collect();
+            bool_tensor(&[prompts, positions, heads], held)
+        };
+        let of_mlp = |l| bool_tensor(&[prompts, positions], (0..rows).map(|i| mlp(i, l)).collect());
+        Ok(Self {
+            heads: (0..layers).map(of_heads).collect::<Result<_>>()?,
+            mlps: (0..layers).map(of_mlp).collect::<Result<_>>()?,
+        })
+    }
 }
 
 /// What B ablated runs of one layer gave. Effects are unscaled.
 pub struct Ablated {
     /// Heads of the later layers, `head_effects[l − layer − 1]` [B, S, H].
     pub head_effects: Vec<Vec<f32>>,
-    /// The first layer whose MLP reads what was ablated: the ablated layer, or the one after it in a parallel block.
+    /// The first layer whose MLP reads what was ablated: the suffix's layer, or the one after it.
     pub first_mlp: usize,
     /// MLPs from there on, `mlp_effects[l − first_mlp]` [B, S].
     pub mlp_effects: Vec<Vec<f32>>,
+    /// The neurons of the layers asked for (as far as they run again), [B, S, M].
+    pub posts: Vec<(usize, DynValue)>,
     /// Final stream · u, [B, S].
     pub dot: Vec<f32>,
     /// Scale of the final norm, [B, S].
     pub norm_scale: Vec<f32>,
+    /// The stream after the last block, [B, S, D], if it was asked for.
+    pub residual_final: Option<DynValue>,
 }
 
 impl Engine {
-    /// Runs the suffix after `layer`'s attention. The runs must all be of one prompt, or of consecutive prompts, one
-    /// run each: then the directions are read where the clean pass left them, and nothing is copied a run.
-    pub fn ablated(
+    /// The clean streams of `prompts` with one head's z changed in each run, [B, S, D]: after attention, or after the
+    /// whole block where the two are parallel. `z_changes` is [B, S, d_head], replacement less clean.
+    pub fn replace_heads(
         &mut self,
         layer: usize,
-        clean: &CleanBatch,
-        directions: &Directions,
-        runs: Vec<AblatedRun>,
-    ) -> Result<Ablated> {
-        let (layers, d_head, parallel) =
-            (self.architecture.layers, self.architecture.d_head, self.architecture.parallel);
-        let (batch, positions) = (runs.len(), clean.effects.positions);
-        let first = runs.first().context("no runs")?.prompt;
-        let shared = runs.iter().all(|r| r.prompt == first);
-        ensure!(
-            shared || runs.iter().enumerate().all(|(i, r)| r.prompt == first + i),
-            "ablated runs must share a prompt or follow each other"
-        );
-        let prompts = first..if shared { first + 1 } else { first + batch };
-        let u = || rows(&directions.u, prompts.clone());
-
-        let heads = runs.iter().map(|r| r.head as i64).collect();
-        let changes = runs.into_iter().flat_map(|r| r.z_change).collect();
-        let change = tensor(&[batch, positions, d_head], changes)?;
-        let base = clean.ablation_base[layer].as_ref().context("the clean pass did not keep this layer's stream")?;
+        base: &DynValue,
+        prompts: Range<usize>,
+        heads: Vec<i64>,
+        z_changes: Vec<f32>,
+    ) -> Result<DynValue> {
+        let (batch, d_head) = (heads.len(), self.architecture.d_head);
+        let change = tensor(&[batch, z_changes.len() / (batch * d_head), d_head], z_changes)?;
         let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
-        let [ablated] = graph.run(
-            [
-                ("residual", rows(base, prompts.clone())?),
-                ("z_change", Input::from(&change)),
-                ("head", Input::from(&int_tensor(&[batch], heads)?)),
-            ],
-            ["ablated"],
-        )?;
-
-        let place = position_tensor(batch, positions)?;
-        let first_mlp = if parallel { layer + 1 } else { layer };
-        let mut out = Ablated { head_effects: vec![], first_mlp, mlp_effects: vec![], dot: vec![], norm_scale: vec![] };
-        let mut residual = ablated;
-        for l in layer..layers {
-            if l > layer {
-                let v = rows(&directions.v[l], prompts.clone())?;
-                let names = ["residual_mid", "head_effects"];
-                let mut outputs = self.attention(l, Input::from(&residual), &place, v, &names)?;
-                out.head_effects.push(view(&outputs[1])?.to_vec());
-                let mid = outputs.swap_remove(0);
-                residual = self.run_mlp(l, &residual, &mid, u()?, &mut out)?;
-            } else if first_mlp == layer {
-                // What was ablated is the stream after attention; the stream before it is not read again.
-                residual = self.run_mlp(l, &residual, &residual, u()?, &mut out)?;
-            }
-        }
-        (out.dot, out.norm_scale) = self.read_out(Input::from(&residual), u()?)?;
-        Ok(out)
+        let heads = int_tensor(&[batch], heads)?;
+        let inputs =
+            [("residual", rows(base, prompts)?), ("z_change", Input::from(&change)), ("head", Input::from(&heads))];
+        let [ablated] = graph.run(inputs, ["ablated"])?;
+        Ok(ablated)
     }
 
-    fn run_mlp(
+    /// Runs what follows. The directions are read where the clean pass left them, and nothing is copied a run.
+    pub fn suffix(&mut self, s: Suffix) -> Result<Ablated> {
+        let (layers, shape) = (self.architecture.layers, s.stream.shape().to_vec());
+        let place = position_tensor(shape[0] as usize, shape[1] as usize)?;
+        let first_mlp = if s.place == Place::Mid { s.layer } else { s.layer + 1 };
+        let (mut head_effects, mut mlp_effects, mut posts) = (vec![], vec![], vec![]);
+        let mut residual = None;
+        for l in s.layer..layers {
+            let mid = match (&residual, l == s.layer, s.place) {
+                (_, true, Place::Post) => continue,
+                // What was ablated is the stream after attention; the stream before it is not read again.
+                (_, true, Place::Mid) => None,
+                (before, false, _) => {
+                    let (mid, effects) = self.attention_of(l, before.as_ref().unwrap_or(&s.stream), &place, &s)?;
+                    head_effects.push(view(&effects)?.to_vec());
+                    Some(mid)
+                }
+            };
+            let before = residual.as_ref().unwrap_or(&s.stream);
+            let mut outputs = self.mlp_of(l, before, mid.as_ref().unwrap_or(before), &s)?;
+            if s.neurons.contains(&l) {
+                posts.push((l, outputs.pop().context("no neurons")?));
+            }
+            mlp_effects.push(view(&outputs[1])?.to_vec());
+            residual = Some(outputs.swap_remove(0));
+        }
+        let residual = residual.unwrap_or(s.stream);
+        let u = rows(&s.directions.u, s.prompts)?;
+        let (dot, norm_scale) = self.read_out(Input::from(&residual), u)?;
+        let residual_final = s.residual_final.then_some(residual);
+        Ok(Ablated { head_effects, first_mlp, mlp_effects, posts, dot, norm_scale, residual_final })
+    }
+
+    /// The stream after the attention of a later layer, and its heads' effects.
+    fn attention_of(
         &mut self,
         layer: usize,
         residual: &DynValue,
-        mid: &DynValue,
-        u: Input<'_>,
-        out: &mut Ablated,
-    ) -> Result<DynValue> {
-        let mut outputs = self.mlp(layer, residual, mid, u, &["residual_post", "mlp_effect"])?;
-        out.mlp_effects.push(view(&outputs[1])?.to_vec());
-        Ok(outputs.swap_remove(0))
+        place: &DynValue,
+        s: &Suffix,
+    ) -> Result<(DynValue, DynValue)> {
+        let v = rows(&s.directions.v[layer], s.prompts.clone())?;
+        let names = ["residual_mid", "head_effects"];
+        let mut outputs = match s.hold {
+            None => self.attention(layer, Input::from(residual), place, v, &names)?,
+            Some(masks) => {
+                let z = s.clean.layers[layer].z.as_ref().context("the clean pass did not keep z")?;
+                let inputs = [
+                    ("residual", Input::from(residual)),
+                    ("positions", Input::from(place)),
+                    ("v", v),
+                    ("held", rows_of::<bool>(&masks.heads[layer], s.prompts.clone())?),
+                    ("held_z", rows(z, s.prompts.clone())?),
+                ];
+                let graph = self.attention_held.get_mut(layer).context("this engine was not loaded for holding")?;
+                graph.run_all(inputs, &names)?
+            }
+        };
+        let effects = outputs.pop().context("no effects")?;
+        Ok((outputs.pop().context("no stream")?, effects))
+    }
+
+    /// The stream after a block, its MLP's effect, and its neurons if they are wanted.
+    fn mlp_of(&mut self, layer: usize, residual: &DynValue, mid: &DynValue, s: &Suffix) -> Result<Vec<DynValue>> {
+        let mut names = vec!["residual_post", "mlp_effect"];
+        names.extend(s.neurons.contains(&layer).then_some("post"));
+        let u = rows(&s.directions.u, s.prompts.clone())?;
+        let Some(masks) = s.hold else { return self.mlp(layer, residual, mid, u, &names) };
+        let output = s.clean.layers[layer].mlp_out.as_ref().context("the clean pass did not keep the MLP's output")?;
+        let mut inputs = vec![
+            ("residual_mid", Input::from(mid)),
+            ("u", u),
+            ("held", rows_of::<bool>(&masks.mlps[layer], s.prompts.clone())?),
+            ("held_written", rows(output, s.prompts.clone())?),
+        ];
+        if self.architecture.parallel {
+            inputs.push(("residual", Input::from(residual)));
+        }
+        let graph = self.mlp_held.get_mut(layer).context("this engine was not loaded for holding")?;
+        graph.run_all(inputs, &names)
     }
 }

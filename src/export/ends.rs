@@ -114,33 +114,64 @@ fn constant(g: &mut GraphBuilder, ends: &EndWeights, targets: &str, rows: &str) 
     g.output("constant", &[P, S], "k, the part of the logit that no component writes");
 }
 
+/// The stream after the last block to the model's logits, [B·S, vocab].
+fn logits(g: &mut GraphBuilder, a: &Architecture, ends: &EndWeights, residual: &str, name: &str) -> String {
+    let mut normed = norm(g, a, residual, &ends.final_norm, &format!("{name}_normed"));
+    if let Some(beta) = &ends.final_norm_beta {
+        let beta = g.weight(beta);
+        normed = g.node("Add", &[&normed, &beta], &format!("{name}_normed_shifted"), vec![]);
+    }
+    let rows_shape = g.int_constant(&format!("{name}_rows_shape"), &[-1, a.d_model as i64]);
+    let rows = g.node("Reshape", &[&normed, &rows_shape], &format!("{name}_rows"), vec![]);
+    let w_u = g.weight(&ends.unembedding);
+    match &ends.unembedding_bias {
+        Some(bias) => {
+            let bias = g.weight(bias);
+            g.node("Gemm", &[&rows, &w_u, &bias], name, vec![int("transB", 1)])
+        }
+        None => g.node("Gemm", &[&rows, &w_u], name, vec![int("transB", 1)]),
+    }
+}
+
+/// The targets' entries of some logits [B·S, vocab] less log Σ exp, [B·S, 1]; and that log Σ exp.
+fn log_prob(g: &mut GraphBuilder, logits: &str, targets: &str) -> String {
+    let axes = g.int_constant("vocab_axis", &[1]);
+    let total = g.node("ReduceLogSumExp", &[logits, &axes], "log_sum_exp", vec![int("keepdims", 1)]);
+    let column = g.int_constant("column_shape", &[-1, 1]);
+    let targets = g.node("Reshape", &[targets, &column], "target_column", vec![]);
+    let own = g.node("GatherElements", &[logits, &targets], "target_logit", vec![int("axis", 1)]);
+    g.node("Sub", &[&own, &total], "log_prob", vec![]);
+    g.output("log_prob", &[Dim::Name("B·S"), Dim::Size(1)], "log-probability of the target, natural logarithm");
+    total
+}
+
 /// The whole distribution, for the clean pass: logits [B·S, vocab] and the target's log-probability.
 pub fn unembed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
     let mut g = GraphBuilder::new(super::UNEMBED, "The stream after the last block to logits.", weights);
     let residual = g.input("residual", &[B, S, Dim::Size(a.d_model)], "the stream after the last block");
     let targets = g.int_input("targets", &[B, S], "the token whose log-probability is wanted");
-    let mut normed = norm(&mut g, a, &residual, &ends.final_norm, "normed");
-    if let Some(beta) = &ends.final_norm_beta {
-        let beta = g.weight(beta);
-        normed = g.node("Add", &[&normed, &beta], "normed_shifted", vec![]);
-    }
-    let rows_shape = g.int_constant("rows_shape", &[-1, a.d_model as i64]);
-    let rows = g.node("Reshape", &[&normed, &rows_shape], "rows", vec![]);
-    let w_u = g.weight(&ends.unembedding);
-    let logits = match &ends.unembedding_bias {
-        Some(bias) => {
-            let bias = g.weight(bias);
-            g.node("Gemm", &[&rows, &w_u, &bias], "logits", vec![int("transB", 1)])
-        }
-        None => g.node("Gemm", &[&rows, &w_u], "logits", vec![int("transB", 1)]),
-    };
-    let axes = g.int_constant("vocab_axis", &[1]);
-    let total = g.node("ReduceLogSumExp", &[&logits, &axes], "log_sum_exp", vec![int("keepdims", 1)]);
-    let column = g.int_constant("column_shape", &[-1, 1]);
-    let targets = g.node("Reshape", &[&targets, &column], "target_column", vec![]);
-    let own = g.node("GatherElements", &[&logits, &targets], "target_logit", vec![int("axis", 1)]);
-    g.node("Sub", &[&own, &total], "log_prob", vec![]);
+    let logits = logits(&mut g, a, ends, &residual, "logits");
+    log_prob(&mut g, &logits, &targets);
     g.output("logits", &[Dim::Name("B·S"), Dim::Size(a.vocab)], "the model's logits");
-    g.output("log_prob", &[Dim::Name("B·S"), Dim::Size(1)], "log-probability of the target, natural logarithm");
+    g
+}
+
+/// How an ablated stream's distribution differs from the clean one's.
+pub fn divergence(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
+    let d = Dim::Size(a.d_model);
+    let mut g = GraphBuilder::new(super::DIVERGENCE, "Two streams' distributions compared.", weights);
+    let residual = g.input("residual", &[B, S, d], "the ablated stream after the last block");
+    let clean = g.input("clean_residual", &[B, S, d], "the clean stream after the last block");
+    let targets = g.int_input("targets", &[B, S], "the token whose log-probability is wanted");
+    let ablated = logits(&mut g, a, ends, &residual, "logits");
+    let clean = logits(&mut g, a, ends, &clean, "clean_logits");
+    let total = log_prob(&mut g, &ablated, &targets);
+    let q = g.node("Sub", &[&ablated, &total], "log_q", vec![]);
+    let p = g.node("LogSoftmax", &[&clean], "log_p", vec![int("axis", 1)]);
+    let weight = g.node("Exp", &[&p], "p", vec![]);
+    let ratio = g.node("Sub", &[&p, &q], "log_ratio", vec![]);
+    let terms = g.node("Mul", &[&weight, &ratio], "terms", vec![]);
+    sum_last(&mut g, &terms, "kl", 1);
+    g.output("kl", &[Dim::Name("B·S")], "Σ p (log p − log q), p clean and q ablated");
     g
 }

@@ -5,7 +5,7 @@
 //! scale of the final norm makes them direct effects, and is left to the caller, so that the clean pass needs no
 //! second pass once its scale is known.
 
-use super::onnx::{Dim, GraphBuilder, Stored, float, int, string};
+use super::onnx::{Dim, GraphBuilder, Stored, float, int, ints, string};
 use super::stored::StoredLayer;
 use crate::model::{Activation, Architecture, Norm};
 
@@ -13,12 +13,34 @@ pub const B: Dim = Dim::Name("B");
 pub const P: Dim = Dim::Name("P");
 pub const S: Dim = Dim::Name("S");
 
+/// What a block's graph can do besides running the block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    Plain,
+    /// Components that a mask names are held at given values, position by position.
+    Held,
+    /// Who attends to whom is an input, not the causal order.
+    Masked,
+}
+
 /// residual [B, S, D] → residual after attention, z [B, S, H·d_head] and each head's dot product with `u`.
-pub fn attention(a: &Architecture, layer: usize, w: &StoredLayer, prompt_len: usize, weights: &str) -> GraphBuilder {
+pub fn attention(
+    a: &Architecture,
+    layer: usize,
+    w: &StoredLayer,
+    prompt_len: usize,
+    weights: &str,
+    variant: Variant,
+) -> GraphBuilder {
     let (d, width) = (Dim::Size(a.d_model), Dim::Size(a.heads * a.d_head));
     let kind = a.attention[layer];
     let doc = format!("Attention of block {layer}, with every head's dot product with a direction.");
-    let mut g = GraphBuilder::new(&super::attention_graph(layer), &doc, weights);
+    let name = match variant {
+        Variant::Plain => super::attention_graph(layer),
+        Variant::Held => super::attention_held_graph(layer),
+        Variant::Masked => super::attention_masked_graph(layer),
+    };
+    let mut g = GraphBuilder::new(&name, &doc, weights);
     let residual = g.input("residual", &[B, S, d], "the stream before this block");
     let positions = g.int_input("positions", &[B, S], "0, 1, … S - 1 in every row");
     let v = g.input("v", &[P, S, width], "W_O u of every head: its dot product with z is the head's effect");
@@ -34,7 +56,9 @@ pub fn attention(a: &Architecture, layer: usize, w: &StoredLayer, prompt_len: us
     }
     if let (Some(rotary), true) = (&a.rotary, kind.rotary) {
         let dims = 2 * rotary.inverse_frequencies.len();
-        let (cos, sin) = rotary_tables(&mut g, &rotary.inverse_frequencies, prompt_len);
+        // ONNX Runtime wants a row for each row it reads, and a masked run reads every position twice.
+        let rows = if variant == Variant::Masked { 2 * prompt_len } else { prompt_len };
+        let (cos, sin) = rotary_tables(&mut g, &rotary.inverse_frequencies, rows);
         let mut rotate = |x: &str, heads: usize, name: &str| {
             let mut attributes = vec![int("num_heads", heads as i64)];
             if dims < a.d_head {
@@ -47,17 +71,24 @@ pub fn attention(a: &Architecture, layer: usize, w: &StoredLayer, prompt_len: us
     let attributes = vec![
         int("q_num_heads", a.heads as i64),
         int("kv_num_heads", a.kv_heads as i64),
-        int("is_causal", 1),
+        int("is_causal", i64::from(variant != Variant::Masked)),
         float("scale", kind.scale),
     ];
     // A window no shorter than the prompt hides nothing.
-    let z = match kind.window.filter(|&window| window < prompt_len) {
-        Some(window) => {
-            let mask = window_mask(&mut g, &residual, window, prompt_len);
-            g.node("Attention", &[&q, &k, &values, &mask], "z", attributes)
-        }
-        None => g.node("Attention", &[&q, &k, &values], "z", attributes),
+    let window = kind.window.filter(|&window| window < prompt_len);
+    let mask = match (variant, window) {
+        (Variant::Masked, _) => Some(g.input("mask", &[S, S], "0 where a position may look, −∞ where not")),
+        (_, Some(window)) => Some(window_mask(&mut g, &residual, window, prompt_len)),
+        (_, None) => None,
     };
+    let free = if variant == Variant::Held { "z_not_held" } else { "z" };
+    let mut z = match mask {
+        Some(mask) => g.node("Attention", &[&q, &k, &values, &mask], free, attributes),
+        None => g.node("Attention", &[&q, &k, &values], free, attributes),
+    };
+    if variant == Variant::Held {
+        z = hold_heads(&mut g, a, &z);
+    }
     let written = project(&mut g, &z, &w.w_o, &w.b_o, "written");
     g.node("Add", &[&residual, &written], "residual_mid", vec![]);
 
@@ -68,15 +99,32 @@ pub fn attention(a: &Architecture, layer: usize, w: &StoredLayer, prompt_len: us
     g.output("residual_mid", &[B, S, d], "the stream with attention added");
     g.output("z", &[B, S, width], "each head's mixed values, before W_O");
     g.output("head_effects", &[B, S, Dim::Size(a.heads)], "each head's output · u");
+    g.output("written", &[B, S, d], "what attention adds to the stream, b_O' included");
     g
+}
+
+/// z with the heads that `held` names replaced by `held_z`.
+fn hold_heads(g: &mut GraphBuilder, a: &Architecture, z: &str) -> String {
+    let (heads, width) = (Dim::Size(a.heads), Dim::Size(a.heads * a.d_head));
+    let held = g.bool_input("held", &[P, S, heads], "which heads are held, where");
+    let held_z = g.input("held_z", &[P, S, width], "the z that held heads keep");
+    let by_head = [0, 0, a.heads as i64, a.d_head as i64];
+    let z = reshape(g, z, &by_head, "z_by_head");
+    let held_z = reshape(g, &held_z, &by_head, "held_z_by_head");
+    let axis = g.int_constant("axis_of_held", &[3]);
+    let held = g.node("Unsqueeze", &[&held, &axis], "held_by_head", vec![]);
+    let chosen = g.node("Where", &[&held, &held_z, &z], "z_chosen", vec![]);
+    reshape(g, &chosen, &[0, 0, (a.heads * a.d_head) as i64], "z")
 }
 
 /// residual_mid [B, S, D] → residual after the MLP, and the MLP's dot product with `u`. In a parallel block the MLP
 /// reads the stream before attention, which is then an input of its own.
-pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
+pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, variant: Variant) -> GraphBuilder {
     let d = Dim::Size(a.d_model);
     let doc = format!("MLP of block {layer}, with its dot product with a direction.");
-    let mut g = GraphBuilder::new(&super::mlp_graph(layer), &doc, weights);
+    let is_held = variant == Variant::Held;
+    let name = if is_held { super::mlp_held_graph(layer) } else { super::mlp_graph(layer) };
+    let mut g = GraphBuilder::new(&name, &doc, weights);
     let mid = g.input("residual_mid", &[B, S, d], "the stream with this block's attention added");
     let u = g.input("u", &[P, S, d], "the direction γ ⊙ Ŵ[target]");
     let read = match a.parallel {
@@ -93,13 +141,49 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> Gr
         }
         None => activate(&mut g, a.activation, &hidden, "post"),
     };
-    let written = project(&mut g, &post, &w.w_out, &w.b_out, "written");
+    let free = if is_held { "written_not_held" } else { "written" };
+    let mut written = project(&mut g, &post, &w.w_out, &w.b_out, free);
+    if is_held {
+        let held = g.bool_input("held", &[P, S], "where the MLP is held");
+        let held_output = g.input("held_written", &[P, S, d], "the output it then keeps");
+        let axis = g.int_constant("axis_of_held", &[2]);
+        let held = g.node("Unsqueeze", &[&held, &axis], "held_rows", vec![]);
+        written = g.node("Where", &[&held, &held_output, &written], "written", vec![]);
+    }
     g.node("Add", &[&mid, &written], "residual_post", vec![]);
     let products = g.node("Mul", &[&written, &u], "written_times_u", vec![]);
     sum_last(&mut g, &products, "mlp_effect", 2);
     g.output("residual_post", &[B, S, d], "the stream after this block");
     g.output("mlp_effect", &[B, S], "the MLP's output · u");
     g.output("post", &[B, S, Dim::Size(a.d_mlp)], "the neurons' activations, before W_out");
+    g.output("written", &[B, S, d], "what the MLP adds to the stream, its bias included");
+    g
+}
+
+/// u → w = W_out u: a neuron's activation times its w is its effect.
+pub fn neuron_directions(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
+    let doc = format!("The direction of each target in the neurons of block {layer}.");
+    let mut g = GraphBuilder::new(&super::neuron_directions_graph(layer), &doc, weights);
+    let u = g.input("u", &[P, S, Dim::Size(a.d_model)], "the direction γ ⊙ Ŵ[target]");
+    let w_out = g.weight(&w.w_out);
+    let transposed = g.node("Transpose", &[&w_out], "W_out_T", vec![]);
+    g.node("MatMul", &[&u, &transposed], "w", vec![]);
+    g.output("w", &[P, S, Dim::Size(a.d_mlp)], "W_out u of every neuron");
+    g
+}
+
+/// z [B, S, H·d_head] → what each head writes to the stream, [B, S, H, D].
+pub fn head_outputs(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
+    let (heads, d_head, d) = (a.heads, a.d_head, a.d_model);
+    let doc = format!("What each head of block {layer} writes to the stream.");
+    let mut g = GraphBuilder::new(&super::head_outputs_graph(layer), &doc, weights);
+    let z = g.input("z", &[B, S, Dim::Size(heads * d_head)], "each head's mixed values, before W_O");
+    let z = reshape(&mut g, &z, &[0, 0, heads as i64, d_head as i64], "z_by_head");
+    let z = g.node("Transpose", &[&z], "z_heads_first", vec![ints("perm", &[0, 2, 1, 3])]);
+    let w_o = g.weight(&w.w_o.reshaped(&[heads, d_head, d]));
+    let written = g.node("MatMul", &[&z, &w_o], "written_heads_first", vec![]);
+    g.node("Transpose", &[&written], "head_outputs", vec![ints("perm", &[0, 2, 1, 3])]);
+    g.output("head_outputs", &[B, S, Dim::Size(heads), Dim::Size(d)], "z_h W_O^h of every head");
     g
 }
 

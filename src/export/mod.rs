@@ -3,7 +3,9 @@
 //! A block is two graphs, `attention_LL` and `mlp_LL`, so that an ablated run can begin anywhere: ablating a head
 //! changes the stream between them. Around them: `embed`, `unembed`, `readout` (the final norm and the dot product
 //! with the target's direction), `directions` (u and W_O u of every layer) and `ablate_LL` (the stream with one head's
-//! output replaced). All refer to `weights.bin` by offset, so no weight is stored twice.
+//! output replaced). Further graphs for what only some runs measure: blocks with components held at given values or
+//! with another order of attention, neurons' directions, each head's output, and `divergence` (two distributions
+//! compared). All refer to `weights.bin` by offset, so no weight is stored twice.
 
 mod ends;
 mod graphs;
@@ -16,6 +18,7 @@ use anyhow::Result;
 
 use crate::model::Model;
 use crate::progress;
+use graphs::Variant;
 use onnx::{Dim, GraphBuilder, WeightsFile};
 use stored::{EndWeights, StoredLayer};
 
@@ -32,6 +35,30 @@ pub fn ablate_graph(layer: usize) -> String {
     format!("ablate_{layer:02}")
 }
 
+/// As [`attention_graph`], with heads held at given values.
+pub fn attention_held_graph(layer: usize) -> String {
+    format!("attention_held_{layer:02}")
+}
+
+/// As [`attention_graph`], with who attends to whom as an input.
+pub fn attention_masked_graph(layer: usize) -> String {
+    format!("attention_masked_{layer:02}")
+}
+
+/// As [`mlp_graph`], with the output held at a given value.
+pub fn mlp_held_graph(layer: usize) -> String {
+    format!("mlp_held_{layer:02}")
+}
+
+pub fn neuron_directions_graph(layer: usize) -> String {
+    format!("neuron_directions_{layer:02}")
+}
+
+pub fn head_outputs_graph(layer: usize) -> String {
+    format!("head_outputs_{layer:02}")
+}
+
+pub const DIVERGENCE: &str = "divergence";
 pub const EMBED: &str = "embed";
 pub const UNEMBED: &str = "unembed";
 pub const READOUT: &str = "readout";
@@ -51,8 +78,14 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
         let biases = layer.folded_biases(a);
         attention_biases.push(biases.o.clone());
         let stored = StoredLayer::append(&mut weights, l, layer, biases)?;
-        graphs::attention(a, l, &stored, prompt_len, weights.name()).save(directory)?;
-        graphs::mlp(a, l, &stored, weights.name()).save(directory)?;
+        for variant in [Variant::Plain, Variant::Held, Variant::Masked] {
+            graphs::attention(a, l, &stored, prompt_len, weights.name(), variant).save(directory)?;
+        }
+        for variant in [Variant::Plain, Variant::Held] {
+            graphs::mlp(a, l, &stored, weights.name(), variant).save(directory)?;
+        }
+        graphs::neuron_directions(a, l, &stored, weights.name()).save(directory)?;
+        graphs::head_outputs(a, l, &stored, weights.name()).save(directory)?;
         graphs::ablate(a, l, &stored, weights.name()).save(directory)?;
         w_o.push(stored.into_w_o());
         bar.inc(1);
@@ -60,6 +93,7 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
     let ends = EndWeights::append(&mut weights, model.ends()?, attention_biases)?;
     ends::embed(a, &ends, weights.name()).save(directory)?;
     ends::unembed(a, &ends, weights.name()).save(directory)?;
+    ends::divergence(a, &ends, weights.name()).save(directory)?;
     ends::readout(a, weights.name()).save(directory)?;
     ends::directions(a, &ends, &w_o, weights.name()).save(directory)?;
     weights.finish()?;

@@ -69,6 +69,8 @@ pub struct AttributeProto {
     pub i: Option<i64>,
     #[prost(bytes = "vec", optional, tag = "4")]
     pub s: Option<Vec<u8>>,
+    #[prost(int64, repeated, packed = "false", tag = "8")]
+    pub ints: Vec<i64>,
     #[prost(int32, tag = "20")]
     pub kind: i32,
 }
@@ -146,6 +148,7 @@ const OPSET: i64 = 23;
 const IR_VERSION: i64 = 10;
 const FLOAT: i32 = 1;
 const INT64: i32 = 7;
+const BOOL: i32 = 9;
 
 /// A dimension in a graph's signature: a fixed size or a name.
 #[derive(Clone, Copy)]
@@ -235,6 +238,11 @@ impl GraphBuilder {
         name.into()
     }
 
+    pub fn bool_input(&mut self, name: &str, dims: &[Dim], doc: &str) -> String {
+        self.graph.input.push(value_info(name, BOOL, dims, doc));
+        name.into()
+    }
+
     /// Declares `name` an output; a node must write it.
     pub fn output(&mut self, name: &str, dims: &[Dim], doc: &str) {
         self.graph.output.push(value_info(name, FLOAT, dims, doc));
@@ -304,6 +312,10 @@ impl GraphBuilder {
 
 pub fn int(name: &str, value: i64) -> AttributeProto {
     AttributeProto { name: name.into(), i: Some(value), kind: 2, ..Default::default() }
+}
+
+pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto { name: name.into(), ints: values.to_vec(), kind: 7, ..Default::default() }
 }
 
 pub fn float(name: &str, value: f32) -> AttributeProto {

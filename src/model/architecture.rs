@@ -2,6 +2,8 @@
 
 use ndarray::{Array1, Array2};
 
+use crate::components::{Ablatable, Component};
+
 /// Sizes and constants of a model. Matrices act on rows: a projection is \[in, out\].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
@@ -101,6 +103,16 @@ impl Architecture {
         let (attention, mlp) = self.block_weights();
         let own = if self.parallel { 0 } else { mlp };
         2.0 * (own as f64 + (self.layers - 1 - layer) as f64 * (attention + mlp) as f64)
+    }
+
+    /// As [`Architecture::ablation_flops`], of any component: nothing of its own layer runs again after an MLP or a
+    /// whole block.
+    pub fn suffix_flops(&self, ablated: &Ablatable) -> f64 {
+        let (attention, mlp) = self.block_weights();
+        match ablated.component {
+            Component::Head | Component::Attention => self.ablation_flops(ablated.layer),
+            Component::Mlp | Component::Block => 2.0 * ((self.layers - 1 - ablated.layer) * (attention + mlp)) as f64,
+        }
     }
 
     /// The norm ‖r‖ of the stream from the scale of the final norm (of the centred stream under layer norms).

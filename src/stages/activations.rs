@@ -58,8 +58,8 @@ impl Writers {
         let position = (0..rows).map(|i| (i % clean.effects.positions) as u32);
         for saved in &mut self.0 {
             let values = match saved.what {
-                Activation::HeadZ => by_position(&clean.z, rows)?,
-                Activation::MlpPost => by_position(&clean.post, rows)?,
+                Activation::HeadZ => by_position(clean.layers.iter().filter_map(|l| l.z.as_ref()), rows)?,
+                Activation::MlpPost => by_position(clean.layers.iter().filter_map(|l| l.post.as_ref()), rows)?,
                 Activation::ResidualFinal => view(&clean.residual_final)?.to_vec(),
             };
             let item = Arc::new(Field::new("item", DataType::Float32, false));
@@ -87,8 +87,8 @@ impl Writers {
 }
 
 /// Layer after layer of [rows, n] as [rows, layers · n].
-fn by_position(layers: &[Option<DynValue>], rows: usize) -> Result<Vec<f32>> {
-    let views: Vec<&[f32]> = layers.iter().flatten().map(view).collect::<Result<_>>()?;
+fn by_position<'a>(layers: impl Iterator<Item = &'a DynValue>, rows: usize) -> Result<Vec<f32>> {
+    let views: Vec<&[f32]> = layers.map(view).collect::<Result<_>>()?;
     let mut out = Vec::with_capacity(views.iter().map(|v| v.len()).sum());
     for row in 0..rows {
         for layer in &views {

@@ -3,32 +3,33 @@
 
 mod ablate;
 mod activations;
+mod iterate;
 mod repair;
 mod trace;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use arrow::array::{ArrayRef, AsArray, StringArray, UInt16Array, UInt32Array};
-use arrow::datatypes::UInt32Type;
+use anyhow::{Result, ensure};
+use arrow::array::{ArrayRef, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::json;
 
 use crate::analyze;
-use crate::config::{Config, Kind};
-use crate::corpus::{self, Prompts, TextTokenizer};
+use crate::components::Ablatable;
+use crate::config::{Config, Kind, Mode};
+use crate::corpus::{self, Prompts, Targets, TextTokenizer};
 use crate::describe::memory;
 use crate::export;
 use crate::model::{Model, ModelSource};
 use crate::progress;
 use crate::report;
 use crate::run_folder::{RunFolder, STAGES, Stage, fingerprint, sha256_of, sha256_of_file, write_atomically};
-use crate::tables::{MODEL, Metadata, SCHEMA_VERSION, TableWriter};
+use crate::tables::{
+    ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, Metadata, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS,
+    PAIRS, REPAIR_GRAPH, SCHEMA_VERSION, SELF_ADDITIONS, TOP_TOKENS, TableWriter,
+};
 
 /// A run with its inputs found and read as far as every stage needs.
 pub struct Run {
@@ -39,7 +40,8 @@ pub struct Run {
     corpus_files: Vec<PathBuf>,
     /// Fingerprint of every stage, in the order of [`Stage`].
     fingerprints: [String; 6],
-    heads: Vec<(usize, usize)>,
+    /// What is ablated, in the order of the tables.
+    pub components: Vec<Ablatable>,
 }
 
 /// A stage's work; it returns what it did, for the line that is printed.
@@ -83,7 +85,9 @@ impl Run {
             config.corpus.prompt_len,
             a.context
         );
-        let heads = config.ablation.heads.heads(a.layers, a.heads)?;
+        let components = config.ablation.components(a.layers, a.heads)?;
+        let holds = config.ablation.holds(a.layers, a.heads)?;
+        let neurons = config.neurons.layers.layers("neurons.layers", a.layers)?;
         let corpus_files = corpus::resolve(&config.corpus.source)?;
 
         let spinner = progress::spinner("reading the inputs' checksums");
@@ -106,33 +110,40 @@ impl Run {
         // The tables name where the model came from; what is measured depends on its bytes alone.
         let export = fingerprint(&json!([code, c.model, &model_sha256, c.corpus.prompt_len]))?;
         let trace = fingerprint(&json!([code, corpus, &model_sha256, c.trace]))?;
-        let ablate = fingerprint(&json!([code, corpus, &model_sha256, c.ablation, heads]))?;
+        // The number of top tokens decides for which ones components and neurons are kept.
+        let measured = json!([c.ablation, components, holds, c.neurons, neurons, c.iterative, c.analysis.top_fraction]);
+        let ablate = fingerprint(&json!([code, corpus, &model_sha256, measured]))?;
         let analyze = fingerprint(&json!([ablate, c.analysis, analyze::queries_fingerprint()?]))?;
         let report = fingerprint(&json!([analyze, report::VERSION]))?;
         let inputs: Vec<PathBuf> = files.into_iter().chain(corpus_files.iter().cloned()).collect();
         let folder = RunFolder::open(out, fingerprint(&json!([export, trace, ablate, c.analysis]))?, &inputs)?;
         let fingerprints = [corpus, export, trace, ablate, analyze, report];
-        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, heads })
+        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components })
     }
 
     /// Says before anything heavy starts what the run will need.
     fn announce(&self) {
         let (a, c) = (&self.model.architecture, &self.config.corpus);
+        if c.mode == Mode::Prompts {
+            let text = format!("{} components on every prompt of {}", self.components.len(), c.source);
+            return progress::line("run", &text);
+        }
         let tokens = (c.tokens / c.prompt_len * (c.prompt_len - 1)) as f64;
         let samples = self.config.ablation.resample.samples as f64;
         let runs: f64 =
             self.config.ablation.kinds.iter().map(|&k| if k == Kind::Resample { samples } else { 1.0 }).sum();
-        let flops: f64 = self.heads.iter().map(|&(l, _)| a.ablation_flops(l)).sum::<f64>() * tokens * runs;
+        let runs = runs * (1 + self.config.ablation.hold.len()) as f64;
+        let flops: f64 = self.components.iter().map(|c| a.suffix_flops(c)).sum::<f64>() * tokens * runs;
         let weights = 4.0 * a.parameters() as f64;
         // Measured: 37 bytes a row of `ablations`, 4 a row of `direct_effects`.
-        let rows = self.config.ablation.kinds.len() as f64 * self.heads.len() as f64 * tokens;
+        let rows = self.config.ablation.kinds.len() as f64 * self.components.len() as f64 * tokens;
         let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
         progress::line(
             "run",
             &format!(
-                "{} × {} heads × {tokens} tokens: {:.1} TFLOP of necessary work; about {} of disk in {}, {} of memory",
+                "{} × {} components × {tokens} tokens: {:.1} TFLOP of necessary work; about {} of disk in {}, {} of memory",
                 self.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
-                self.heads.len(),
+                self.components.len(),
                 flops / 1e12,
                 progress::bytes(disk as u64),
                 self.folder.root().display(),
@@ -177,10 +188,24 @@ impl Run {
     fn folders(&self, stage: Stage) -> Vec<PathBuf> {
         let f = &self.folder;
         match stage {
-            Stage::Corpus => vec![f.table("tokens")],
+            Stage::Corpus => vec![f.table("tokens"), f.table("targets")],
             Stage::Export => vec![f.model(), f.table("model")],
             Stage::Trace => vec![f.table("clean"), f.table("direct_effects"), f.work(), f.activations()],
-            Stage::Ablate => vec![f.table("pairs"), f.table("ablations")],
+            Stage::Ablate => {
+                let tables = [
+                    &PAIRS,
+                    &TOP_TOKENS,
+                    &ABLATIONS,
+                    &COMPONENT_REPAIRS,
+                    &NEURON_REPAIRS,
+                    &NEURON_TOTALS,
+                    &NEURON_CURVES,
+                    &REPAIR_GRAPH,
+                    &SELF_ADDITIONS,
+                    &HEAD_SIMILARITY,
+                ];
+                tables.iter().map(|table| f.table(table.name)).chain([f.sums()]).collect()
+            }
             Stage::Analyze => analyze::derived_tables().iter().map(|name| f.table(name)).collect(),
             Stage::Report => vec![f.root().join("report"), f.root().join("figures")],
         }
@@ -190,7 +215,11 @@ impl Run {
         let tokenizer = TextTokenizer::of(&self.model)?;
         let prompts = corpus::prompts(&self.config.corpus, &self.corpus_files, &tokenizer)?;
         corpus::write(&prompts, &tokenizer, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
-        Ok(format!("{} prompts of {} tokens", prompts.count(), prompts.prompt_len))
+        corpus::write_targets(&prompts, &self.folder.table("targets"), &self.meta(Stage::Corpus))?;
+        Ok(match prompts.targets() {
+            Targets::Next => format!("{} prompts of {} tokens", prompts.count(), prompts.longest()),
+            Targets::Answers(_) => format!("{} prompts of up to {} tokens", prompts.count(), prompts.longest()),
+        })
     }
 
     fn export(&self) -> Result<String> {
@@ -252,19 +281,9 @@ impl Run {
         report::report(self.folder.root())
     }
 
-    /// The prompts as the `tokens` table has them: what was measured is what is written there.
+    /// The prompts as the tables of the corpus stage have them.
     fn prompts(&self) -> Result<Prompts> {
-        let path = self.folder.table("tokens").join("tokens.parquet");
-        let file = fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file)
-            .with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
-        let mask = ProjectionMask::columns(builder.parquet_schema(), ["token"]);
-        let mut tokens = Vec::new();
-        for batch in builder.with_projection(mask).build()? {
-            let batch = batch.with_context(|| format!("{} cannot be read", path.display()))?;
-            tokens.extend_from_slice(batch.column(0).as_primitive::<UInt32Type>().values());
-        }
-        Ok(Prompts::new(self.config.corpus.prompt_len, tokens))
+        corpus::read(&self.folder.table("tokens"), &self.folder.table("targets"))
     }
 
     fn has(&self, kind: Kind) -> bool {

@@ -51,12 +51,39 @@ impl Repair {
     }
 }
 
-/// The ablated component of a run, and what replacing it did to its own effect.
-pub struct AblatedHead {
+/// The ablated component of a run at one token, unscaled.
+pub struct AblatedComponent {
     pub layer: usize,
-    pub head: usize,
-    /// (Replacement z − clean z) · v at this token, unscaled.
+    /// Its clean effect.
+    pub own: f64,
+    /// What replacing its output did to that.
     pub own_change: f64,
+}
+
+/// Heads and MLPs of a model, numbered: layer after layer, the heads first.
+#[derive(Debug, Clone, Copy)]
+pub struct Slots {
+    pub layers: usize,
+    pub heads: usize,
+}
+
+impl Slots {
+    pub fn count(self) -> usize {
+        self.layers * (self.heads + 1)
+    }
+
+    /// `None` is the MLP.
+    pub fn of(self, layer: usize, head: Option<usize>) -> usize {
+        layer * (self.heads + 1) + head.unwrap_or(self.heads)
+    }
+
+    pub fn layer(self, slot: usize) -> usize {
+        slot / (self.heads + 1)
+    }
+
+    pub fn head(self, slot: usize) -> Option<usize> {
+        Some(slot % (self.heads + 1)).filter(|&h| h < self.heads)
+    }
 }
 
 /// Sums of unscaled changes over repairing components.
@@ -69,36 +96,42 @@ struct Changes {
     size: f64,
 }
 
-/// What became of token `i` (row of the clean batch) in row `j` of the ablated batch.
+/// What became of token `i` (row of the clean batch) in row `j` of the ablated batch. `changes` receives the change of
+/// every component's direct effect, by [`Slots`]; those that ran again are written.
 ///
 /// # Errors
 /// If a number is not finite, or the causes do not add up to the self-repair to float32 rounding.
-pub fn repair(clean: &CleanEffects, i: usize, ablated: &Ablated, j: usize, what: &AblatedHead) -> Result<Repair> {
+pub fn repair(
+    clean: &CleanEffects,
+    i: usize,
+    ablated: &Ablated,
+    j: usize,
+    what: &AblatedComponent,
+    changes: &mut [f64],
+) -> Result<Repair> {
     let (scale, new_scale) = (f64::from(clean.norm_scale[i]), f64::from(ablated.norm_scale[j]));
     let (dot, new_dot) = (f64::from(clean.dot[i]), f64::from(ablated.dot[j]));
-    let heads = clean.heads[what.layer].len() / (clean.prompts * clean.positions);
-    let own = f64::from(clean.heads[what.layer][i * heads + what.head]);
-    let changes = changes(clean, i, ablated, j, what.layer, heads);
+    let sums = component_changes(clean, i, ablated, j, what.layer, changes);
 
     let logit_change = new_dot / new_scale - dot / scale;
-    let direct_effect = own / scale;
-    let ablated_direct_effect = (own + what.own_change) / scale;
+    let direct_effect = what.own / scale;
+    let ablated_direct_effect = (what.own + what.own_change) / scale;
     let self_repair = logit_change - (ablated_direct_effect - direct_effect);
     let repair = Repair {
         logit_change,
         direct_effect,
         ablated_direct_effect,
         self_repair,
-        repair_attention: changes.attention / scale,
-        repair_mlp: changes.mlp / scale,
+        repair_attention: sums.attention / scale,
+        repair_mlp: sums.mlp / scale,
         repair_norm: new_dot * (1.0 / new_scale - 1.0 / scale),
-        repair_by_erasers: changes.by_erasers / scale,
+        repair_by_erasers: sums.by_erasers / scale,
         norm_scale: scale,
         ablated_norm_scale: new_scale,
         ablated_residual_norm: 0.0,
     };
     let gap = self_repair - (repair.repair_attention + repair.repair_mlp + repair.repair_norm);
-    let size = (changes.size + what.own_change.abs() + dot.abs() + new_dot.abs()) / scale;
+    let size = (sums.size + what.own_change.abs() + dot.abs() + new_dot.abs()) / scale;
     ensure!(
         gap.abs() <= 1e-4 * size.max(1.0),
         "self-repair is {self_repair} but its causes sum to {} (gap {gap:e}, effects of size {size})",
@@ -107,24 +140,36 @@ pub fn repair(clean: &CleanEffects, i: usize, ablated: &Ablated, j: usize, what:
     Ok(repair)
 }
 
-fn changes(clean: &CleanEffects, i: usize, ablated: &Ablated, j: usize, layer: usize, heads: usize) -> Changes {
+fn component_changes(
+    clean: &CleanEffects,
+    i: usize,
+    ablated: &Ablated,
+    j: usize,
+    layer: usize,
+    changes: &mut [f64],
+) -> Changes {
+    let heads = clean.heads[layer].len() / (clean.prompts * clean.positions);
+    let slots = Slots { layers: clean.heads.len(), heads };
+    let scale = f64::from(clean.norm_scale[i]);
     let mut sum = Changes::default();
-    let mut count = |before: f32, after: f32| -> f64 {
+    let mut count = |slot: usize, before: f32, after: f32| -> f64 {
         let change = f64::from(after) - f64::from(before);
         sum.size += change.abs();
         if before < 0.0 {
             sum.by_erasers += change;
         }
+        changes[slot] = change / scale;
         change
     };
-    let mut attention = 0.0;
+    let (mut attention, mut mlp) = (0.0, 0.0);
     for (l, after) in (layer + 1..).zip(&ablated.head_effects) {
         let before = &clean.heads[l][i * heads..(i + 1) * heads];
         let after = &after[j * heads..(j + 1) * heads];
-        attention += before.iter().zip(after).map(|(&b, &a)| count(b, a)).sum::<f64>();
+        attention += (0..heads).map(|h| count(slots.of(l, Some(h)), before[h], after[h])).sum::<f64>();
     }
-    let mlps = (ablated.first_mlp..).zip(&ablated.mlp_effects);
-    let mlp = mlps.map(|(l, after)| count(clean.mlps[l][i], after[j])).sum();
+    for (l, after) in (ablated.first_mlp..).zip(&ablated.mlp_effects) {
+        mlp += count(slots.of(l, None), clean.mlps[l][i], after[j]);
+    }
     Changes { attention, mlp, ..sum }
 }
 
@@ -148,20 +193,30 @@ mod tests {
         }
     }
 
-    #[test]
-    fn causes_add_up_and_are_told_apart() {
-        // Head (0, 0) is replaced by 0 (its effect falls by 4). Then MLP 0 writes 2.5 for 2 (+0.5), the heads of
-        // layer 1 write (−1, 3) for (−2, 3) (+1, an eraser), and MLP 1 writes −2.5 for −3 (+0.5, an eraser). So the
-        // stream is 4 − 4 + 2 = 2 along u; at scale 1.6 the ablated logit is 1.25 and the change 1.25 − 2 = −0.75.
-        let ablated = Ablated {
+    /// Head (0, 0) is replaced by 0.
+    const WHAT: AblatedComponent = AblatedComponent { layer: 0, own: 4.0, own_change: -4.0 };
+
+    fn ablated(dot: f32) -> Ablated {
+        Ablated {
             head_effects: vec![vec![-1.0, 3.0]],
             first_mlp: 0,
             mlp_effects: vec![vec![2.5], vec![-2.5]],
-            dot: vec![2.0],
+            posts: vec![],
+            dot: vec![dot],
             norm_scale: vec![1.6],
-        };
-        let what = AblatedHead { layer: 0, head: 0, own_change: -4.0 };
-        let r = repair(&clean(), 0, &ablated, 0, &what).unwrap();
+            residual_final: None,
+        }
+    }
+
+    #[test]
+    fn causes_add_up_and_are_told_apart() {
+        // The effect of head (0, 0) falls by 4. Then MLP 0 writes 2.5 for 2 (+0.5), the heads of
+        // layer 1 write (−1, 3) for (−2, 3) (+1, an eraser), and MLP 1 writes −2.5 for −3 (+0.5, an eraser). So the
+        // stream is 4 − 4 + 2 = 2 along u; at scale 1.6 the ablated logit is 1.25 and the change 1.25 − 2 = −0.75.
+        let mut changes = [0.0; 6];
+        let r = repair(&clean(), 0, &ablated(2.0), 0, &WHAT, &mut changes).unwrap();
+        // Two heads and an MLP a layer, over the scale 2.
+        assert_eq!(changes, [0.0, 0.0, 0.25, 0.5, 0.0, 0.25]);
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} is not {b}: {r:?}");
         close(r.direct_effect, 2.0);
         close(r.ablated_direct_effect, 0.0);
@@ -175,17 +230,8 @@ mod tests {
 
     #[test]
     fn causes_that_do_not_add_up_are_an_error() {
-        let ablated = Ablated {
-            head_effects: vec![vec![-1.0, 3.0]],
-            first_mlp: 0,
-            mlp_effects: vec![vec![2.5], vec![-2.5]],
-            dot: vec![3.0],
-            norm_scale: vec![1.6],
-        };
-        let what = AblatedHead { layer: 0, head: 0, own_change: -4.0 };
-        let error = repair(&clean(), 0, &ablated, 0, &what).unwrap_err().to_string();
+        let error = repair(&clean(), 0, &ablated(3.0), 0, &WHAT, &mut [0.0; 6]).unwrap_err().to_string();
         assert!(error.contains("causes sum to"), "{error}");
-        let nan = Ablated { dot: vec![f32::NAN], ..ablated };
-        assert!(repair(&clean(), 0, &nan, 0, &what).is_err());
+        assert!(repair(&clean(), 0, &ablated(f32::NAN), 0, &WHAT, &mut [0.0; 6]).is_err());
     }
 }

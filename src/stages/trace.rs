@@ -1,6 +1,7 @@
 //! The `trace` stage: one clean pass over the corpus. Tables `clean` and `direct_effects`, the sums behind the mean
 //! ablation, and activations on request.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,8 @@ use super::{Run, activations, balanced};
 use crate::config::Activation;
 use crate::corpus::Prompts;
 use crate::engine::runtime::view;
-use crate::engine::{CleanBatch, CleanEffects, Engine, Keep, Purpose};
+use crate::engine::{CleanBatch, CleanEffects, Engine, Keep, Needs, TargetRow};
+use crate::model::Architecture;
 use crate::progress;
 use crate::run_folder::{Stage, write_atomically};
 use crate::tables::{CLEAN, DIRECT_EFFECTS, TableWriter, is_whole};
@@ -22,43 +24,53 @@ const PROMPTS_IN_SHARD: usize = 32;
 
 pub fn trace(run: &Run, prompts: &Prompts) -> Result<String> {
     let a = &run.model.architecture;
-    let mut engine = Engine::load(a, &run.folder.model(), &run.config.runtime, Purpose::Trace)?;
-    let bar = progress::bar("trace", (prompts.count() * prompts.prompt_len) as u64, "tokens");
+    let mut engine = Engine::load(a, &run.folder.model(), &run.config.runtime, &Needs::trace())?;
+    let bar = progress::bar("trace", prompts.tokens() as u64, "tokens");
     let all: Vec<usize> = (0..prompts.count()).collect();
+    let mut bar_before = 0;
     for (number, shard) in all.chunks(PROMPTS_IN_SHARD).enumerate() {
         let files = ShardFiles::new(run, number);
         if !files.are_whole(run) {
             trace_shard(run, &mut engine, prompts, shard, &files, &bar)?;
         }
-        bar.set_position(((shard[0] + shard.len()) * prompts.prompt_len) as u64);
+        bar.set_position(shard.iter().map(|&p| prompts.prompt(p).len() as u64).sum::<u64>() + bar_before);
+        bar_before = bar.position();
     }
     bar.finish_and_clear();
-    Ok(format!("{} tokens", prompts.count() * prompts.prompt_len))
+    Ok(format!("{} tokens", prompts.tokens()))
 }
 
 /// The files of one shard. `clean` is written last: if it is there, so are the others.
 struct ShardFiles {
     clean: PathBuf,
     direct_effects: PathBuf,
-    z_sums: PathBuf,
+    sums: PathBuf,
     number: usize,
 }
 
 impl ShardFiles {
     fn new(run: &Run, number: usize) -> Self {
         let file = |table: &str| run.folder.table(table).join(format!("{number:05}.parquet"));
-        let z_sums = z_sums_path(&run.folder.work(), number);
-        Self { clean: file("clean"), direct_effects: file("direct_effects"), z_sums, number }
+        let sums = sums_path(&run.folder.work(), number);
+        Self { clean: file("clean"), direct_effects: file("direct_effects"), sums, number }
     }
 
     fn are_whole(&self, run: &Run) -> bool {
         let fingerprint = run.fingerprint(Stage::Trace);
-        is_whole(&self.direct_effects, fingerprint) && self.z_sums.is_file() && is_whole(&self.clean, fingerprint)
+        is_whole(&self.direct_effects, fingerprint) && self.sums.is_file() && is_whole(&self.clean, fingerprint)
     }
 }
 
-fn z_sums_path(folder: &Path, number: usize) -> PathBuf {
-    folder.join(format!("z_sums-{number:05}.f64"))
+fn sums_path(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("sums-{number:05}.f64"))
+}
+
+/// What a clean pass gave for one prompt, until the shard's rows are written in order.
+struct Traced {
+    prompt: usize,
+    /// Row of the prompt's first position in the batch.
+    first: usize,
+    batch: std::rc::Rc<(CleanEffects, Vec<f32>)>,
 }
 
 fn trace_shard(
@@ -71,80 +83,137 @@ fn trace_shard(
 ) -> Result<()> {
     let a = engine.architecture.clone();
     let save = &run.config.trace.save;
-    let keep = Keep { ablation_base: false, z: true, post: save.contains(&Activation::MlpPost) };
+    let post = save.contains(&Activation::MlpPost);
+    let keep = Keep { z: true, attention_out: true, mlp_out: true, post, ..Default::default() };
+    let keeps = vec![keep; a.layers];
     let mut saved = activations::Writers::create(run, &a, files.number)?;
+    let mut sums = Sums::new(&a);
+    let mut traced = Vec::new();
+    for equal in prompts.by_length(shard) {
+        let length = prompts.prompt(equal[0]).len();
+        for group in balanced(&equal, run.rows_in_call() / length) {
+            let tokens: Vec<&[u32]> = group.iter().map(|&p| prompts.prompt(p)).collect();
+            let targets: Vec<TargetRow> = group.iter().map(|&p| prompts.target_row(p, length)).collect();
+            let directions = engine.directions(&targets)?;
+            let clean = engine.clean(&tokens, &directions, &keeps)?;
+            let log_probs = engine.log_probs(&clean, &targets)?;
+            check(&clean.effects, group, &targets)?;
+            sums.add(&clean)?;
+            saved.write(&clean, group)?;
+            let batch = std::rc::Rc::new((clean.effects, log_probs));
+            traced.extend(group.iter().enumerate().map(|(i, &prompt)| Traced {
+                prompt,
+                first: i * length,
+                batch: batch.clone(),
+            }));
+            bar.inc((group.len() * length) as u64);
+        }
+    }
+    traced.sort_by_key(|t| t.prompt);
     let mut effects = TableWriter::create(&DIRECT_EFFECTS, &files.direct_effects, &run.meta(Stage::Trace))?;
     let mut clean_table = TableWriter::create(&CLEAN, &files.clean, &run.meta(Stage::Trace))?;
-    let mut z_sums = vec![0f64; a.layers * a.heads * a.d_head];
-
-    let keeps = vec![keep; a.layers];
-    for group in balanced(shard, run.rows_in_call() / prompts.prompt_len) {
-        let tokens: Vec<&[u32]> = group.iter().map(|&p| prompts.prompt(p)).collect();
-        let targets = shifted(&tokens);
-        let targets: Vec<&[u32]> = targets.iter().map(Vec::as_slice).collect();
-        let directions = engine.directions(&targets)?;
-        let clean = engine.clean(&tokens, &directions, &keeps)?;
-        let log_probs = engine.log_probs(&clean, &targets)?;
-        check(&clean.effects, group)?;
-        add_z(&mut z_sums, &clean)?;
-        effects.write(&direct_effects(&clean.effects, group)?)?;
-        clean_table.write(&clean_rows(&clean.effects, &log_probs, group, |s| a.residual_norm(s))?)?;
-        saved.write(&clean, group)?;
-        bar.inc((group.len() * prompts.prompt_len) as u64);
+    for t in &traced {
+        let measured = prompts.measured(t.prompt);
+        effects.write(&direct_effects(t, measured.clone())?)?;
+        clean_table.write(&clean_rows(t, measured, |s| a.residual_norm(s))?)?;
     }
     saved.finish()?;
     effects.finish()?;
-    let bytes: Vec<u8> = z_sums.iter().flat_map(|v| v.to_le_bytes()).collect();
-    write_atomically(&files.z_sums, &bytes)?;
+    write_atomically(&files.sums, &sums.bytes())?;
     clean_table.finish()
 }
 
-/// The next token of each position; the last position, which has none, gets token 0 and is not measured.
-fn shifted(tokens: &[&[u32]]) -> Vec<Vec<u32>> {
-    tokens.iter().map(|t| t[1..].iter().copied().chain([0]).collect()).collect()
+/// Sums over tokens of what every component gave, for the mean ablation.
+struct Sums {
+    /// [layers · heads · d_head]
+    z: Vec<f64>,
+    /// [layers · d_model]
+    attention_out: Vec<f64>,
+    /// [layers · d_model]
+    mlp_out: Vec<f64>,
 }
 
-/// Every head's mean z over all prompts and positions of the run, [layers · heads · d_head].
-pub fn mean_z(run: &Run, prompts: &Prompts) -> Result<Vec<f32>> {
-    let a = &run.model.architecture;
-    let mut sums = vec![0f64; a.layers * a.heads * a.d_head];
-    for number in 0..prompts.count().div_ceil(PROMPTS_IN_SHARD) {
-        let path = z_sums_path(&run.folder.work(), number);
-        let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        ensure!(bytes.len() == 8 * sums.len(), "{} has the wrong size; run with --fresh", path.display());
-        for (sum, chunk) in sums.iter_mut().zip(bytes.chunks_exact(8)) {
-            *sum += f64::from_le_bytes(chunk.try_into()?);
-        }
+impl Sums {
+    fn new(a: &Architecture) -> Self {
+        let stream = vec![0.0; a.layers * a.d_model];
+        Self { z: vec![0.0; a.layers * a.heads * a.d_head], attention_out: stream.clone(), mlp_out: stream }
     }
-    let tokens = (prompts.count() * prompts.prompt_len) as f64;
-    Ok(sums.into_iter().map(|s| (s / tokens) as f32).collect())
+
+    fn parts(&mut self) -> [&mut Vec<f64>; 3] {
+        [&mut self.z, &mut self.attention_out, &mut self.mlp_out]
+    }
+
+    fn add(&mut self, clean: &CleanBatch) -> Result<()> {
+        let layers = clean.layers.len();
+        for (l, kept) in clean.layers.iter().enumerate() {
+            for (sum, values) in self.parts().into_iter().zip([&kept.z, &kept.attention_out, &kept.mlp_out]) {
+                let width = sum.len() / layers;
+                let sum = &mut sum[l * width..(l + 1) * width];
+                for row in view(values.as_ref().context("the pass did not keep an output")?)?.chunks_exact(width) {
+                    sum.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        self.parts()
+            .into_iter()
+            .flat_map(|part| part.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())
+            .collect()
+    }
 }
 
-fn add_z(sums: &mut [f64], clean: &CleanBatch) -> Result<()> {
-    let width = sums.len() / clean.z.len();
-    for (layer_sums, z) in sums.chunks_exact_mut(width).zip(clean.z.iter().flatten()) {
-        for row in view(z)?.chunks_exact(width) {
-            layer_sums.iter_mut().zip(row).for_each(|(sum, &z)| *sum += f64::from(z));
+/// Means over all prompts and positions of the run.
+pub struct Means {
+    /// Every head's z, [layers · heads · d_head].
+    pub z: Vec<f32>,
+    /// What every layer's attention writes, [layers · d_model].
+    pub attention_out: Vec<f32>,
+    /// What every layer's MLP writes, [layers · d_model].
+    pub mlp_out: Vec<f32>,
+}
+
+impl Means {
+    /// From the sums that `trace` left.
+    pub fn read(run: &Run, prompts: &Prompts) -> Result<Self> {
+        let mut sums = Sums::new(&run.model.architecture);
+        for number in 0..prompts.count().div_ceil(PROMPTS_IN_SHARD) {
+            let path = sums_path(&run.folder.work(), number);
+            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let length: usize = sums.parts().iter().map(|part| part.len()).sum();
+            ensure!(bytes.len() == 8 * length, "{} has the wrong size; run with --fresh", path.display());
+            let mut chunks = bytes.chunks_exact(8);
+            for part in sums.parts() {
+                for (sum, chunk) in part.iter_mut().zip(chunks.by_ref()) {
+                    *sum += f64::from_le_bytes(chunk.try_into()?);
+                }
+            }
         }
+        let tokens = prompts.tokens() as f64;
+        let mean = |sums: Vec<f64>| sums.into_iter().map(|s| (s / tokens) as f32).collect();
+        Ok(Self { z: mean(sums.z), attention_out: mean(sums.attention_out), mlp_out: mean(sums.mlp_out) })
     }
-    Ok(())
 }
 
 /// Numbers that cannot be trusted are never written: everything finite, and the direct effects complete.
-fn check(clean: &CleanEffects, group: &[usize]) -> Result<()> {
-    for (p, s) in measured(clean) {
-        let i = p * clean.positions + s;
-        let parts = component_dots(clean, i);
-        let (sum, size) = parts.fold((0f64, 0f64), |(sum, size), v| (sum + v, size + v.abs()));
-        let dot = f64::from(clean.dot[i]);
-        // Relative to the size of what is summed: that is what float32 can promise.
-        if (sum - dot).abs() > 1e-4 * size.max(1.0) || !sum.is_finite() || !clean.norm_scale[i].is_finite() {
-            bail!(
-                "prompt {}, position {s}: the direct effects sum to {sum} where the stream gives {dot} (before the \
-                 norm's scale {}); the exported graphs do not fit the model",
-                group[p],
-                clean.norm_scale[i]
-            );
+fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow]) -> Result<()> {
+    for (p, target) in targets.iter().enumerate() {
+        for s in target.measured.clone() {
+            let i = p * clean.positions + s;
+            let parts = component_dots(clean, i);
+            let (sum, size) = parts.fold((0f64, 0f64), |(sum, size), v| (sum + v, size + v.abs()));
+            let dot = f64::from(clean.dot[i]);
+            // Relative to the size of what is summed: that is what float32 can promise.
+            if (sum - dot).abs() > 1e-4 * size.max(1.0) || !sum.is_finite() || !clean.norm_scale[i].is_finite() {
+                bail!(
+                    "prompt {}, position {s}: the direct effects sum to {sum} where the stream gives {dot} (before the \
+                     norm's scale {}); the exported graphs do not fit the model",
+                    group[p],
+                    clean.norm_scale[i]
+                );
+            }
         }
     }
     Ok(())
@@ -162,29 +231,18 @@ fn component_dots(clean: &CleanEffects, i: usize) -> impl Iterator<Item = f64> {
     biases.chain([clean.embed[i]]).chain(heads).chain(mlps).map(f64::from)
 }
 
-/// (prompt of the batch, position) of every measured token.
-fn measured(clean: &CleanEffects) -> impl Iterator<Item = (usize, usize)> + use<> {
-    let (prompts, positions) = (clean.prompts, clean.positions);
-    (0..prompts).flat_map(move |p| (0..positions - 1).map(move |s| (p, s)))
+fn keys(prompt: usize, positions: impl Iterator<Item = usize> + Clone) -> (ArrayRef, ArrayRef) {
+    let prompts = UInt32Array::from_iter_values(positions.clone().map(|_| prompt as u32));
+    (Arc::new(prompts), Arc::new(UInt32Array::from_iter_values(positions.map(|s| s as u32))))
 }
 
-fn keys(clean: &CleanEffects, group: &[usize]) -> (ArrayRef, ArrayRef) {
-    let prompt: UInt32Array = measured(clean).map(|(p, _)| Some(group[p] as u32)).collect();
-    let position: UInt32Array = measured(clean).map(|(_, s)| Some(s as u32)).collect();
-    (Arc::new(prompt), Arc::new(position))
-}
-
-fn clean_rows(
-    clean: &CleanEffects,
-    log_probs: &[f32],
-    group: &[usize],
-    residual_norm: impl Fn(f64) -> f64,
-) -> Result<RecordBatch> {
+fn clean_rows(t: &Traced, measured: Range<usize>, residual_norm: impl Fn(f64) -> f64) -> Result<RecordBatch> {
+    let (clean, log_probs) = &*t.batch;
     let floats = |f: &dyn Fn(usize) -> f32| {
-        let values = measured(clean).map(|(p, s)| f(p * clean.positions + s));
+        let values = measured.clone().map(|s| f(t.first + s));
         Arc::new(Float32Array::from_iter_values(values)) as ArrayRef
     };
-    let (prompt, position) = keys(clean, group);
+    let (prompt, position) = keys(t.prompt, measured.clone());
     let columns = vec![
         prompt,
         position,
@@ -196,20 +254,25 @@ fn clean_rows(
     RecordBatch::try_new(CLEAN.schema(), columns).context("building the clean table")
 }
 
-/// Rows sorted by (prompt, position, component, layer, head): attention biases, constant, embed, heads, MLPs.
-fn direct_effects(clean: &CleanEffects, group: &[usize]) -> Result<RecordBatch> {
-    let tokens = clean.prompts * clean.positions;
-    let (layers, heads) = (clean.heads.len(), clean.heads[0].len() / tokens);
-    let biases = clean.attention_bias.len() / tokens;
-    let mut keys: Vec<(&str, Option<u16>, Option<u16>)> = Vec::new();
+/// The components of one token in the order of `direct_effects`: attention biases, constant, embed, heads, MLPs.
+pub fn component_keys(layers: usize, heads: usize, biases: usize) -> Vec<(&'static str, Option<u16>, Option<u16>)> {
+    let mut keys = Vec::new();
     keys.extend((0..biases).map(|l| ("attention_bias", Some(l as u16), None)));
     keys.extend([("constant", None, None), ("embed", None, None)]);
     keys.extend((0..layers * heads).map(|i| ("head", Some((i / heads) as u16), Some((i % heads) as u16))));
     keys.extend((0..layers).map(|l| ("mlp", Some(l as u16), None)));
+    keys
+}
 
-    let mut values: Vec<f32> = Vec::with_capacity(tokens * keys.len());
-    for (p, s) in measured(clean) {
-        let i = p * clean.positions + s;
+/// Rows sorted by (prompt, position, component, layer, head).
+fn direct_effects(t: &Traced, measured: Range<usize>) -> Result<RecordBatch> {
+    let clean = &t.batch.0;
+    let tokens = clean.prompts * clean.positions;
+    let biases = clean.attention_bias.len() / tokens;
+    let keys_of_token = component_keys(clean.heads.len(), clean.heads[0].len() / tokens, biases);
+    let mut values: Vec<f32> = Vec::with_capacity(measured.len() * keys_of_token.len());
+    for s in measured.clone() {
+        let i = t.first + s;
         let scale = f64::from(clean.norm_scale[i]);
         let mut effects = component_dots(clean, i).map(|dot| (dot / scale) as f32);
         values.extend(effects.by_ref().take(biases));
@@ -217,15 +280,12 @@ fn direct_effects(clean: &CleanEffects, group: &[usize]) -> Result<RecordBatch> 
         values.push(clean.constant[i]);
         values.extend(effects);
     }
-    let rows = values.len() / keys.len();
-    let repeat = |f: &dyn Fn(usize, usize) -> u32| -> ArrayRef {
-        let tokens = measured(clean).flat_map(|(p, s)| std::iter::repeat_n(f(p, s), keys.len()));
-        Arc::new(UInt32Array::from_iter_values(tokens))
-    };
-    let each = || (0..rows).flat_map(|_| keys.iter());
+    let n = keys_of_token.len();
+    let (prompt, position) = keys(t.prompt, measured.clone().flat_map(|s| std::iter::repeat_n(s, n)));
+    let each = || measured.clone().flat_map(|_| keys_of_token.iter());
     let columns: Vec<ArrayRef> = vec![
-        repeat(&|p, _| group[p] as u32),
-        repeat(&|_, s| s as u32),
+        prompt,
+        position,
         Arc::new(StringArray::from_iter(each().map(|k| Some(k.0)))),
         Arc::new(each().map(|k| k.1).collect::<UInt16Array>()),
         Arc::new(each().map(|k| k.2).collect::<UInt16Array>()),

@@ -33,6 +33,11 @@ pub struct Table {
 
 impl Table {
     pub fn schema(&self) -> SchemaRef {
+        self.schema_with(&[])
+    }
+
+    /// The schema with further columns at its end.
+    pub fn schema_with(&self, more: &[Column]) -> SchemaRef {
         let field = |Column(name, kind, unit, description): &Column| {
             let data_type = match kind {
                 Type::Text => DataType::Utf8,
@@ -45,7 +50,7 @@ impl Table {
                 .with_metadata(metadata.map(|(k, v)| (k.to_string(), v.to_string())).into_iter().collect())
         };
         let metadata = HashMap::from([("grain".to_string(), self.grain.to_string())]);
-        Arc::new(Schema::new_with_metadata(self.columns.iter().map(field).collect::<Vec<_>>(), metadata))
+        Arc::new(Schema::new_with_metadata(self.columns.iter().chain(more).map(field).collect::<Vec<_>>(), metadata))
     }
 }
 
@@ -88,6 +93,18 @@ pub const TOKENS: Table = Table {
         Column("token", Int, "", "token id at this position"),
         Column("text", Text, "", "the token as text; bytes that are no whole character show as U+FFFD"),
         Column("next_token?", Int, "", "the correct token, whose logit is measured; null at the last position"),
+    ],
+};
+
+pub const TARGETS: Table = Table {
+    name: "targets",
+    grain: "a prompt of a prompt set",
+    key: 1,
+    columns: &[
+        PROMPT,
+        Column("position", Int, "", "the position whose logit is measured"),
+        Column("answer", Int, "", "the token whose logit is measured"),
+        Column("wrong?", Int, "", "the token whose logit is subtracted, if any"),
     ],
 };
 
@@ -135,16 +152,40 @@ pub const DIRECT_EFFECTS: Table = Table {
     ],
 };
 
+/// The key of what is measured on an ablated run.
+const ABLATION: Column = Column(
+    "ablation",
+    Text,
+    "",
+    "what the component's output was replaced by: mean, project_only, project_out, resample, zero",
+);
+const HOLD: Column = Column(
+    "hold",
+    Text,
+    "",
+    "which later components were held at their clean values: none, erasers (clean direct effect below -0.05), heads, \
+     mlps, last_mlp, or a component's name",
+);
+const COMPONENT: Column = Column(
+    "component",
+    Text,
+    "",
+    "what was ablated: head, mlp, attention (all heads and bias of a layer), block (both)",
+);
+const LAYER: Column = Column("layer", Small, "", "block of the ablated component");
+const HEAD: Column = Column("head?", Small, "", "ablated head; null unless the component is a head");
+const NEURON_LAYER: Column = Column("neuron_layer", Small, "", "block of the MLP whose neurons these are");
+
 pub const ABLATIONS: Table = Table {
     name: "ablations",
     grain: "an ablation, a component and a position",
     key: 7,
     columns: &[
-        Column("ablation", Text, "", "what the component's output was replaced by: mean, resample, zero"),
-        Column("hold", Text, "", "which later components were held at their clean values: none"),
-        Column("component", Text, "", "head"),
-        Column("layer", Small, "", "block of the ablated component"),
-        Column("head?", Small, "", "ablated head"),
+        ABLATION,
+        HOLD,
+        COMPONENT,
+        LAYER,
+        HEAD,
         PROMPT,
         POSITION,
         Column("logit_change", Float, "logits", "ablated less clean logit of the correct token"),
@@ -152,7 +193,7 @@ pub const ABLATIONS: Table = Table {
         Column("ablated_direct_effect", Float, "logits", "direct effect of what replaced it, by the clean norm scale"),
         Column("self_repair", Float, "logits", "logit_change - (ablated_direct_effect - direct_effect)"),
         Column("repair_attention", Float, "logits", "change of the direct effects of all other heads, summed"),
-        Column("repair_mlp", Float, "logits", "change of the direct effects of all MLPs, summed"),
+        Column("repair_mlp", Float, "logits", "change of the direct effects of all other MLPs, summed"),
         Column("repair_norm", Float, "logits", "from the change of the final norm's scale: r'·u·(1/s' - 1/s)"),
         Column(
             "repair_by_erasers",
@@ -166,8 +207,203 @@ pub const ABLATIONS: Table = Table {
     ],
 };
 
+/// What `ablation.distribution = true` adds to `ablations`.
+pub const DISTRIBUTION: [Column; 2] = [
+    Column("ablated_log_prob", Float, "nats", "log-probability of the correct token, ablated"),
+    Column("kl_divergence", Float, "nats", "Kullback-Leibler divergence of the ablated from the clean distribution"),
+];
+
+pub const TOP_TOKENS: Table = Table {
+    name: "top_tokens",
+    grain: "a component that is ablated and one of its top tokens, on which its direct effect is highest",
+    key: 4,
+    columns: &[
+        COMPONENT,
+        LAYER,
+        HEAD,
+        Column("rank", Int, "", "place of the token among the component's, from 0; ties in order of prompt, position"),
+        PROMPT,
+        POSITION,
+        Column("direct_effect", Float, "logits", "direct effect of the component, clean"),
+    ],
+};
+
+pub const COMPONENT_REPAIRS: Table = Table {
+    name: "component_repairs",
+    grain: "an ablated component, one of its top tokens, and one of the ten components that change most",
+    key: 8,
+    columns: &[
+        ABLATION,
+        HOLD,
+        COMPONENT,
+        LAYER,
+        HEAD,
+        PROMPT,
+        POSITION,
+        Column("rank", Small, "", "place by absolute change, from 0"),
+        Column("repairer", Text, "", "what changed: head or mlp"),
+        Column("repairer_layer", Small, "", "its block"),
+        Column("repairer_head?", Small, "", "its head; null for an MLP"),
+        Column("direct_effect", Float, "logits", "its direct effect, clean"),
+        Column("change", Float, "logits", "change of its direct effect"),
+    ],
+};
+
+pub const NEURON_REPAIRS: Table = Table {
+    name: "neuron_repairs",
+    grain: "an ablated head, one of its top tokens, an MLP, and one of the neurons that repair most",
+    key: 9,
+    columns: &[
+        ABLATION,
+        HOLD,
+        COMPONENT,
+        LAYER,
+        HEAD,
+        PROMPT,
+        POSITION,
+        NEURON_LAYER,
+        Column("rank", Small, "", "place by change, the most repairing first, from 0"),
+        Column("neuron", Int, "", "which neuron of the MLP"),
+        Column("direct_effect", Float, "logits", "the neuron's direct effect, clean"),
+        Column("change", Float, "logits", "change of its direct effect"),
+    ],
+};
+
+pub const NEURON_TOTALS: Table = Table {
+    name: "neuron_totals",
+    grain: "an ablated head, one of its top tokens, and an MLP",
+    key: 8,
+    columns: &[
+        ABLATION,
+        HOLD,
+        COMPONENT,
+        LAYER,
+        HEAD,
+        PROMPT,
+        POSITION,
+        NEURON_LAYER,
+        Column("total_change", Float, "logits", "change of the direct effects of all its neurons, summed"),
+        Column("positive_change", Float, "logits", "the sum of those that rose"),
+        Column("absolute_change", Float, "logits", "the sum of the absolute changes"),
+        Column("top_percent_change", Float, "logits", "the sum of the 1 % of neurons with the largest change"),
+    ],
+};
+
+pub const NEURON_CURVES: Table = Table {
+    name: "neuron_curves",
+    grain: "an ablated head, an MLP, and a rank of its neurons by change, token by token",
+    key: 5,
+    columns: &[
+        ABLATION,
+        LAYER,
+        Column("head", Small, "", "ablated head"),
+        NEURON_LAYER,
+        Column("rank", Small, "", "place among a token's neurons, the most repairing first, from 0"),
+        Column("tokens", Int, "", "top tokens that the means are over"),
+        Column("cumulative_share", Float, "", "mean share of the absolute change in the neurons up to this rank"),
+        Column(
+            "above_50",
+            Float,
+            "",
+            "share of tokens whose neuron of this rank rises by over 50 % of the head's direct effect",
+        ),
+        Column("above_10", Float, "", "the same for 10 %"),
+        Column("above_5", Float, "", "the same for 5 %"),
+        Column("above_2_5", Float, "", "the same for 2.5 %"),
+        Column("above_1", Float, "", "the same for 1 %"),
+        Column(
+            "direct_effect",
+            Float,
+            "logits",
+            "median over tokens (of many, 100 spread over their ranks) of the clean direct effect of the neuron of this rank",
+        ),
+    ],
+};
+
+pub const REPAIR_GRAPH: Table = Table {
+    name: "repair_graph",
+    grain: "an ablated component, a subset of tokens, and a later component that may repair it",
+    key: 9,
+    columns: &[
+        ABLATION,
+        HOLD,
+        Column("ablated", Text, "", "what was ablated: head, mlp, attention, block"),
+        LAYER,
+        HEAD,
+        Column("subset", Text, "", "all tokens, or the ablated component's top tokens"),
+        Column("component", Text, "", "what may repair: head or mlp"),
+        Column("repairer_layer", Small, "", "its block"),
+        Column("repairer_head?", Small, "", "its head; null for an MLP"),
+        Column("tokens", Int, "", "tokens that the mean is over"),
+        Column("mean_change", Float, "logits", "mean change of its direct effect"),
+        Column(
+            "standard_error?",
+            Float,
+            "logits",
+            "of the mean, a prompt's tokens taken as one observation; null with fewer than two prompts",
+        ),
+    ],
+};
+
+pub const SELF_ADDITIONS: Table = Table {
+    name: "self_additions",
+    grain: "a head, something added to the stream that it reads at one position, and that position",
+    key: 6,
+    columns: &[
+        Column("layer", Small, "", "block of the head"),
+        Column("head", Small, "", "the head"),
+        Column(
+            "added",
+            Text,
+            "",
+            "own: the head's output; random_head: another head's; random_direction: a random one, of the norm of its own",
+        ),
+        Column("multiple", Float, "", "what the addition was multiplied by"),
+        PROMPT,
+        POSITION,
+        Column("direct_effect", Float, "logits", "direct effect of the head, clean"),
+        Column("new_direct_effect", Float, "logits", "its direct effect after the addition, by the clean norm scale"),
+    ],
+};
+
+pub const HEAD_SIMILARITY: Table = Table {
+    name: "head_similarity",
+    grain: "a pair of heads",
+    key: 4,
+    columns: &[
+        Column("layer", Small, "", "block of the one head"),
+        Column("head", Small, "", "the one head"),
+        Column("other_layer", Small, "", "block of the other"),
+        Column("other_head", Small, "", "the other"),
+        Column("tokens", Int, "", "tokens that the means are over"),
+        Column("cosine", Float, "", "mean cosine of what the two write to the stream"),
+        Column(
+            "cosine_without_token",
+            Float,
+            "",
+            "the same without what they write along the correct token's direction u",
+        ),
+    ],
+};
+
 /// All tables that the stages measure, in the order in which a run writes them.
-pub const MEASURED: [&Table; 6] = [&TOKENS, &MODEL, &CLEAN, &DIRECT_EFFECTS, &PAIRS, &ABLATIONS];
+pub const MEASURED: [&Table; 15] = [
+    &TOKENS,
+    &TARGETS,
+    &MODEL,
+    &CLEAN,
+    &DIRECT_EFFECTS,
+    &PAIRS,
+    &TOP_TOKENS,
+    &ABLATIONS,
+    &COMPONENT_REPAIRS,
+    &NEURON_REPAIRS,
+    &NEURON_TOTALS,
+    &NEURON_CURVES,
+    &REPAIR_GRAPH,
+    &SELF_ADDITIONS,
+    &HEAD_SIMILARITY,
+];
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,8 @@
     python tests/reference/families.py phi opt    these
 
 Prompts and resample partners are those of tests/fixtures/tiny-llama, whose tokenizer.json fits all of them too. The
-weights are random, but the same on every run; they are measured as stored, in whatever type.
+weights are random, but the same on every run; they are measured as stored, in whatever type. This also removes the
+`extended/` that some have; `reference.py extended all` makes it again.
 
 Made with torch 2.15.0, transformers 5.23.0, pyarrow 26.0.1.
 """
@@ -199,7 +200,7 @@ def check(name: str, folder: Path, e: Effects):
         layer, h = map(int, head[1:].split("H"))
         gone = e.clean["z"][layer][..., m.span(h)] @ m.w_o[layer][m.span(h)]
         edited = logits_with(m.model, tokens, [(m.part(layer, "output"), lambda _, __, out, gone=gone: out - gone)])
-        ablated = m.run(tokens, (layer, h, torch.zeros(*tokens.shape, m.d_head, dtype=torch.float64)))["logits"]
+        ablated = m.run(tokens, m.put_head(layer, h, 0))["logits"]
         gaps["zero"] = max(gaps.get("zero", 0), (edited - ablated).abs().max().item())
     assert gaps["zero"] < 1e-4, f"{name}: ablating z must be removing the head's output"
 

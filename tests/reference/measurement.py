@@ -1,7 +1,7 @@
 """A plain, hook-based measurement of self-repair in any causal language model of Hugging Face `transformers`.
 
-Every ablated head is a forward pass of the whole model, in float64 but for what transformers itself casts to float32
-(RMS norms, softmax and rotary angles of most families). Nothing here is shared with the pipeline, or fast.
+Every ablation is a forward pass of the whole model, in float64 but for what transformers itself casts to float32 (RMS
+norms, softmax and rotary angles of most families). Nothing here is shared with the pipeline, or fast.
 `pipeline tables` describes the columns.
 """
 
@@ -27,15 +27,19 @@ class Layout:
     """What multiplies z with W_O and adds b_O."""
     mlp: str = "mlp"
     """The module whose output the MLP adds to the stream."""
+    down: str = "mlp.down_proj"
+    """What multiplies the MLP's neurons with W_out."""
 
 
 LAYOUTS = {
-    "gpt2": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn", "attn.c_proj"),
-    "gpt_neo": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn.attention", "attn.attention.out_proj"),
-    "gpt_neox": Layout("gpt_neox.layers", "gpt_neox.final_layer_norm", attention="attention", output="attention.dense"),
+    "gpt2": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn", "attn.c_proj", down="mlp.c_proj"),
+    "gpt_neo": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn.attention", "attn.attention.out_proj",
+                      down="mlp.c_proj"),
+    "gpt_neox": Layout("gpt_neox.layers", "gpt_neox.final_layer_norm", attention="attention", output="attention.dense",
+                       down="mlp.dense_4h_to_h"),
     "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "self_attn_layer_norm",
-                  output="self_attn.out_proj", mlp="fc2"),
-    "phi": Layout(final_norm="model.final_layernorm", output="self_attn.dense"),
+                  output="self_attn.out_proj", mlp="fc2", down="fc2"),
+    "phi": Layout(final_norm="model.final_layernorm", output="self_attn.dense", down="mlp.fc2"),
 }
 """By `model_type`; the others are laid out as Llama is."""
 
@@ -51,6 +55,12 @@ def load(path: Path):
         if getattr(module, "reorder_and_upcast_attn", False):
             module.reorder_and_upcast_attn = False
     return model.double().eval()
+
+
+def input_table(folder: Path, name):
+    """A table of a run, or of a folder of expected values."""
+    run = folder / "tables" / name
+    return pq.read_table(run if run.is_dir() else folder / f"{name}.parquet")
 
 
 def inputs(tokens_table, pairs_table):
@@ -92,7 +102,7 @@ class Norm:
 
 
 class Measurement:
-    """One model; a forward pass that can replace one head's z, and says what every component wrote."""
+    """One model; a forward pass that can replace what its parts write, and says what every component wrote."""
 
     def __init__(self, model):
         self.model, c = model, model.config
@@ -137,41 +147,67 @@ class Measurement:
         return slice(head * self.d_head, (head + 1) * self.d_head)
 
     @torch.no_grad()
-    def run(self, tokens, replace=None):
-        """tokens [B, S]; replace = (layer, head, z [B, S, d_head]). All z are without b_V'."""
-        seen = {"z": [None] * self.layers, "mlp": [None] * self.layers}
+    def run(self, tokens, edits=None):
+        """tokens [B, S]; edits: by (part, layer), a function from what the part writes to what takes its place. The
+        parts are `stream` (what the block reads), `z` (of all heads, without b_V'), `attention` and `mlp` (what they
+        add to the stream). What is seen of `z`, `mlp` and `post` (neurons) is after these edits."""
+        edits = edits or {}
+        seen = {part: [None] * self.layers for part in ["stream", "z", "mlp", "post"]}
         handles = []
 
-        def before_first_block(_, args):
-            seen["embed"] = args[0].detach().clone()
+        def edited(part, layer, value):
+            return edits[part, layer](value) if (part, layer) in edits else value
+
+        def before_block(layer):
+            def hook(_, args):
+                seen["stream"][layer] = stream = edited("stream", layer, args[0]).detach().clone()
+                return (stream, *args[1:])
+            return hook
 
         def before_output(layer):
             def hook(_, args):
-                z = args[0] - self.value_bias[layer]
-                if replace is not None and replace[0] == layer:
-                    z[..., self.span(replace[1])] = replace[2]
-                seen["z"][layer] = z
+                seen["z"][layer] = z = edited("z", layer, args[0] - self.value_bias[layer])
                 return (z + self.value_bias[layer],)
+            return hook
+
+        def after_output(layer):
+            return lambda _, __, output: edited("attention", layer, output)
+
+        def before_down(layer):
+            def hook(_, args):
+                seen["post"][layer] = args[0].detach().clone().view(*tokens.shape, -1)
             return hook
 
         def after_mlp(layer):
             def hook(_, __, output):
-                seen["mlp"][layer] = output.detach().clone().view(*tokens.shape, -1)
+                seen["mlp"][layer] = mlp = edited("mlp", layer, output.detach().clone().view(*tokens.shape, -1))
+                return mlp.view(output.shape)
             return hook
 
         def before_norm(_, args):
             seen["residual"] = args[0].detach().clone()
 
-        handles.append(self.blocks[0].register_forward_pre_hook(before_first_block))
         for l in range(self.layers):
+            handles.append(self.blocks[l].register_forward_pre_hook(before_block(l)))
             handles.append(self.part(l, "output").register_forward_pre_hook(before_output(l)))
+            handles.append(self.part(l, "output").register_forward_hook(after_output(l)))
+            handles.append(self.part(l, "down").register_forward_pre_hook(before_down(l)))
             handles.append(self.part(l, "mlp").register_forward_hook(after_mlp(l)))
         handles.append(self.norm_module.register_forward_pre_hook(before_norm))
         seen["logits"] = self.model(input_ids=tokens, use_cache=False).logits
         for handle in handles:
             handle.remove()
+        seen["embed"] = seen["stream"][0]
         seen["scale"] = self.norm.scale(seen["residual"])
         return seen
+
+    def put_head(self, layer, head, new):
+        """The edit that makes a head's z `new` [B, S, d_head]."""
+        def edit(z):
+            z = z.clone()
+            z[..., self.span(head)] = new
+            return z
+        return {("z", layer): edit}
 
     def head_outputs(self, z, layer):
         """[B, S, H, D]"""
@@ -179,40 +215,99 @@ class Measurement:
         return torch.einsum("bshe,hed->bshd", per_head, self.w_o[layer].unflatten(0, (self.heads, self.d_head)))
 
 
-def centred_logit(logits, targets):
-    """[B, S]: the target's logit less the mean logit."""
-    return logits.gather(-1, targets[..., None])[..., 0] - logits.mean(-1)
+class NextTokens:
+    """What is measured of prompts: the logit of the next token, at all positions but the last."""
+
+    def __init__(self, tokens):
+        self.answer = tokens[:, 1:]
+        prompts, positions = self.answer.shape
+        self.prompt = [p for p in range(prompts) for _ in range(positions)]
+        self.position = list(range(positions)) * prompts
+
+    def at(self, x):
+        """[B, S, …] to [B, positions, …]: what the stream holds where something is measured."""
+        return x[:, :-1]
+
+    def spread(self, x, length):
+        """[B, positions, …] to [B, S = length, …]: the reverse of `at`, zero elsewhere."""
+        return torch.cat([x, torch.zeros_like(x[:, :1])], 1)
+
+    def rows(self, x):
+        """[V, …] to [B, positions, …]: what belongs to the measured token."""
+        return x[self.answer]
+
+    def pick(self, x):
+        """[B, positions, V] to [B, positions]"""
+        return x.gather(-1, self.answer[..., None])[..., 0]
+
+
+class Answers:
+    """What is measured of a prompt set: the logit of a prompt's answer, less that of its wrong answer if it has one, at
+    one position a prompt."""
+
+    def __init__(self, prompt, position, answer, wrong):
+        """Lists of one value a prompt; `wrong` may have None."""
+        self.prompt, self.position, self.answer = prompt, position, torch.tensor(answer)[:, None]
+        self.wrong = torch.tensor([w or 0 for w in wrong])[:, None]
+        self.has_wrong = torch.tensor([w is not None for w in wrong])[:, None]
+        self.each = torch.arange(len(prompt))
+
+    def at(self, x):
+        return x[self.each, self.position][:, None]
+
+    def spread(self, x, length):
+        out = torch.zeros(len(x), length, *x.shape[2:], dtype=x.dtype)
+        out[self.each, self.position] = x[:, 0]
+        return out
+
+    def rows(self, x):
+        used = self.has_wrong.view(-1, *[1] * x.dim())
+        return x[self.answer] - used * x[self.wrong]
+
+    def pick(self, x):
+        right, wrong = (x.gather(-1, token[..., None])[..., 0] for token in (self.answer, self.wrong))
+        return right - self.has_wrong * wrong
 
 
 class Effects:
     """What is measured of one model on tokens [prompts, S]; partner [samples, prompts]."""
 
-    def __init__(self, m: Measurement, tokens, partner):
+    def __init__(self, m: Measurement, tokens, partner, targets=None):
         self.m, self.tokens, self.partner = m, tokens, partner
-        self.prompts, self.positions = tokens.shape[0], tokens.shape[1] - 1
-        self.targets = tokens[:, 1:]
+        self.targets = targets or NextTokens(tokens)
         self.clean = clean = m.run(tokens)
-        self.s = clean["scale"][:, :-1]
-        self.u = m.norm.centre(m.norm.gamma * m.centred[self.targets])
+        self.s = self.targets.at(clean["scale"])
+        self.u = m.norm.centre(m.norm.gamma * self.targets.rows(m.centred))
+        self.prompts, self.positions = self.s.shape
         self.direction = self.u / self.s[..., None]
-        self.logit = centred_logit(clean["logits"][:, :-1], self.targets)
+        self.logit = self.centred_logit(clean)
         self.embed = self.de(clean["embed"])
         self.heads, self.mlps = self.parts(clean)
         self.biases = torch.stack([self.de(b.expand_as(clean["embed"])) for b in m.attention_bias])
-        self.constant = (m.norm.beta * m.centred[self.targets]).sum(-1) + m.centred_bias[self.targets]
+        self.constant = (m.norm.beta * self.targets.rows(m.centred)).sum(-1) + self.targets.rows(m.centred_bias)
         # The largest departures from what must hold.
         self.residuals = {"stream": self.stream_gap(), "completeness": self.completeness_gap(), "causes": 0.0}
         assert self.residuals["stream"] < 1e-9, "the components must sum to the stream"
         # Hugging Face's RMS norm computes in float32 whatever the model's type, so not to float64 rounding.
         assert self.residuals["completeness"] < 1e-4, "direct effects must sum to the logit"
 
+    def centred_logit(self, seen):
+        """[B, positions]: the target's logit less the mean logit."""
+        logits = self.targets.at(seen["logits"])
+        return self.targets.pick(logits - logits.mean(-1, keepdim=True))
+
+    def log_prob(self, seen):
+        return self.targets.pick(self.targets.at(seen["logits"]).log_softmax(-1))
+
     def de(self, c):
-        return (c[:, :-1] * self.direction).sum(-1)
+        """Of c [B, S, D]."""
+        return (self.targets.at(c) * self.direction).sum(-1)
 
     def parts(self, seen):
         """Direct effects of heads [layers, B, S, H] and MLPs [layers, B, S]."""
         directions = self.direction[:, :, None]
-        heads = [(self.m.head_outputs(z, l)[:, :-1] * directions).sum(-1) for l, z in enumerate(seen["z"])]
+        heads = [
+            (self.targets.at(self.m.head_outputs(z, l)) * directions).sum(-1) for l, z in enumerate(seen["z"])]
         return torch.stack(heads), torch.stack([self.de(mlp) for mlp in seen["mlp"]])
 
     def stream_gap(self):
@@ -234,45 +329,49 @@ class Effects:
 
     def ablate(self, kind, layer, head):
         """Columns of `ablations`, each [prompts, positions]."""
-        mean, replacements = {}, self.replacements(kind, layer, head)
-        for replacement in replacements:
-            ablated = self.m.run(self.tokens, (layer, head, replacement))
+        outcomes = []
+        for replacement in self.replacements(kind, layer, head):
+            ablated = self.m.run(self.tokens, self.m.put_head(layer, head, replacement))
             heads, mlps = self.parts(ablated)
             d_heads, d_mlps = heads - self.heads, mlps - self.mlps
             d_heads[layer, ..., head] = 0
-            s, s2 = self.s, ablated["scale"][:, :-1]
-            residual = self.m.norm.centre(ablated["residual"][:, :-1])
-            v = {}
-            v["logit_change"] = centred_logit(ablated["logits"][:, :-1], self.targets) - self.logit
-            v["direct_effect"] = self.heads[layer, ..., head]
-            v["ablated_direct_effect"] = heads[layer, ..., head]
-            v["self_repair"] = v["logit_change"] - (v["ablated_direct_effect"] - v["direct_effect"])
-            v["repair_attention"] = d_heads.sum((0, -1))
-            v["repair_mlp"] = d_mlps.sum(0)
-            v["repair_norm"] = (residual * self.u).sum(-1) * (1 / s2 - 1 / s)
-            v["repair_by_erasers"] = (d_heads * (self.heads < 0)).sum((0, -1)) + (d_mlps * (self.mlps < 0)).sum(0)
-            v["norm_scale"], v["ablated_norm_scale"] = s, s2
-            v["ablated_residual_norm"] = residual.norm(dim=-1)
-            gap = v["self_repair"] - v["repair_attention"] - v["repair_mlp"] - v["repair_norm"]
-            self.residuals["causes"] = max(self.residuals["causes"], gap.abs().max().item())
-            for k, x in v.items():
-                mean[k] = mean.get(k, 0) + x / len(replacements)
+            own = self.heads[layer, ..., head], heads[layer, ..., head]
+            outcomes.append(self.outcome(ablated, *own, d_heads, d_mlps))
+        return average(outcomes)
+
+    def outcome(self, ablated, before, after, d_heads, d_mlps):
+        """Columns of `ablations`, of one ablated run: the ablated component's direct effects `before` and `after`, and
+        how those of all others changed."""
+        s, s2 = self.s, self.targets.at(ablated["scale"])
+        residual = self.m.norm.centre(self.targets.at(ablated["residual"]))
+        v = {}
+        v["logit_change"] = self.centred_logit(ablated) - self.logit
+        v["direct_effect"] = before
+        v["ablated_direct_effect"] = after
+        v["self_repair"] = v["logit_change"] - (v["ablated_direct_effect"] - v["direct_effect"])
+        v["repair_attention"] = d_heads.sum((0, -1))
+        v["repair_mlp"] = d_mlps.sum(0)
+        v["repair_norm"] = (residual * self.u).sum(-1) * (1 / s2 - 1 / s)
+        v["repair_by_erasers"] = (d_heads * (self.heads < 0)).sum((0, -1)) + (d_mlps * (self.mlps < 0)).sum(0)
+        v["norm_scale"], v["ablated_norm_scale"] = s, s2
+        v["ablated_residual_norm"] = residual.norm(dim=-1)
+        gap = v["self_repair"] - v["repair_attention"] - v["repair_mlp"] - v["repair_norm"]
+        self.residuals["causes"] = max(self.residuals["causes"], gap.abs().max().item())
         assert self.residuals["causes"] < 1e-4, "the causes must sum to the self-repair"
-        return mean
+        return v
 
     def rows(self, key: dict, values: dict):
         """A part of a table: one row a measured position, with `key` the same in all."""
         n = self.prompts * self.positions
-        prompt = [p for p in range(self.prompts) for _ in range(self.positions)]
-        position = list(range(self.positions)) * self.prompts
-        columns = {k: [v] * n for k, v in key.items()} | {"prompt": prompt, "position": position}
+        columns = {k: [v] * n for k, v in key.items()}
+        columns |= {"prompt": self.targets.prompt, "position": self.targets.position}
         return columns | {k: v.flatten().tolist() for k, v in values.items()}
 
     def clean_table(self):
-        log_prob = self.clean["logits"][:, :-1].log_softmax(-1).gather(-1, self.targets[..., None])[..., 0]
-        residual_norm = self.m.norm.centre(self.clean["residual"][:, :-1]).norm(dim=-1)
+        residual_norm = self.m.norm.centre(self.targets.at(self.clean["residual"])).norm(dim=-1)
         return [self.rows({}, {
-            "logit": self.logit, "log_prob": log_prob, "norm_scale": self.s, "residual_norm": residual_norm})]
+            "logit": self.logit, "log_prob": self.log_prob(self.clean), "norm_scale": self.s,
+            "residual_norm": residual_norm})]
 
     def direct_effects_table(self, layers):
         """Of a model without biases in its attention, no `attention_bias`."""
@@ -303,7 +402,7 @@ class Effects:
         return [
             {"prompt": [p] * len(ids), "position": [s] * len(ids), "token": list(ids),
              "logit": self.clean["logits"][p, s, list(ids)].tolist()}
-            for p in range(min(prompts, self.prompts)) for s in range(0, self.positions + 1, 5)]
+            for p in range(min(prompts, self.prompts)) for s in range(0, self.tokens.shape[1], 5)]
 
     def write(self, out: Path, names, layers, logits_of):
         """`names` are the heads to ablate, `layers` those with direct effects, `logits_of` the prompts with logits."""
@@ -314,8 +413,21 @@ class Effects:
         write_table(out / "logits.parquet", self.logits_table(logits_of))
 
 
-TYPES = {name: pa.string() for name in ["ablation", "component"]}
-TYPES |= {name: pa.uint32() for name in ["layer", "head", "prompt", "position", "token"]}
+def average(outcomes):
+    """The mean of dictionaries of tensors, name by name."""
+    mean = {}
+    for values in outcomes:
+        for k, x in values.items():
+            mean[k] = mean.get(k, 0) + x / len(outcomes)
+    return mean
+
+
+TEXT = ["ablation", "component", "hold", "repairer", "ablated", "subset", "added"]
+INTEGERS = [
+    "layer", "head", "prompt", "position", "token", "tokens", "rank", "repairer_layer", "repairer_head", "neuron_layer",
+    "neuron", "other_layer", "other_head", "sample", "partner", "answer", "wrong",
+]
+TYPES = dict.fromkeys(TEXT, pa.string()) | dict.fromkeys(INTEGERS, pa.uint32())
 
 
 def write_table(path: Path, parts):

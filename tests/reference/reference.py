@@ -5,9 +5,22 @@ measurement.py. It reads a run's `tokens` and `pairs` tables (which prompts, whi
     python tests/reference/reference.py tiny-model tests/fixtures/tiny-llama
     python tests/reference/reference.py tokenizer  MODEL.gguf tests/fixtures/smollm2/tokenizer.json
     python tests/reference/reference.py measure    MODEL RUN tests/fixtures/NAME L0H1 L2H0 …
+    python tests/reference/reference.py extended   MODEL RUN tests/fixtures/NAME/extended L0H1 MLP1 BLOCK1 NEURONS2 …
+    python tests/reference/reference.py extended   all
+    python tests/reference/reference.py prompts    MODEL PROMPTS.jsonl tests/fixtures/NAME/prompts mean zero
+    python tests/reference/reference.py prompts    MODEL RUN tests/fixtures/NAME/prompts mean resample zero
+
+RUN is the folder of a run, or one with `tokens.parquet` and `pairs.parquet` (and, of a prompt set, `targets.parquet`),
+such as tests/fixtures/tiny-llama/expected.
 
 `measure` writes into its folder: `tokens.parquet` and `pairs.parquet` (the inputs), `clean.parquet`,
 `direct_effects.parquet`, `ablations.parquet` and `logits.parquet` (the expected values).
+
+`extended` ablates what is named (L0H1, MLP1, ATTENTION1, BLOCK1), and measures the neurons of the layers that are named
+(NEURONS2): see extended.py. `extended all` makes those of EXTENDED below, which is what is tested.
+
+`prompts` writes the inputs too. Of a file of prompts, it draws up its own partners (the next prompt of equal length).
+For what is tested: `prompts tests/fixtures/tiny-llama tests/fixtures/prompts.jsonl tests/fixtures/tiny-llama/prompts`.
 
 Made with torch 2.15.0, transformers 5.23.0, tokenizers 0.23.3, gguf 0.19.0, pyarrow (see versions.txt beside each).
 """
@@ -21,7 +34,18 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from measurement import Effects, Measurement, inputs, load
+from components import Component, Extended
+from extended import write_extended
+from measurement import Effects, Measurement, input_table, inputs, load
+from prompt_set import write_prompts
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+# Components whose top tokens do not tie (prompts that begin alike have equal effects there).
+EXTENDED = {
+    "tiny-llama": "L0H0 L1H0 L2H2 MLP0 ATTENTION1 ATTENTION2 BLOCK0 NEURONS1 NEURONS2",
+    "families/gpt2": "L0H0 L1H0 L2H3 MLP1 ATTENTION0 BLOCK1 BLOCK2 NEURONS2",
+    "families/gpt_neox": "L0H1 L1H3 L2H2 MLP1 MLP2 ATTENTION1 BLOCK1 NEURONS2",
+}
 
 
 def tiny_model(folder: Path):
@@ -87,8 +111,7 @@ def tokenizer_ids(gguf: Path, out: Path):
 
 def measure(model_path: Path, run: Path, out: Path, names):
     """Expected values for the prompts and partners of a run."""
-    tokens_table = pq.read_table(run / "tables" / "tokens")
-    pairs_table = pq.read_table(run / "tables" / "pairs")
+    tokens_table, pairs_table = input_table(run, "tokens"), input_table(run, "pairs")
     effects = Effects(Measurement(load(model_path)), *inputs(tokens_table, pairs_table))
     effects.write(out, names, layers=sorted({int(n[1:].split("H")[0]) for n in names}), logits_of=2)
     pq.write_table(tokens_table.select(["prompt", "position", "token"]), out / "tokens.parquet")
@@ -98,7 +121,15 @@ def measure(model_path: Path, run: Path, out: Path, names):
         f"heads {' '.join(names)}\n")
 
 
+def extended(model_path: Path, run: Path, out: Path, names):
+    effects = Extended(Measurement(load(model_path)), *inputs(input_table(run, "tokens"), input_table(run, "pairs")))
+    parsed = [Component.parse(name) for name in names]
+    neuron_layers = [c.layer for c in parsed if c.kind == "neurons"]
+    write_extended(effects, [c for c in parsed if c.kind != "neurons"], neuron_layers, out)
+
+
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     command, *rest = sys.argv[1:]
     if command == "tiny-model":
         tiny_model(Path(rest[0]))
@@ -106,5 +137,13 @@ if __name__ == "__main__":
         tokenizer_ids(Path(rest[0]), Path(rest[1]))
     elif command == "measure":
         measure(Path(rest[0]), Path(rest[1]), Path(rest[2]), rest[3:])
+    elif command == "extended" and rest == ["all"]:
+        for name, parts in EXTENDED.items():
+            folder = FIXTURES / name
+            extended(folder, FIXTURES / "tiny-llama" / "expected", folder / "extended", parts.split())
+    elif command == "extended":
+        extended(*map(Path, rest[:3]), rest[3:])
+    elif command == "prompts":
+        write_prompts(*map(Path, rest[:3]), rest[3:] or ["mean", "zero"])
     else:
         sys.exit(__doc__)

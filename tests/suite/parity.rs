@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use arrow::array::RecordBatch;
 use pipeline::config::{Config, ModelConfig, RuntimeConfig};
-use pipeline::engine::{Engine, Purpose};
+use pipeline::engine::{Engine, Needs};
 use pipeline::model::{Model, ModelSource};
 
 use crate::support::*;
@@ -11,12 +12,17 @@ use crate::support::*;
 /// |difference| ≤ 1e-4 · max(1, largest absolute value in the column), on every row that is expected.
 pub fn assert_agrees(run: &Path, expected: &Path, table: &str, key: &[&str]) {
     let ours = read(&run.join("tables").join(table));
-    let theirs = read(&expected.join(format!("{table}.parquet")));
-    let (our_rows, their_rows) = (index(&ours, key), index(&theirs, key));
+    assert_batches_agree(table, &ours, &read(&expected.join(format!("{table}.parquet"))), key);
+}
+
+/// As [`assert_agrees`]; every column of `theirs` that is not in the key is compared.
+pub fn assert_batches_agree(table: &str, ours: &RecordBatch, theirs: &RecordBatch, key: &[&str]) {
+    assert!(theirs.num_rows() > 0, "{table}: nothing is expected");
+    let (our_rows, their_rows) = (index(ours, key), index(theirs, key));
     let columns: Vec<String> =
         theirs.schema().fields().iter().map(|f| f.name().clone()).filter(|n| !key.contains(&n.as_str())).collect();
     for column in columns {
-        let (a, b) = (numbers(&ours, &column), numbers(&theirs, &column));
+        let (a, b) = (numbers(ours, &column), numbers(theirs, &column));
         let largest = b.iter().fold(1f64, |m, v| m.max(v.abs()));
         let mut worst = (0.0, None);
         for (key, &j) in &their_rows {
@@ -58,7 +64,7 @@ fn assert_everything_agrees(run: &Path, expected: &Path) {
 pub fn assert_logits_agree(source: &ModelConfig, run: &Path, tokens: &Path, expected: &Path, tolerance: f64) {
     let model = Model::open(ModelSource::resolve(source).unwrap()).unwrap();
     let config = RuntimeConfig::default();
-    let mut engine = Engine::load(&model.architecture, &run.join("model"), &config, Purpose::Trace).unwrap();
+    let mut engine = Engine::load(&model.architecture, &run.join("model"), &config, &Needs::trace()).unwrap();
     let tokens = read(tokens);
     let (prompt, token) = (numbers(&tokens, "prompt"), numbers(&tokens, "token"));
     let logits = read(&expected.join("logits.parquet"));

@@ -268,7 +268,7 @@ mod tests {
             (
                 "neuron_curves",
                 curves,
-                &["zero 0 0 1 1 0.5 0.1 0.2 0.3 0.4 0.5 1", "zero 0 0 1 2 1 0 0 0 0.1 0.2 1"],
+                &["zero 0 0 1 0 0.5 0.1 0.2 0.3 0.4 0.5 1", "zero 0 0 1 1 1 0 0 0 0.1 0.2 1"],
                 &["neurons_exceeding_zero", "neurons_cumulative_zero"],
             ),
             (

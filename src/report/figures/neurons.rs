@@ -46,7 +46,7 @@ fn curves(study: &Study, ablation: &str, columns: &str) -> Result<Vec<(String, c
     for head in study.strongest(ablation, HEADS_SHOWN)? {
         let place = format!("ablation = {} and {}", quoted(ablation), head.sql());
         let sql = format!(
-            "select neuron_layer, rank, {columns} from neuron_curves where {place} \
+            "select neuron_layer, rank + 1 as place, {columns} from neuron_curves where {place} \
              and neuron_layer = (select max(neuron_layer) from neuron_curves where {place}) order by rank"
         );
         let rows = study.rows(&sql)?;
@@ -59,18 +59,18 @@ fn curves(study: &Study, ablation: &str, columns: &str) -> Result<Vec<(String, c
 
 fn rank_axis(ranks: &[f64]) -> Axis {
     let (low, high) = extent(ranks.iter().copied()).unwrap_or((1.0, 1.0));
-    Axis::log("rank of the neuron by its change (logarithmic)", (low.max(1.0), high.max(low.max(1.0) * 2.0)))
+    Axis::log("place of the neuron by its change (logarithmic)", (low.max(1.0), high.max(low.max(1.0) * 2.0)))
 }
 
 fn exceeding(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     let columns: Vec<&str> = EXCEEDS.iter().map(|e| e.0).collect();
     let (mut panels, mut queries) = (Vec::new(), Vec::new());
     for (title, rows, sql) in curves(study, ablation, &columns.join(", "))? {
-        let ranks = rows.numbers("rank")?;
+        let ranks = rows.numbers("place")?;
         let y = Axis::numbers("tokens on which the n-th neuron exceeds it [%]", (0.0, 100.0));
         let mut panel = Panel::new(title, rank_axis(&ranks), y);
         for (column, _, colour) in EXCEEDS {
-            let at = rows.points("rank", column)?.into_iter().map(|(x, y)| (x, 100.0 * y)).collect();
+            let at = rows.points("place", column)?.into_iter().map(|(x, y)| (x, 100.0 * y)).collect();
             panel.marks.push(Mark::line(at, colour));
         }
         panels.push(panel);
@@ -105,13 +105,13 @@ fn cumulative(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     }
     let mut ranks = Vec::new();
     for (_, rows, _) in &found {
-        ranks.extend(rows.numbers("rank")?);
+        ranks.extend(rows.numbers("place")?);
     }
     let y = Axis::numbers("share of the summed absolute change [%]", (0.0, 100.0));
     let mut panel = Panel::new("", rank_axis(&ranks), y);
     let (mut legend, mut queries) = (Vec::new(), Vec::new());
     for (i, (title, rows, sql)) in found.into_iter().enumerate() {
-        let at = rows.points("rank", "cumulative_share")?.into_iter().map(|(x, y)| (x, 100.0 * y)).collect();
+        let at = rows.points("place", "cumulative_share")?.into_iter().map(|(x, y)| (x, 100.0 * y)).collect();
         panel.marks.push(Mark::line(at, Colour::Hue(i)));
         legend.push(Key::Line(Colour::Hue(i), title));
         queries.push(sql);
@@ -215,7 +215,7 @@ fn anti_erasure(study: &Study, ablation: &str) -> Result<Option<Figure>> {
          d.direct_effect as mlp from neuron_repairs n join direct_effects d on d.component = 'mlp' \
          and d.layer = n.neuron_layer and d.prompt = n.prompt and d.position = n.position \
          where n.component = 'head' and n.hold = 'none' and n.ablation = {} \
-         and n.rank = (select min(rank) from neuron_repairs) \
+         and n.rank = 0 \
          and n.neuron_layer = (select max(neuron_layer) from neuron_repairs) \
          order by (cast(n.prompt as bigint) * 7919 + n.position * 104729 + n.layer * 31 + n.head * 17) % 10007, \
          n.layer, n.head, n.prompt, n.position limit 2500",
@@ -279,7 +279,7 @@ fn recurring(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     let sql = format!(
         "with chosen as (select * from neuron_repairs where {HEADS} and ablation = {} \
          and neuron_layer = (select max(neuron_layer) from neuron_repairs) \
-         and rank < (select min(rank) + 10 from neuron_repairs)), \
+         and rank < 10), \
          tokens as (select count(*) as tokens from (select distinct layer, head, prompt, position from chosen)) \
          select neuron_layer, neuron, 100.0 * count(*) / max(tokens) as share, avg(change) as change \
          from chosen cross join tokens group by neuron_layer, neuron order by share desc, neuron limit 20",

@@ -1,0 +1,87 @@
+//! Prompt sets: one prompt a row, with the token whose logit is measured (DESIGN: "Targets").
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use super::pack::{Answer, Prompts};
+use super::read::{Row, rows};
+use super::tokenizer::TextTokenizer;
+use crate::config::CorpusConfig;
+
+/// A row of the file, besides its text.
+#[derive(Debug, Deserialize)]
+struct PromptRow {
+    /// One token of the model, with the space before it if it has one; the prompt's own next token if missing.
+    answer: Option<String>,
+    /// One token, whose logit is subtracted.
+    wrong: Option<String>,
+    /// The position that is read, BOS counted; negative from the end. The last, or the one before the prompt's last
+    /// token if that is the answer.
+    position: Option<i64>,
+}
+
+/// Every prompt of the files.
+pub fn prompts<'a>(
+    config: &CorpusConfig,
+    paths: impl IntoIterator<Item = &'a Path>,
+    tokenizer: &TextTokenizer,
+) -> Result<Prompts> {
+    let bos = match config.bos {
+        true => Some(tokenizer.specials(config)?.bos),
+        false => None,
+    };
+    let mut out = Vec::new();
+    for path in paths {
+        for row in rows(path)? {
+            let row = row?;
+            let prompt = prompt(config, &row, bos, tokenizer).with_context(|| row.place.clone())?;
+            out.push(prompt);
+        }
+    }
+    ensure!(!out.is_empty(), "the prompt set is empty");
+    Ok(Prompts::with_answers(out))
+}
+
+fn prompt(config: &CorpusConfig, row: &Row, bos: Option<u32>, tokenizer: &TextTokenizer) -> Result<(Vec<u32>, Answer)> {
+    let text = row.text(&config.text_column)?;
+    let mut tokens = Vec::from_iter(bos);
+    tokens.extend(tokenizer.encode(text)?);
+    let length = tokens.len();
+    ensure!(length >= 1, "the prompt has no tokens");
+    ensure!(
+        length <= config.prompt_len,
+        "the prompt has {length} tokens, more than corpus.prompt_len = {}; raise it",
+        config.prompt_len
+    );
+    let PromptRow { answer, wrong, position } =
+        PromptRow::deserialize(&row.json).context("`answer` and `wrong` are strings, `position` is a whole number")?;
+    let default = length as i64 - if answer.is_some() { 1 } else { 2 };
+    let given = position.unwrap_or(default);
+    let from_start = if given < 0 && position.is_some() { given + length as i64 } else { given };
+    let position = usize::try_from(from_start).ok().filter(|&p| p < length);
+    let position =
+        position.with_context(|| format!("position {given} is outside the prompt's {length} tokens (BOS counted)"))?;
+    let answer = match answer {
+        Some(text) => one_token("answer", &text, tokenizer)?,
+        None => *tokens.get(position + 1).with_context(|| {
+            format!("there is no `answer`, and no token after position {position} that could be one")
+        })?,
+    };
+    let wrong = wrong.map(|text| one_token("wrong", &text, tokenizer)).transpose()?;
+    if wrong == Some(answer) {
+        bail!("`answer` and `wrong` are the same token");
+    }
+    Ok((tokens, Answer { position, answer, wrong }))
+}
+
+fn one_token(key: &str, text: &str, tokenizer: &TextTokenizer) -> Result<u32> {
+    match tokenizer.encode(text)?.as_slice() {
+        &[one] => Ok(one),
+        many => {
+            let pieces: Vec<String> = many.iter().map(|&id| tokenizer.text_of(id)).collect::<Result<_>>()?;
+            bail!("`{key}` must be one token, but \"{text}\" is {} of this model: {pieces:?}", many.len())
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What is ablated, the same for every prompt.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::super::Run;
+use super::super::repair::Slots;
+use super::super::trace::Means;
+use super::top::TopTokens;
+use crate::components::{Ablatable, Component, Hold};
+use crate::config::Kind;
+use crate::corpus::Prompts;
+use crate::engine::{Keep, Needs, Place};
+use crate::model::Architecture;
+
+pub struct Plan<'a> {
+    pub prompts: &'a Prompts,
+    /// In the order of the table: ablation, hold, component.
+    pub kinds: Vec<Kind>,
+    pub holds: Vec<Hold>,
+    pub components: &'a [Ablatable],
+    /// Indices of `components` that can share a batch: those of one layer and sort.
+    pub groups: BTreeMap<(usize, Component), Vec<usize>>,
+    /// `pairings[sample][prompt]`; empty without resample ablation.
+    pub pairings: Vec<Vec<usize>>,
+    pub means: Option<Means>,
+    pub top: TopTokens,
+    /// Layers whose neurons are measured.
+    pub neuron_layers: Vec<usize>,
+    pub top_k: usize,
+    /// Whether the ablated runs' distributions are measured.
+    pub distribution: bool,
+    pub slots: Slots,
+    architecture: &'a Architecture,
+    iterates: bool,
+}
+
+/// One ablation of a component: a row of a batch.
+#[derive(Clone, Copy)]
+pub struct Item {
+    /// Index in `Plan::kinds`.
+    pub kind: usize,
+    /// Which pairing, for resample.
+    pub sample: usize,
+    /// Index in `Plan::components`.
+    pub component: usize,
+}
+
+impl<'a> Plan<'a> {
+    pub fn new(
+        run: &'a Run,
+        prompts: &'a Prompts,
+        pairings: Vec<Vec<usize>>,
+        means: Option<Means>,
+        top: TopTokens,
+    ) -> Result<Self> {
+        let a = &run.model.architecture;
+        let mut groups: BTreeMap<(usize, Component), Vec<usize>> = BTreeMap::new();
+        for (i, c) in run.components.iter().enumerate() {
+            groups.entry((c.layer, c.component)).or_default().push(i);
+        }
+        let ablates_heads = run.components.iter().any(|c| c.component == Component::Head);
+        let neuron_layers = match ablates_heads {
+            true => run.config.neurons.layers.layers("neurons.layers", a.layers)?.into_iter().collect(),
+            false => vec![],
+        };
+        Ok(Self {
+            prompts,
+            kinds: run.config.ablation.kinds.clone(),
+            holds: run.config.ablation.holds(a.layers, a.heads)?,
+            components: &run.components,
+            groups,
+            pairings,
+            means,
+            top,
+            neuron_layers,
+            top_k: run.config.neurons.top_k.min(a.d_mlp),
+            distribution: run.config.ablation.distribution,
+            slots: Slots { layers: a.layers, heads: a.heads },
+            architecture: a,
+            iterates: run.config.iterative.prompts > 0,
+        })
+    }
+
+    pub fn needs(&self) -> Needs {
+        Needs {
+            unembed: false,
+            ablate: true,
+            hold: self.holds.len() > 1,
+            divergence: self.distribution,
+            iterate: self.iterates,
+            neurons: self.neuron_layers.clone(),
+        }
+    }
+
+    /// Necessary operations of ablating one prompt.
+    pub fn flops_of(&self, prompt: usize) -> f64 {
+        let once: f64 = self.components.iter().map(|c| self.architecture.suffix_flops(c)).sum();
+        let repeats = self.kinds.len() + self.pairings.len().saturating_sub(1);
+        once * (repeats * self.holds.len() * self.prompts.needed(prompt).len()) as f64
+    }
+
+    pub fn flops(&self) -> f64 {
+        (0..self.prompts.count()).map(|p| self.flops_of(p)).sum()
+    }
+
+    /// Prompts in one file: about 10¹³ operations, a minute or so of two cores, which is what a kill can lose. It
+    /// depends on the configuration only, so that the same one gives the same files on every machine.
+    pub fn prompts_in_shard(&self) -> usize {
+        let mean = self.flops() / self.prompts.count() as f64;
+        ((1e13 / mean.max(1.0)) as usize).clamp(1, 64)
+    }
+
+    pub fn items(&self, components: &[usize]) -> Vec<Item> {
+        let samples = |kind| if kind == Kind::Resample { self.pairings.len() } else { 1 };
+        let kinds = self.kinds.iter().enumerate();
+        let kinds = kinds.flat_map(|(i, &kind)| (0..samples(kind)).map(move |sample| (i, sample)));
+        kinds
+            .flat_map(|(kind, sample)| components.iter().map(move |&component| Item { kind, sample, component }))
+            .collect()
+    }
+
+    /// What one measurement counts in a mean over resample samples.
+    pub fn weight(&self, item: &Item) -> f64 {
+        match self.kinds[item.kind] {
+            Kind::Resample => 1.0 / self.pairings.len() as f64,
+            _ => 1.0,
+        }
+    }
+
+    /// A (kind, hold, component), numbered in the order of the table.
+    pub fn target(&self, kind: usize, hold: usize, component: usize) -> usize {
+        (kind * self.holds.len() + hold) * self.components.len() + component
+    }
+
+    pub fn targets(&self) -> usize {
+        self.kinds.len() * self.holds.len() * self.components.len()
+    }
+
+    /// The inverse of [`Plan::target`].
+    pub fn parts(&self, target: usize) -> (Kind, Hold, Ablatable) {
+        let (rest, component) = (target / self.components.len(), target % self.components.len());
+        (self.kinds[rest / self.holds.len()], self.holds[rest % self.holds.len()], self.components[component])
+    }
+
+    /// Whether a layer's MLP reads what its attention writes.
+    pub fn own_mlp_reacts(&self) -> bool {
+        !self.architecture.parallel
+    }
+
+    /// Whether neurons are measured in this kind of run.
+    pub fn measures_neurons(&self, hold: Hold, component: &Ablatable) -> bool {
+        !self.neuron_layers.is_empty() && hold == Hold::None && component.component == Component::Head
+    }
+
+    /// What the clean pass of the ablated prompts must keep.
+    pub fn keep(&self) -> Vec<Keep> {
+        let mut keep = self.keep_of_partners();
+        for &(layer, component) in self.groups.keys() {
+            match place(self.architecture, component) {
+                Place::Mid => keep[layer].mid = true,
+                Place::Post => keep[layer].residual_post = true,
+            }
+        }
+        for &layer in &self.neuron_layers {
+            keep[layer].post = true;
+        }
+        if self.holds.len() > 1 {
+            for k in &mut keep {
+                (k.z, k.mlp_out) = (true, true);
+            }
+        }
+        keep
+    }
+
+    /// What prompts that lend their activations must keep.
+    pub fn keep_of_partners(&self) -> Vec<Keep> {
+        let mut keep = vec![Keep::default(); self.architecture.layers];
+        for &(layer, component) in self.groups.keys() {
+            let k = &mut keep[layer];
+            match component {
+                Component::Head => k.z = true,
+                Component::Attention => k.attention_out = true,
+                Component::Mlp => k.mlp_out = true,
+                Component::Block => (k.attention_out, k.mlp_out) = (true, true),
+            }
+        }
+        keep
+    }
+}
+
+/// Where the suffix of an ablated component starts.
+pub fn place(a: &Architecture, component: Component) -> Place {
+    match component {
+        Component::Head | Component::Attention if !a.parallel => Place::Mid,
+        _ => Place::Post,
+    }
+}

@@ -1,0 +1,240 @@
+//! The streams that ablated runs start from: the clean ones with a component's output replaced.
+
+use std::ops::Range;
+
+use anyhow::{Context, Result};
+use ort::value::DynValue;
+
+use super::plan::{Item, Plan, place};
+use super::work::Work;
+use crate::components::Component;
+use crate::config::Kind;
+use crate::engine::runtime::{tensor, view, view_mut};
+use crate::engine::{Engine, Kept, Place};
+use crate::model::Architecture;
+
+pub struct Replacement {
+    /// [B, S, D]
+    pub stream: DynValue,
+    /// What the replacement did to the component's own effect, unscaled; [B][S].
+    pub own_changes: Vec<Vec<f64>>,
+}
+
+const MISSING: &str = "the pass did not keep an output that an ablation needs";
+
+impl Replacement {
+    /// Runs are (prompt of the batch, item), all of one layer's components of one sort.
+    pub fn of(
+        work: &Work,
+        engine: &mut Engine,
+        component: Component,
+        runs: &[(usize, Item)],
+        prompts: Range<usize>,
+    ) -> Result<Self> {
+        match component {
+            Component::Head => Self::of_heads(work, engine, runs, prompts),
+            _ => Self::of_outputs(work, engine, component, runs),
+        }
+    }
+
+    fn of_heads(work: &Work, engine: &mut Engine, runs: &[(usize, Item)], prompts: Range<usize>) -> Result<Self> {
+        let layer = work.plan.components[runs[0].1.component].layer;
+        let base = base(work, &engine.architecture, layer, Component::Head)?;
+        let (mut heads, mut z_changes, mut along, mut own_changes) = (vec![], vec![], vec![], vec![]);
+        for &(p, item) in runs {
+            let head = work.plan.components[item.component].head.context("a head has a number")?;
+            let kind = work.plan.kinds[item.kind];
+            let z = z_change(work, &engine.architecture, layer, head, p, item)?;
+            own_changes.push(own_change(work, &engine.architecture, layer, head, p, kind, &z)?);
+            along.push(along_u(work, Component::Head, layer, Some(head), p, kind));
+            heads.push(head as i64);
+            z_changes.extend(z);
+        }
+        let mut stream = engine.replace_heads(layer, base, prompts, heads, z_changes)?;
+        add_along_u(work, view_mut(&mut stream)?, runs, &along)?;
+        Ok(Self { stream, own_changes })
+    }
+
+    fn of_outputs(work: &Work, engine: &Engine, component: Component, runs: &[(usize, Item)]) -> Result<Self> {
+        let a = &engine.architecture;
+        let layer = work.plan.components[runs[0].1.component].layer;
+        let (positions, d) = (work.clean.effects.positions, a.d_model);
+        let base = view(base(work, a, layer, component)?)?;
+        let u = view(&work.directions.u)?;
+        let mut streams = Vec::with_capacity(runs.len() * positions * d);
+        let (mut along, mut own_changes) = (vec![], vec![]);
+        for &(p, item) in runs {
+            let kind = work.plan.kinds[item.kind];
+            let rows = p * positions * d..(p + 1) * positions * d;
+            let change = output_change(work, component, layer, p, item, rows.clone())?;
+            let along_u = along_u(work, component, layer, None, p, kind);
+            let dots = change.chunks_exact(d).zip(u[rows.clone()].chunks_exact(d));
+            let own = dots.enumerate().map(|(s, (c, u))| {
+                let dot: f64 = c.iter().zip(u).map(|(&c, &u)| f64::from(c) * f64::from(u)).sum();
+                dot + along_u.as_ref().map_or(0.0, |along| along[s] * work.u_squared[p * positions + s])
+            });
+            own_changes.push(own.collect());
+            along.push(along_u);
+            streams.extend(base[rows].iter().zip(&change).map(|(r, c)| r + c));
+        }
+        add_along_u(work, &mut streams, runs, &along)?;
+        Ok(Self { stream: tensor(&[runs.len(), positions, d], streams)?, own_changes })
+    }
+}
+
+/// The clean stream that a component wrote to last before the suffix reads it, [prompts, S, D].
+fn base<'w>(work: &'w Work, a: &Architecture, layer: usize, component: Component) -> Result<&'w DynValue> {
+    let kept = &work.clean.layers[layer];
+    let stream = match place(a, component) {
+        Place::Mid => kept.mid.as_ref(),
+        Place::Post => kept.residual_post.as_ref(),
+    };
+    stream.context(MISSING)
+}
+
+/// Replacement z less clean z of one head, [S, d_head]; what a projection puts back along u is added to the stream.
+fn z_change(work: &Work, a: &Architecture, layer: usize, head: usize, p: usize, item: Item) -> Result<Vec<f32>> {
+    let of = |value: &DynValue| head_rows(a, value, p, head, work.clean.effects.positions);
+    let clean = of(work.clean.layers[layer].z.as_ref().context(MISSING)?)?;
+    Ok(match work.plan.kinds[item.kind] {
+        Kind::Zero => clean.iter().map(|z| -z).collect(),
+        Kind::Mean => {
+            let start = (layer * a.heads + head) * a.d_head;
+            let mean = &work.plan.means.as_ref().context(MISSING)?.z[start..start + a.d_head];
+            clean.iter().zip(mean.iter().cycle()).map(|(z, mean)| mean - z).collect()
+        }
+        Kind::Resample => {
+            let partner = of(work.partners[item.sample][layer].z.as_ref().context(MISSING)?)?;
+            clean.iter().zip(&partner).map(|(z, partner)| partner - z).collect()
+        }
+        Kind::ProjectOut => vec![0.0; clean.len()],
+        // A position without a target has no direction to project on, and keeps its output.
+        Kind::ProjectOnly => {
+            let keeps = |s: usize| work.u_squared[p * work.clean.effects.positions + s] == 0.0;
+            clean.iter().enumerate().map(|(i, z)| if keeps(i / a.d_head) { 0.0 } else { -z }).collect()
+        }
+    })
+}
+
+/// How far replacing a head moves its own effect at each position.
+fn own_change(
+    work: &Work,
+    a: &Architecture,
+    layer: usize,
+    head: usize,
+    p: usize,
+    kind: Kind,
+    z_change: &[f32],
+) -> Result<Vec<f64>> {
+    let positions = work.clean.effects.positions;
+    match kind {
+        Kind::ProjectOnly => Ok(vec![0.0; positions]),
+        Kind::ProjectOut => {
+            let own = |s| -work.effect(Component::Head, layer, Some(head), p * positions + s);
+            Ok((0..positions).map(own).collect())
+        }
+        _ => {
+            let v = head_rows(a, &work.directions.v[layer], p, head, positions)?;
+            let rows = z_change.chunks_exact(a.d_head).zip(v.chunks_exact(a.d_head));
+            Ok(rows.map(|(z, v)| z.iter().zip(v).map(|(&z, &v)| f64::from(z) * f64::from(v)).sum()).collect())
+        }
+    }
+}
+
+/// What a projection adds along u at each position, in units of u; `None` for other kinds. A part c·u / ‖u‖² is taken
+/// away, or put back.
+fn along_u(
+    work: &Work,
+    component: Component,
+    layer: usize,
+    head: Option<usize>,
+    p: usize,
+    kind: Kind,
+) -> Option<Vec<f64>> {
+    let sign = match kind {
+        Kind::ProjectOut => -1.0,
+        Kind::ProjectOnly => 1.0,
+        _ => return None,
+    };
+    let positions = work.clean.effects.positions;
+    let rows = p * positions..(p + 1) * positions;
+    let of_row = |i: usize| match work.u_squared[i] {
+        0.0 => 0.0,
+        squared => sign * work.effect(component, layer, head, i) / squared,
+    };
+    Some(rows.map(of_row).collect())
+}
+
+fn add_along_u(work: &Work, streams: &mut [f32], runs: &[(usize, Item)], along: &[Option<Vec<f64>>]) -> Result<()> {
+    let u = view(&work.directions.u)?;
+    let run = streams.len() / runs.len();
+    for ((stream, along), &(p, _)) in streams.chunks_exact_mut(run).zip(along).zip(runs) {
+        let Some(along) = along else { continue };
+        let d = run / along.len();
+        let u = u[p * run..(p + 1) * run].chunks_exact(d);
+        for ((stream, &along), u) in stream.chunks_exact_mut(d).zip(along).zip(u) {
+            stream.iter_mut().zip(u).for_each(|(r, &u)| *r += (along * f64::from(u)) as f32);
+        }
+    }
+    Ok(())
+}
+
+/// Replacement less clean output of an MLP, an attention or a block, [S · D]; of a projection, without what it adds
+/// along u.
+fn output_change(
+    work: &Work,
+    component: Component,
+    layer: usize,
+    p: usize,
+    item: Item,
+    rows: Range<usize>,
+) -> Result<Vec<f32>> {
+    let Plan { kinds, means, .. } = work.plan;
+    let own = output(&work.clean.layers[layer], component)?;
+    let clean = || (rows.clone()).map(|i| own.iter().map(|part| part[i]).sum::<f32>());
+    let d = rows.len() / work.clean.effects.positions;
+    Ok(match kinds[item.kind] {
+        Kind::Zero => clean().map(|c| -c).collect(),
+        Kind::Mean => {
+            let means = means.as_ref().context(MISSING)?;
+            let span = layer * d..(layer + 1) * d;
+            let mean: Vec<f32> = match component {
+                Component::Mlp => means.mlp_out[span].to_vec(),
+                Component::Block => {
+                    let parts = means.attention_out[span.clone()].iter().zip(&means.mlp_out[span]);
+                    parts.map(|(a, m)| a + m).collect()
+                }
+                _ => means.attention_out[span].to_vec(),
+            };
+            clean().zip(mean.iter().cycle()).map(|(c, mean)| mean - c).collect()
+        }
+        Kind::Resample => {
+            let partner = output(&work.partners[item.sample][layer], component)?;
+            let partner = rows.clone().map(|i| partner.iter().map(|part| part[i]).sum::<f32>());
+            clean().zip(partner).map(|(c, partner)| partner - c).collect()
+        }
+        Kind::ProjectOut => vec![0.0; rows.len()],
+        Kind::ProjectOnly => {
+            let positions = work.clean.effects.positions;
+            let keeps = |i: usize| work.u_squared[p * positions + i / d] == 0.0;
+            clean().enumerate().map(|(i, c)| if keeps(i) { 0.0 } else { -c }).collect()
+        }
+    })
+}
+
+/// The parts of a component's output, [prompts, S, D] each.
+fn output(kept: &Kept, component: Component) -> Result<Vec<&[f32]>> {
+    let parts = match component {
+        Component::Mlp => vec![&kept.mlp_out],
+        Component::Block => vec![&kept.attention_out, &kept.mlp_out],
+        Component::Attention | Component::Head => vec![&kept.attention_out],
+    };
+    parts.into_iter().map(|part| view(part.as_ref().context(MISSING)?)).collect()
+}
+
+/// One head's part of a tensor [B, S, H · d_head], for prompt `p`: S · d_head numbers.
+fn head_rows(a: &Architecture, value: &DynValue, p: usize, head: usize, positions: usize) -> Result<Vec<f32>> {
+    let (width, d_head) = (a.heads * a.d_head, a.d_head);
+    let rows = &view(value)?[p * positions * width..(p + 1) * positions * width];
+    Ok(rows.chunks_exact(width).flat_map(|row| row[head * d_head..(head + 1) * d_head].iter().copied()).collect())
+}

@@ -1,0 +1,387 @@
+//! The rows of one file of each table that `ablate` writes, in the tables' order.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Float32Array, StringArray, UInt16Array, UInt32Array};
+use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type};
+use arrow::ipc::reader::FileReader;
+use arrow::ipc::writer::FileWriter;
+use arrow::record_batch::RecordBatch;
+
+use super::super::Run;
+use super::super::repair::Repair;
+use super::plan::Plan;
+use super::sums::{SavedSums, Sums};
+use crate::components::Ablatable;
+use crate::run_folder::{temporary, write_atomically};
+use crate::tables::{
+    ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTION, Metadata, NEURON_REPAIRS, NEURON_TOTALS, Table, TableWriter, is_whole,
+};
+
+/// What a token's row is about: the ablation, hold and component, and the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// By [`Plan::target`], which sorts as the tables do.
+    pub target: usize,
+    pub prompt: usize,
+    pub position: usize,
+}
+
+pub struct RepairRow {
+    pub place: Place,
+    pub rank: usize,
+    pub layer: usize,
+    pub head: Option<usize>,
+    pub direct_effect: f32,
+    pub change: f32,
+}
+
+pub struct NeuronRow {
+    pub place: Place,
+    pub layer: usize,
+    pub rank: usize,
+    pub neuron: usize,
+    pub direct_effect: f32,
+    pub change: f32,
+}
+
+pub struct NeuronTotal {
+    pub place: Place,
+    pub layer: usize,
+    pub total: f32,
+    pub positive: f32,
+    pub absolute: f32,
+    pub top_percent: f32,
+}
+
+/// Of one or more tokens of an ablated run.
+pub struct Distribution {
+    pub log_prob: Vec<f32>,
+    pub kl: Vec<f32>,
+}
+
+/// Where a shard's files lie. `ablations` is written last: if it is there, so are the others.
+pub struct ShardFiles {
+    ablations: PathBuf,
+    repairs: PathBuf,
+    /// Neurons and their totals, if any are measured.
+    neurons: Option<(PathBuf, PathBuf)>,
+    samples: PathBuf,
+}
+
+impl ShardFiles {
+    pub fn new(run: &Run, plan: &Plan, number: usize) -> Self {
+        let file = |table: &Table| run.folder.table(table.name).join(format!("{number:05}.parquet"));
+        Self {
+            ablations: file(&ABLATIONS),
+            repairs: file(&COMPONENT_REPAIRS),
+            neurons: (plan.curves() > 0).then(|| (file(&NEURON_REPAIRS), file(&NEURON_TOTALS))),
+            samples: run.folder.sums().join(format!("samples-{number:05}.arrow")),
+        }
+    }
+
+    pub fn are_whole(&self, fingerprint: &str) -> bool {
+        let neurons = self.neurons.iter().flat_map(|(a, b)| [a, b]);
+        neurons.chain([&self.repairs, &self.ablations]).all(|path| is_whole(path, fingerprint))
+    }
+}
+
+/// One shard while it is computed. The rows of `ablations` are laid out in the table's order from the start.
+pub struct Shard {
+    files: ShardFiles,
+    /// The prompts and where the rows of each begin in a target's block.
+    prompts: Vec<usize>,
+    starts: Vec<usize>,
+    /// First measured position of each prompt.
+    first_positions: Vec<usize>,
+    /// Rows of one target.
+    block: usize,
+    rows: Vec<Repair>,
+    /// (log-probability, divergence) of every row, if distributions are measured.
+    distributions: Vec<(f64, f64)>,
+    pub repairs: Vec<RepairRow>,
+    pub neurons: Vec<NeuronRow>,
+    pub totals: Vec<NeuronTotal>,
+    /// Curve and the direct effects of its token's neurons, in the order of their change.
+    pub samples: Vec<(u32, Vec<f32>)>,
+    pub sums: Sums,
+}
+
+impl Shard {
+    pub fn new(plan: &Plan, group: &[usize], files: ShardFiles, sums: Sums) -> Self {
+        let mut starts = Vec::new();
+        let mut block = 0;
+        for &p in group {
+            starts.push(block);
+            block += plan.prompts.measured(p).len();
+        }
+        let rows = plan.targets() * block;
+        Self {
+            files,
+            prompts: group.to_vec(),
+            starts,
+            first_positions: group.iter().map(|&p| plan.prompts.measured(p).start).collect(),
+            block,
+            rows: vec![Repair::default(); rows],
+            distributions: if plan.distribution { vec![(0.0, 0.0); rows] } else { vec![] },
+            repairs: vec![],
+            neurons: vec![],
+            totals: vec![],
+            samples: vec![],
+            sums,
+        }
+    }
+
+    pub fn add(
+        &mut self,
+        target: usize,
+        prompt: usize,
+        position: usize,
+        r: &Repair,
+        distribution: Option<Distribution>,
+        weight: f64,
+    ) {
+        let i = self.prompts.partition_point(|&p| p < prompt);
+        let row = target * self.block + self.starts[i] + position - self.first_positions[i];
+        self.rows[row].add(r, weight);
+        if let Some(d) = distribution {
+            self.distributions[row].0 += weight * f64::from(d.log_prob[0]);
+            self.distributions[row].1 += weight * f64::from(d.kl[0]);
+        }
+    }
+}
+
+/// A shard that only needs to be written.
+pub struct Finished {
+    shard: Shard,
+    /// Key columns of every target.
+    keys: Vec<TargetKey>,
+    /// (file, bytes) of the sums that include this shard.
+    sums: Option<(PathBuf, Vec<u8>)>,
+}
+
+struct TargetKey {
+    ablation: &'static str,
+    hold: String,
+    component: Ablatable,
+}
+
+impl Finished {
+    pub fn new(plan: &Plan, shard: Shard, saved: &mut SavedSums, number: usize, fingerprint: &str) -> Self {
+        let key = |target| {
+            let (kind, hold, component) = plan.parts(target);
+            TargetKey { ablation: kind.name(), hold: hold.name(), component }
+        };
+        let sums = saved.merge(number, &shard.sums, fingerprint);
+        Self { keys: (0..plan.targets()).map(key).collect(), shard, sums }
+    }
+
+    pub fn write(mut self, meta: &Metadata) -> Result<()> {
+        let shard = &mut self.shard;
+        shard.repairs.sort_by_key(|r| (r.place, r.rank));
+        shard.neurons.sort_by_key(|r| (r.place, r.layer, r.rank));
+        shard.totals.sort_by_key(|r| (r.place, r.layer));
+        self.write_repairs(meta)?;
+        if let Some((neurons, totals)) = &self.shard.files.neurons {
+            self.write_neurons(neurons, meta)?;
+            self.write_totals(totals, meta)?;
+            write_samples(&self.shard.samples, &self.shard.files.samples)?;
+        }
+        self.write_ablations(meta)?;
+        if let Some((path, bytes)) = &self.sums {
+            write_atomically(path, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn write_ablations(&self, meta: &Metadata) -> Result<()> {
+        let shard = &self.shard;
+        let schema = match shard.distributions.is_empty() {
+            true => ABLATIONS.schema(),
+            false => ABLATIONS.schema_with(&DISTRIBUTION),
+        };
+        let mut writer =
+            TableWriter::with_schema(ABLATIONS.name, schema.clone(), ABLATIONS.key, &shard.files.ablations, meta)?;
+        let places: Vec<(usize, usize)> = (0..shard.prompts.len())
+            .flat_map(|i| {
+                let end = shard.starts.get(i + 1).copied().unwrap_or(shard.block);
+                let first = shard.first_positions[i];
+                (0..end - shard.starts[i]).map(move |s| (i, first + s))
+            })
+            .map(|(i, s)| (shard.prompts[i], s))
+            .collect();
+        for target in 0..self.keys.len() {
+            let rows = target * shard.block..(target + 1) * shard.block;
+            let mut columns = self.key_columns(places.iter().map(|&(p, s)| (target, p, s)));
+            columns.extend(repair_columns(&shard.rows[rows.clone()]));
+            if let Some(d) = shard.distributions.get(rows) {
+                columns.push(floats(d.iter().map(|d| d.0 as f32)));
+                columns.push(floats(d.iter().map(|d| d.1 as f32)));
+            }
+            writer.write(&RecordBatch::try_new(schema.clone(), columns).context("building the ablations table")?)?;
+        }
+        writer.finish()
+    }
+
+    /// The seven columns that say what was ablated, and where.
+    fn key_columns(&self, places: impl Iterator<Item = (usize, usize, usize)> + Clone) -> Vec<ArrayRef> {
+        let keys = || places.clone().map(|(target, ..)| &self.keys[target]);
+        vec![
+            Arc::new(StringArray::from_iter_values(keys().map(|k| k.ablation))),
+            Arc::new(StringArray::from_iter_values(keys().map(|k| &k.hold))),
+            Arc::new(StringArray::from_iter_values(keys().map(|k| k.component.component.name()))),
+            Arc::new(UInt16Array::from_iter_values(keys().map(|k| k.component.layer as u16))),
+            Arc::new(keys().map(|k| k.component.head.map(|h| h as u16)).collect::<UInt16Array>()),
+            Arc::new(UInt32Array::from_iter_values(places.clone().map(|(_, p, _)| p as u32))),
+            Arc::new(UInt32Array::from_iter_values(places.clone().map(|(.., s)| s as u32))),
+        ]
+    }
+
+    fn write_rows<R>(
+        &self,
+        table: &Table,
+        path: &Path,
+        meta: &Metadata,
+        rows: &[R],
+        place: impl Fn(&R) -> Place,
+        columns: impl Fn(&[R]) -> Vec<ArrayRef>,
+    ) -> Result<()> {
+        let mut writer = TableWriter::create(table, path, meta)?;
+        for rows in rows.chunks(64 * 1024) {
+            let places = rows.iter().map(&place).map(|p| (p.target, p.prompt, p.position));
+            let mut all = self.key_columns(places);
+            all.extend(columns(rows));
+            let batch = RecordBatch::try_new(table.schema(), all);
+            writer.write(&batch.with_context(|| format!("building the table {}", table.name))?)?;
+        }
+        writer.finish()
+    }
+
+    fn write_repairs(&self, meta: &Metadata) -> Result<()> {
+        let shard = &self.shard;
+        self.write_rows(
+            &COMPONENT_REPAIRS,
+            &shard.files.repairs,
+            meta,
+            &shard.repairs,
+            |r| r.place,
+            |rows| {
+                let names = rows.iter().map(|r| if r.head.is_some() { "head" } else { "mlp" });
+                vec![
+                    small(rows.iter().map(|r| r.rank)),
+                    Arc::new(StringArray::from_iter_values(names)),
+                    small(rows.iter().map(|r| r.layer)),
+                    Arc::new(rows.iter().map(|r| r.head.map(|h| h as u16)).collect::<UInt16Array>()),
+                    floats(rows.iter().map(|r| r.direct_effect)),
+                    floats(rows.iter().map(|r| r.change)),
+                ]
+            },
+        )
+    }
+
+    fn write_neurons(&self, path: &Path, meta: &Metadata) -> Result<()> {
+        self.write_rows(
+            &NEURON_REPAIRS,
+            path,
+            meta,
+            &self.shard.neurons,
+            |r| r.place,
+            |rows| {
+                vec![
+                    small(rows.iter().map(|r| r.layer)),
+                    small(rows.iter().map(|r| r.rank)),
+                    Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.neuron as u32))),
+                    floats(rows.iter().map(|r| r.direct_effect)),
+                    floats(rows.iter().map(|r| r.change)),
+                ]
+            },
+        )
+    }
+
+    fn write_totals(&self, path: &Path, meta: &Metadata) -> Result<()> {
+        self.write_rows(
+            &NEURON_TOTALS,
+            path,
+            meta,
+            &self.shard.totals,
+            |r| r.place,
+            |rows| {
+                vec![
+                    small(rows.iter().map(|r| r.layer)),
+                    floats(rows.iter().map(|r| r.total)),
+                    floats(rows.iter().map(|r| r.positive)),
+                    floats(rows.iter().map(|r| r.absolute)),
+                    floats(rows.iter().map(|r| r.top_percent)),
+                ]
+            },
+        )
+    }
+}
+
+fn small(values: impl Iterator<Item = usize>) -> ArrayRef {
+    Arc::new(UInt16Array::from_iter_values(values.map(|v| v as u16)))
+}
+
+fn floats(values: impl Iterator<Item = f32>) -> ArrayRef {
+    Arc::new(Float32Array::from_iter_values(values))
+}
+
+fn repair_columns(rows: &[Repair]) -> Vec<ArrayRef> {
+    let column = |f: fn(&Repair) -> f64| floats(rows.iter().map(|r| f(r) as f32));
+    vec![
+        column(|r| r.logit_change),
+        column(|r| r.direct_effect),
+        column(|r| r.ablated_direct_effect),
+        column(|r| r.self_repair),
+        column(|r| r.repair_attention),
+        column(|r| r.repair_mlp),
+        column(|r| r.repair_norm),
+        column(|r| r.repair_by_erasers),
+        column(|r| r.norm_scale),
+        column(|r| r.ablated_norm_scale),
+        column(|r| r.ablated_residual_norm),
+    ]
+}
+
+/// Keeps neurons' direct effects until the medians are taken: (curve, [M]).
+fn write_samples(samples: &[(u32, Vec<f32>)], path: &Path) -> Result<()> {
+    let width = samples.first().map_or(0, |s| s.1.len()) as i32;
+    let item = Arc::new(Field::new("item", DataType::Float32, false));
+    let fields = vec![
+        Field::new("curve", DataType::UInt32, false),
+        Field::new("direct_effects", DataType::FixedSizeList(item.clone(), width), false),
+    ];
+    let schema = Arc::new(Schema::new(fields));
+    let place = || format!("cannot write {}", path.display());
+    let mut writer = FileWriter::try_new(File::create(temporary(path)).with_context(place)?, &schema)?;
+    if !samples.is_empty() {
+        let values = Float32Array::from_iter_values(samples.iter().flat_map(|s| s.1.iter().copied()));
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(UInt32Array::from_iter_values(samples.iter().map(|s| s.0))),
+            Arc::new(FixedSizeListArray::try_new(item, width, Arc::new(values), None)?),
+        ];
+        writer.write(&RecordBatch::try_new(schema, columns)?).with_context(place)?;
+    }
+    writer.finish().with_context(place)?;
+    writer.get_ref().sync_all().with_context(place)?;
+    std::fs::rename(temporary(path), path).with_context(place)
+}
+
+/// Adds the samples of one file to those of each curve.
+pub fn read_samples(path: &Path, samples: &mut [Vec<Vec<f32>>]) -> Result<()> {
+    let place = || format!("{} cannot be read", path.display());
+    for batch in FileReader::try_new(File::open(path).with_context(place)?, None).with_context(place)? {
+        let batch = batch.with_context(place)?;
+        let curves = batch.column(0).as_primitive::<UInt32Type>().values();
+        let lists = batch.column(1).as_fixed_size_list();
+        for (i, &curve) in curves.iter().enumerate() {
+            let values = lists.value(i);
+            let into = samples.get_mut(curve as usize).with_context(place)?;
+            into.push(values.as_primitive::<Float32Type>().values().to_vec());
+        }
+    }
+    Ok(())
+}

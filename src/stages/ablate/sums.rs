@@ -1,0 +1,342 @@
+//! What is summed over the whole corpus while shards come and go: the repair graph and the neurons' curves. The sums
+//! after each shard are kept in one file, so that a killed run goes on where it was, and storage does not grow.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
+use arrow::record_batch::RecordBatch;
+
+use super::super::Run;
+use super::plan::Plan;
+use super::shard::read_samples;
+use crate::components::{Ablatable, Component};
+use crate::run_folder::{Stage, files_below};
+use crate::tables::{Metadata, NEURON_CURVES, REPAIR_GRAPH, TableWriter, is_whole};
+
+/// Shares of the head's direct effect that a neuron's change is held against.
+const SHARES: [f64; 5] = [0.5, 0.1, 0.05, 0.025, 0.01];
+
+/// Sums of one shard, or of all so far. For each target and subset of tokens: prompts, Σ n, Σ n² (n tokens of a
+/// prompt), and by component Σ x, Σ x², Σ n x (x the sum over a prompt's tokens). For each curve: tokens, and by rank
+/// the sum of cumulative shares (over tokens on which anything changes, which are counted) and counts of tokens above
+/// each of [`SHARES`].
+pub struct Sums {
+    values: Vec<f64>,
+    slots: usize,
+    curves_from: usize,
+    neurons: usize,
+}
+
+impl Sums {
+    pub const ALL: usize = 0;
+    pub const TOP: usize = 1;
+
+    pub fn new(plan: &Plan, neurons: usize) -> Self {
+        let slots = plan.slots.count();
+        let curves_from = plan.targets() * 2 * (3 + 3 * slots);
+        let curves = plan.curves() * (2 + neurons * (1 + SHARES.len()));
+        Self { values: vec![0.0; curves_from + curves], slots, curves_from, neurons }
+    }
+
+    fn graph(&mut self, target: usize, subset: usize) -> &mut [f64] {
+        let size = 3 + 3 * self.slots;
+        &mut self.values[(2 * target + subset) * size..][..size]
+    }
+
+    fn curve(&mut self, curve: usize) -> &mut [f64] {
+        let size = 2 + self.neurons * (1 + SHARES.len());
+        &mut self.values[self.curves_from + curve * size..][..size]
+    }
+
+    /// Adds one prompt: how many tokens of the subset it has, and the sum of each component's changes over them.
+    pub fn add_changes(&mut self, target: usize, subset: usize, tokens: usize, changes: &[f64]) {
+        if tokens == 0 {
+            return;
+        }
+        let n = tokens as f64;
+        let graph = self.graph(target, subset);
+        graph[0] += 1.0;
+        graph[1] += n;
+        graph[2] += n * n;
+        for (sums, &x) in graph[3..].chunks_exact_mut(3).zip(changes) {
+            sums[0] += x;
+            sums[1] += x * x;
+            sums[2] += n * x;
+        }
+    }
+
+    /// Adds one token: its neurons' changes, the largest first.
+    pub fn add_curve(&mut self, curve: usize, ranked: &[f64], direct_effect: f64) {
+        let total: f64 = ranked.iter().map(|c| c.abs()).sum();
+        let values = self.curve(curve);
+        values[0] += 1.0;
+        values[1] += f64::from(u8::from(total > 0.0));
+        let mut sum = 0.0;
+        for (at_rank, change) in values[2..].chunks_exact_mut(1 + SHARES.len()).zip(ranked) {
+            sum += change.abs();
+            at_rank[0] += if total > 0.0 { sum / total } else { 0.0 };
+            for (count, share) in at_rank[1..].iter_mut().zip(SHARES) {
+                *count += f64::from(u8::from(*change > share * direct_effect));
+            }
+        }
+    }
+
+    fn add(&mut self, other: &Sums) {
+        self.values.iter_mut().zip(&other.values).for_each(|(a, b)| *a += b);
+    }
+}
+
+/// Mean and its standard error from the sums of one component, a prompt's tokens taken as one observation:
+/// Σ_p (x_p − n_p m)² · G / (G − 1), over the square of the number of tokens.
+fn mean_and_error(counts: &[f64], sums: &[f64]) -> (f64, Option<f64>) {
+    let (prompts, tokens, tokens_squared) = (counts[0], counts[1], counts[2]);
+    let mean = sums[0] / tokens;
+    let squares = sums[1] - 2.0 * mean * sums[2] + mean * mean * tokens_squared;
+    let error = (prompts >= 2.0).then(|| (squares.max(0.0) * prompts / (prompts - 1.0)).sqrt() / tokens);
+    (mean, error)
+}
+
+/// The sums after some shards, and where they are kept.
+pub struct SavedSums {
+    path: PathBuf,
+    /// Shards that are in the sums: those before this number.
+    next: usize,
+    sums: Sums,
+}
+
+impl SavedSums {
+    /// What an earlier run left, else nothing.
+    pub fn open(run: &Run, plan: &Plan) -> Result<Self> {
+        let neurons = if plan.curves() > 0 { run.model.architecture.d_mlp } else { 0 };
+        let mut sums = Sums::new(plan, neurons);
+        let folder = run.folder.sums();
+        let path = folder.join("sums.f64");
+        let fingerprint = run.fingerprint(Stage::Ablate);
+        let done = is_whole(&graph_path(run), fingerprint);
+        let next = if done { usize::MAX } else { read_sums(&path, fingerprint, &mut sums.values) };
+        Ok(Self { path, next, sums })
+    }
+
+    /// Whether a shard is in the sums.
+    pub fn contains(&self, shard: usize) -> bool {
+        shard < self.next
+    }
+
+    /// No sums yet, for a shard to fill.
+    pub fn empty(&self) -> Sums {
+        Sums { values: vec![0.0; self.sums.values.len()], ..self.sums }
+    }
+
+    /// Adds a shard that is not in the sums yet, and returns what to write into which file once the shard is written.
+    pub fn merge(&mut self, shard: usize, sums: &Sums, fingerprint: &str) -> Option<(PathBuf, Vec<u8>)> {
+        if self.contains(shard) {
+            return None;
+        }
+        self.sums.add(sums);
+        self.next = shard + 1;
+        let mut bytes = format!("{fingerprint} {}\n", self.next).into_bytes();
+        bytes.extend(self.sums.values.iter().flat_map(|v| v.to_le_bytes()));
+        Some((self.path.clone(), bytes))
+    }
+
+    /// Writes `repair_graph` and `neuron_curves`, and removes what was kept until then.
+    pub fn write_tables(mut self, run: &Run, plan: &Plan) -> Result<()> {
+        if self.next == usize::MAX {
+            return Ok(());
+        }
+        let meta = run.meta(Stage::Ablate);
+        if plan.curves() > 0 {
+            self.write_curves(run, plan, &meta)?;
+        }
+        self.write_graph(&graph_path(run), plan, &meta)?;
+        for path in files_below(&run.folder.sums())? {
+            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn write_graph(&mut self, path: &Path, plan: &Plan, meta: &Metadata) -> Result<()> {
+        let mut writer = TableWriter::create(&REPAIR_GRAPH, path, meta)?;
+        for target in 0..plan.targets() {
+            for (subset, name) in [(Sums::ALL, "all"), (Sums::TOP, "top")] {
+                writer.write(&graph_rows(plan, target, name, self.sums.graph(target, subset))?)?;
+            }
+        }
+        writer.finish()
+    }
+
+    fn write_curves(&mut self, run: &Run, plan: &Plan, meta: &Metadata) -> Result<()> {
+        let mut samples = vec![Vec::new(); plan.curves()];
+        for path in files_below(&run.folder.sums())? {
+            if path.extension().is_some_and(|e| e == "arrow") {
+                read_samples(&path, &mut samples)?;
+            }
+        }
+        let path = run.folder.table(NEURON_CURVES.name).join("neuron_curves.parquet");
+        let mut writer = TableWriter::create(&NEURON_CURVES, &path, meta)?;
+        for target in 0..plan.targets() {
+            for n in 0..plan.neuron_layers.len() {
+                let (kind, hold, component) = plan.parts(target);
+                if plan.measures_neurons(hold, &component) {
+                    let curve = plan.curve(target, n);
+                    let medians = medians(&samples[curve], self.sums.neurons);
+                    if self.sums.curve(curve)[0] > 0.0 {
+                        let key = (kind.name(), component.layer, component.head.unwrap_or(0), plan.neuron_layers[n]);
+                        writer.write(&curve_rows(key, self.sums.curve(curve), medians)?)?;
+                    }
+                }
+            }
+        }
+        writer.finish()
+    }
+}
+
+fn graph_path(run: &Run) -> PathBuf {
+    run.folder.table(REPAIR_GRAPH.name).join("repair_graph.parquet")
+}
+
+/// Reads sums of that fingerprint and returns the number of shards in them; 0 if there are none.
+fn read_sums(path: &Path, fingerprint: &str, values: &mut [f64]) -> usize {
+    let mut read = || -> Option<usize> {
+        let bytes = std::fs::read(path).ok()?;
+        let end = bytes.iter().position(|&b| b == b'\n')?;
+        let next = std::str::from_utf8(&bytes[..end]).ok()?.strip_prefix(fingerprint)?.trim().parse().ok()?;
+        let numbers = &bytes[end + 1..];
+        if numbers.len() != 8 * values.len() {
+            return None;
+        }
+        for (value, chunk) in values.iter_mut().zip(numbers.chunks_exact(8)) {
+            *value = f64::from_le_bytes(chunk.try_into().ok()?);
+        }
+        Some(next)
+    };
+    read().unwrap_or(0)
+}
+
+fn graph_rows(plan: &Plan, target: usize, subset: &str, sums: &[f64]) -> Result<RecordBatch> {
+    let (kind, hold, ablated) = plan.parts(target);
+    // In the order of the key: heads, then MLPs.
+    let mut slots: Vec<usize> = (0..plan.slots.count()).filter(|&s| plan.can_repair(&ablated, s)).collect();
+    slots.sort_by_key(|&slot| (plan.slots.head(slot).is_none(), slot));
+    let (counts, sums) = sums.split_at(3);
+    if counts[1] == 0.0 {
+        slots.clear();
+    }
+    let stats: Vec<_> = slots.iter().map(|&slot| mean_and_error(counts, &sums[3 * slot..3 * slot + 3])).collect();
+    let n = slots.len();
+    let text = |s: &str| Arc::new(StringArray::from_iter_values(std::iter::repeat_n(s, n))) as ArrayRef;
+    let head = |slot: &usize| plan.slots.head(*slot);
+    let columns: Vec<ArrayRef> = vec![
+        text(kind.name()),
+        text(&hold.name()),
+        text(ablated.component.name()),
+        Arc::new(UInt16Array::from(vec![ablated.layer as u16; n])),
+        Arc::new(UInt16Array::from(vec![ablated.head.map(|h| h as u16); n])),
+        text(subset),
+        Arc::new(StringArray::from_iter_values(slots.iter().map(|s| if head(s).is_some() { "head" } else { "mlp" }))),
+        Arc::new(UInt16Array::from_iter_values(slots.iter().map(|&s| plan.slots.layer(s) as u16))),
+        Arc::new(slots.iter().map(|s| head(s).map(|h| h as u16)).collect::<UInt16Array>()),
+        Arc::new(UInt32Array::from(vec![counts[1] as u32; n])),
+        Arc::new(Float32Array::from_iter_values(stats.iter().map(|s| s.0 as f32))),
+        Arc::new(stats.iter().map(|s| s.1.map(|e| e as f32)).collect::<Float32Array>()),
+    ];
+    RecordBatch::try_new(REPAIR_GRAPH.schema(), columns).context("building the repair_graph table")
+}
+
+/// Median over samples at each rank.
+fn medians(samples: &[Vec<f32>], neurons: usize) -> Vec<f32> {
+    let at = |rank: usize| {
+        let mut values: Vec<f32> = samples.iter().map(|s| s[rank]).collect();
+        values.sort_unstable_by(f32::total_cmp);
+        match values.len() {
+            0 => f32::NAN,
+            n if n % 2 == 1 => values[n / 2],
+            n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+        }
+    };
+    (0..neurons).map(at).collect()
+}
+
+fn curve_rows(
+    (ablation, layer, head, neuron_layer): (&str, usize, usize, usize),
+    sums: &[f64],
+    medians: Vec<f32>,
+) -> Result<RecordBatch> {
+    let (tokens, changed, ranks) = (sums[0], sums[1], medians.len());
+    let small = |v: usize| Arc::new(UInt16Array::from(vec![v as u16; ranks])) as ArrayRef;
+    let column = |i: usize| -> ArrayRef {
+        let over = if i == 0 { changed } else { tokens };
+        let values = sums[2..].chunks_exact(1 + SHARES.len()).map(|at| (at[i] / over) as f32);
+        Arc::new(Float32Array::from_iter_values(values))
+    };
+    let mut columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(ablation, ranks))),
+        small(layer),
+        small(head),
+        small(neuron_layer),
+        Arc::new(UInt16Array::from_iter_values((0..ranks).map(|r| r as u16))),
+        Arc::new(UInt32Array::from(vec![tokens as u32; ranks])),
+    ];
+    columns.extend((0..=SHARES.len()).map(column));
+    columns.push(Arc::new(Float32Array::from(medians)));
+    RecordBatch::try_new(NEURON_CURVES.schema(), columns).context("building the neuron_curves table")
+}
+
+impl Plan<'_> {
+    /// Whether a component can change when another is ablated: heads of later layers, and MLPs that read it.
+    pub fn can_repair(&self, ablated: &Ablatable, slot: usize) -> bool {
+        let own_mlp = self.own_mlp_reacts() && matches!(ablated.component, Component::Head | Component::Attention);
+        let first_mlp = if own_mlp { ablated.layer } else { ablated.layer + 1 };
+        match self.slots.head(slot) {
+            Some(_) => self.slots.layer(slot) > ablated.layer,
+            None => self.slots.layer(slot) >= first_mlp,
+        }
+    }
+
+    /// Curves of neurons, a target and measured layer each.
+    pub fn curves(&self) -> usize {
+        self.targets() * self.neuron_layers.len()
+    }
+
+    pub fn curve(&self, target: usize, neuron_layer: usize) -> usize {
+        target * self.neuron_layers.len() + neuron_layer
+    }
+
+    /// Whether the top token of that rank is among those whose neurons' direct effects are kept for the median: all,
+    /// or about a hundred spread evenly.
+    pub fn samples_rank(&self, rank: usize) -> bool {
+        rank.is_multiple_of(self.top.count().div_ceil(100))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_takes_a_prompt_as_one_observation() {
+        // Two prompts of 2 and 1 tokens with changes (1, 3) and (5): mean 3, residuals per prompt 4 − 6 and 5 − 3,
+        // so √((4 + 4) · 2 / 1) / 3 = 4/3.
+        let counts = [2.0, 3.0, 5.0];
+        let sums = [9.0, 16.0 + 25.0, 8.0 + 5.0];
+        let (mean, error) = mean_and_error(&counts, &sums);
+        assert!((mean - 3.0).abs() < 1e-12 && (error.unwrap() - 4.0 / 3.0).abs() < 1e-12, "{mean} {error:?}");
+        assert_eq!(mean_and_error(&[1.0, 2.0, 4.0], &[4.0, 16.0, 8.0]).1, None);
+    }
+
+    #[test]
+    fn curves_count_shares_by_rank() {
+        let mut sums = Sums { values: vec![0.0; 14], slots: 0, curves_from: 0, neurons: 2 };
+        // Of the absolute change 4, the first neuron has 3; of a direct effect of 10 it is 30 %, the second −10 %.
+        sums.add_curve(0, &[3.0, -1.0], 10.0);
+        assert_eq!(sums.values, [1.0, 1.0, 0.75, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn the_median_is_taken_at_each_rank() {
+        assert_eq!(medians(&[vec![1.0, 5.0], vec![3.0, 6.0]], 2), [2.0, 5.5]);
+        assert_eq!(medians(&[vec![1.0], vec![9.0], vec![3.0]], 1), [3.0]);
+    }
+}

@@ -1,0 +1,205 @@
+//! Each component's top tokens: those on which its clean direct effect is highest. They are known before anything is
+//! ablated, so that what is costly to keep is kept for them only.
+
+use std::cmp::Ordering;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use arrow::array::{ArrayRef, AsArray, Float32Array, StringArray, UInt16Array, UInt32Array};
+use arrow::datatypes::{Float32Type, UInt32Type};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::super::{Run, trace};
+use crate::components::{Ablatable, Component};
+use crate::corpus::Prompts;
+use crate::run_folder::files_below;
+use crate::tables::{Metadata, TOP_TOKENS, TableWriter, is_whole};
+
+/// A measured token and a component's direct effect there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TopToken {
+    pub prompt: u32,
+    pub position: u32,
+    pub direct_effect: f32,
+}
+
+/// Highest direct effect first, ties in the order of the corpus.
+fn order(a: &TopToken, b: &TopToken) -> Ordering {
+    b.direct_effect.total_cmp(&a.direct_effect).then((a.prompt, a.position).cmp(&(b.prompt, b.position)))
+}
+
+pub struct TopTokens {
+    /// By component, in the order of their rank.
+    ranked: Vec<Vec<TopToken>>,
+    /// By component, (prompt, position, rank) sorted.
+    by_place: Vec<Vec<(u32, u32, u32)>>,
+}
+
+impl TopTokens {
+    /// Reads the direct effects that `trace` wrote, a file at a time; memory holds little more than the result.
+    pub fn find(run: &Run, prompts: &Prompts) -> Result<Self> {
+        let measured = prompts.measured_tokens();
+        let count = ((run.config.analysis.top_fraction * measured as f64) as usize).max(1);
+        let mut best = vec![Best::new(count); run.components.len()];
+        let mut seen = 0;
+        for path in files_below(&run.folder.table("direct_effects"))? {
+            seen += read_effects(run, &path, &mut best)?;
+        }
+        ensure!(seen == measured, "direct_effects has {seen} tokens where the corpus has {measured}; run with --fresh");
+        Ok(Self::new(best.into_iter().map(Best::ranked).collect()))
+    }
+
+    fn new(ranked: Vec<Vec<TopToken>>) -> Self {
+        let sorted = |tokens: &Vec<TopToken>| {
+            let mut places: Vec<_> =
+                tokens.iter().enumerate().map(|(rank, t)| (t.prompt, t.position, rank as u32)).collect();
+            places.sort_unstable();
+            places
+        };
+        Self { by_place: ranked.iter().map(sorted).collect(), ranked }
+    }
+
+    /// (position, rank) of a component's top tokens in a prompt, in order of position.
+    pub fn in_prompt(&self, component: usize, prompt: usize) -> impl Iterator<Item = (usize, usize)> {
+        let places = &self.by_place[component];
+        let start = places.partition_point(|t| (t.0 as usize) < prompt);
+        let rest = places[start..].iter().take_while(move |t| t.0 as usize == prompt);
+        rest.map(|&(_, position, rank)| (position as usize, rank as usize))
+    }
+
+    /// How many top tokens each component has.
+    pub fn count(&self) -> usize {
+        self.ranked.first().map_or(0, Vec::len)
+    }
+
+    pub fn write(&self, components: &[Ablatable], folder: &Path, meta: &Metadata) -> Result<()> {
+        let path = folder.join("top_tokens.parquet");
+        if is_whole(&path, &meta.fingerprint) {
+            return Ok(());
+        }
+        let mut writer = TableWriter::create(&TOP_TOKENS, &path, meta)?;
+        for (component, tokens) in components.iter().zip(&self.ranked) {
+            let n = tokens.len();
+            let columns: Vec<ArrayRef> = vec![
+                Arc::new(StringArray::from_iter_values(std::iter::repeat_n(component.component.name(), n))),
+                Arc::new(UInt16Array::from(vec![component.layer as u16; n])),
+                Arc::new(UInt16Array::from(vec![component.head.map(|h| h as u16); n])),
+                Arc::new(UInt32Array::from_iter_values(0..n as u32)),
+                Arc::new(UInt32Array::from_iter_values(tokens.iter().map(|t| t.prompt))),
+                Arc::new(UInt32Array::from_iter_values(tokens.iter().map(|t| t.position))),
+                Arc::new(Float32Array::from_iter_values(tokens.iter().map(|t| t.direct_effect))),
+            ];
+            writer.write(&RecordBatch::try_new(TOP_TOKENS.schema(), columns)?)?;
+        }
+        writer.finish()
+    }
+}
+
+/// The best tokens so far; twice as many as wanted are kept before the worse half is dropped.
+#[derive(Clone)]
+struct Best {
+    count: usize,
+    tokens: Vec<TopToken>,
+}
+
+impl Best {
+    fn new(count: usize) -> Self {
+        Self { count, tokens: Vec::new() }
+    }
+
+    fn add(&mut self, token: TopToken) {
+        self.tokens.push(token);
+        if self.tokens.len() >= 2 * self.count + 64 {
+            self.tokens.select_nth_unstable_by(self.count - 1, order);
+            self.tokens.truncate(self.count);
+        }
+    }
+
+    fn ranked(mut self) -> Vec<TopToken> {
+        self.tokens.sort_unstable_by(order);
+        self.tokens.truncate(self.count);
+        self.tokens
+    }
+}
+
+/// Adds the tokens of one file of `direct_effects` and returns how many there were.
+fn read_effects(run: &Run, path: &Path, best: &mut [Best]) -> Result<usize> {
+    let a = &run.model.architecture;
+    let biases = if a.has_attention_bias() { a.layers } else { 0 };
+    let components_of_token = trace::component_keys(a.layers, a.heads, biases).len();
+    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let place = || format!("{} is not a complete Parquet file", path.display());
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(place)?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), ["prompt", "position", "direct_effect"]);
+    let reader = builder.with_projection(mask).with_batch_size(64 * components_of_token).build()?;
+    let mut tokens = 0;
+    for batch in reader {
+        let batch = batch.with_context(place)?;
+        let ints = |i: usize| batch.column(i).as_primitive::<UInt32Type>().values();
+        let (prompts, positions) = (ints(0), ints(1));
+        let effects = batch.column(2).as_primitive::<Float32Type>().values();
+        ensure!(effects.len() % components_of_token == 0, "{} has a token with missing components", path.display());
+        for (i, effects) in effects.chunks_exact(components_of_token).enumerate() {
+            let row = i * components_of_token;
+            let token = |direct_effect| TopToken { prompt: prompts[row], position: positions[row], direct_effect };
+            for (best, c) in best.iter_mut().zip(&run.components) {
+                best.add(token(effect_of(c, effects, a.layers, a.heads, biases)));
+            }
+            tokens += 1;
+        }
+    }
+    Ok(tokens)
+}
+
+/// A component's direct effect from those of a token in the order of `trace::component_keys`.
+fn effect_of(c: &Ablatable, effects: &[f32], layers: usize, heads: usize, biases: usize) -> f32 {
+    let (bias, rest) = effects.split_at(biases);
+    let (all_heads, mlps) = rest[2..].split_at(layers * heads);
+    let attention = || {
+        let heads = all_heads[c.layer * heads..(c.layer + 1) * heads].iter();
+        heads.chain(bias.get(c.layer)).map(|&v| f64::from(v)).sum::<f64>()
+    };
+    match (c.component, c.head) {
+        (Component::Mlp, _) => mlps[c.layer],
+        (Component::Block, _) => (attention() + f64::from(mlps[c.layer])) as f32,
+        (_, Some(head)) => all_heads[c.layer * heads + head],
+        (_, None) => attention() as f32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_are_kept_in_order_and_ties_go_to_the_first() {
+        let mut best = Best::new(3);
+        for i in 0..1000u32 {
+            let direct_effect = [1.0, 5.0, 5.0, 2.0][i as usize % 4];
+            best.add(TopToken { prompt: i, position: 0, direct_effect });
+        }
+        assert_eq!(best.ranked().iter().map(|t| t.prompt).collect::<Vec<_>>(), [1, 2, 5]);
+    }
+
+    #[test]
+    fn effects_are_found_by_component() {
+        // Two layers of two heads with biases: biases 1, 2; constant, embed; heads 10 to 13; MLPs 20, 21.
+        let effects = [1.0, 2.0, 0.5, 0.5, 10.0, 11.0, 12.0, 13.0, 20.0, 21.0];
+        let of = |component, head| effect_of(&Ablatable { component, layer: 1, head }, &effects, 2, 2, 2);
+        assert_eq!(of(Component::Head, Some(1)), 13.0);
+        assert_eq!(of(Component::Attention, None), 2.0 + 12.0 + 13.0);
+        assert_eq!(of(Component::Mlp, None), 21.0);
+        assert_eq!(of(Component::Block, None), 48.0);
+    }
+
+    #[test]
+    fn a_prompt_finds_its_top_tokens() {
+        let token = |prompt, position| TopToken { prompt, position, direct_effect: 0.0 };
+        let top = TopTokens::new(vec![vec![token(3, 7), token(1, 2), token(3, 1)]]);
+        assert_eq!(top.in_prompt(0, 3).collect::<Vec<_>>(), [(1, 2), (7, 0)]);
+        assert_eq!(top.in_prompt(0, 2).count(), 0);
+    }
+}

@@ -1,0 +1,214 @@
+//! Running every ablation of a batch of prompts.
+
+use std::ops::Range;
+
+use anyhow::{Context, Result};
+use indicatif::ProgressBar;
+
+use super::super::repair::{AblatedComponent, repair};
+use super::super::{Run, balanced};
+use super::plan::{Item, Plan, place};
+use super::replace::Replacement;
+use super::shard::{Distribution, Shard};
+use super::tally::{NeuronSource, Tally};
+use crate::components::{Component, Hold};
+use crate::engine::runtime::{rows, view};
+use crate::engine::{Ablated, CleanBatch, Directions, Engine, HoldMasks, Kept, Suffix, TargetRow};
+
+/// Everything that the ablations of some prompts of equal length read.
+pub struct Work<'a> {
+    pub plan: &'a Plan<'a>,
+    /// The prompts, by their number in the corpus.
+    pub batch: &'a [usize],
+    pub targets: Vec<TargetRow>,
+    pub clean: CleanBatch,
+    pub directions: Directions,
+    /// What each prompt's partner wrote, `partners[sample][layer]`.
+    pub partners: Vec<Vec<Kept>>,
+    /// ‖u‖² of every row of the clean batch.
+    pub u_squared: Vec<f64>,
+    neurons: NeuronSource,
+}
+
+/// Components that share a batch, and what is held meanwhile.
+struct Group<'a> {
+    layer: usize,
+    component: Component,
+    hold: usize,
+    masks: Option<&'a HoldMasks>,
+}
+
+/// The clean pass of some prompts and of their partners, then every ablation of them.
+pub fn ablate_prompts(
+    run: &Run,
+    plan: &Plan,
+    engine: &mut Engine,
+    batch: &[usize],
+    shard: &mut Shard,
+    bar: &ProgressBar,
+) -> Result<()> {
+    let work = Work::new(plan, engine, batch)?;
+    let length = work.clean.effects.positions;
+    for (hold, masks) in work.masks()?.iter().enumerate() {
+        for (&(layer, component), members) in &plan.groups {
+            let group = Group { layer, component, hold, masks: masks.as_ref() };
+            let flops = engine.architecture.suffix_flops(&plan.components[members[0]]) * length as f64;
+            let mut tally = Tally::new(plan, hold, members, batch);
+            for runs in batches(&plan.items(members), batch.len(), run.rows_in_call() / length) {
+                work.run(engine, &group, &runs, shard, &mut tally)?;
+                bar.inc((flops * runs.len() as f64 / 1e9) as u64);
+            }
+            tally.finish(plan, &work.clean, &work.neurons, shard)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs (prompt of the batch, item) in groups of at most `most`. Many ablations of one prompt share its directions;
+/// where there are few, many prompts share the ablation.
+fn batches(items: &[Item], prompts: usize, most: usize) -> Vec<Vec<(usize, Item)>> {
+    let everyone: Vec<usize> = (0..prompts).collect();
+    let of_prompt = |p: usize| balanced(items, most).map(move |chunk| chunk.iter().map(|&i| (p, i)).collect());
+    let of_item = |i: Item| balanced(&everyone, most).map(move |chunk| chunk.iter().map(|&p| (p, i)).collect());
+    match 2 * items.len() >= most {
+        true => everyone.iter().flat_map(|&p| of_prompt(p)).collect(),
+        false => items.iter().flat_map(|&i| of_item(i)).collect(),
+    }
+}
+
+impl<'a> Work<'a> {
+    fn new(plan: &'a Plan, engine: &mut Engine, batch: &'a [usize]) -> Result<Self> {
+        let tokens: Vec<&[u32]> = batch.iter().map(|&p| plan.prompts.needed(p)).collect();
+        let targets: Vec<TargetRow> = batch.iter().map(|&p| plan.prompts.target_row(p, tokens[0].len())).collect();
+        let directions = engine.directions(&targets)?;
+        let clean = engine.clean(&tokens, &directions, &plan.keep())?;
+        let mut partners = Vec::new();
+        for pairing in &plan.pairings {
+            let tokens: Vec<&[u32]> = batch.iter().map(|&p| plan.prompts.needed(pairing[p])).collect();
+            partners.push(engine.outputs(&tokens, &plan.keep_of_partners())?);
+        }
+        let neurons = NeuronSource::new(engine, plan, &clean, &directions)?;
+        let d_model = engine.architecture.d_model;
+        let squared = |u: &[f32]| u.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+        let u_squared = view(&directions.u)?.chunks_exact(d_model).map(squared).collect();
+        Ok(Self { plan, batch, targets, clean, directions, partners, u_squared, neurons })
+    }
+
+    /// What each hold of the plan holds where.
+    fn masks(&self) -> Result<Vec<Option<HoldMasks>>> {
+        let effects = &self.clean.effects;
+        let slots = self.plan.slots;
+        let de = |i: usize, dot: f32| f64::from(dot) / f64::from(effects.norm_scale[i]);
+        let masks = |&hold: &Hold| -> Result<Option<HoldMasks>> {
+            if hold == Hold::None {
+                return Ok(None);
+            }
+            let head =
+                |i: usize, l: usize, h: usize| hold.holds_head(l, h, de(i, effects.heads[l][i * slots.heads + h]));
+            let mlp = |i: usize, l: usize| hold.holds_mlp(l, slots.layers, de(i, effects.mlps[l][i]));
+            HoldMasks::new(&self.clean, head, mlp).map(Some)
+        };
+        self.plan.holds.iter().map(masks).collect()
+    }
+
+    fn run(
+        &self,
+        engine: &mut Engine,
+        group: &Group,
+        runs: &[(usize, Item)],
+        shard: &mut Shard,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let first = runs.first().context("no runs")?.0;
+        let shared = runs.iter().all(|&(p, _)| p == first);
+        let prompts: Range<usize> = first..if shared { first + 1 } else { first + runs.len() };
+        let replacement = Replacement::of(self, engine, group.component, runs, prompts.clone())?;
+        let hold = self.plan.holds[group.hold];
+        let measures_neurons = self.plan.measures_neurons(hold, &self.plan.components[runs[0].1.component]);
+        let ablated = engine.suffix(Suffix {
+            layer: group.layer,
+            place: place(&engine.architecture, group.component),
+            stream: replacement.stream,
+            prompts,
+            hold: group.masks,
+            neurons: if measures_neurons { &self.plan.neuron_layers } else { &[] },
+            residual_final: self.plan.distribution,
+            clean: &self.clean,
+            directions: &self.directions,
+        })?;
+        for (b, &(p, item)) in runs.iter().enumerate() {
+            self.read(engine, group, &ablated, b, p, item, &replacement.own_changes[b], shard, tally)?;
+        }
+        Ok(())
+    }
+
+    /// What run `b` of a batch says about each token.
+    #[allow(clippy::too_many_arguments)]
+    fn read(
+        &self,
+        engine: &mut Engine,
+        group: &Group,
+        ablated: &Ablated,
+        b: usize,
+        p: usize,
+        item: Item,
+        own_changes: &[f64],
+        shard: &mut Shard,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let (plan, prompt, positions) = (self.plan, self.batch[p], self.clean.effects.positions);
+        let component = plan.components[item.component];
+        let target = plan.target(item.kind, group.hold, item.component);
+        let weight = plan.weight(&item);
+        let distribution = match plan.distribution {
+            true => Some(self.distribution(engine, ablated, b, p)?),
+            false => None,
+        };
+        let mut changes = vec![0.0; plan.slots.count()];
+        for s in plan.prompts.measured(prompt) {
+            let (i, j) = (p * positions + s, b * positions + s);
+            let own = self.effect(group.component, group.layer, component.head, i);
+            let what = AblatedComponent { layer: group.layer, own, own_change: own_changes[s] };
+            let mut token = repair(&self.clean.effects, i, ablated, j, &what, &mut changes)
+                .with_context(|| format!("{component}, prompt {prompt}, position {s}"))?;
+            token.ablated_residual_norm = engine.architecture.residual_norm(token.ablated_norm_scale);
+            let of_token = |d: &Distribution| Distribution { log_prob: vec![d.log_prob[s]], kl: vec![d.kl[s]] };
+            shard.add(target, prompt, s, &token, distribution.as_ref().map(of_token), weight);
+            tally.add(item, p, s, token.direct_effect, &changes, weight);
+        }
+        tally.add_neurons(item, p, b, ablated, &self.clean, &self.neurons, weight)
+    }
+
+    /// A component's clean effect at row `i`, unscaled.
+    pub fn effect(&self, component: Component, layer: usize, head: Option<usize>, i: usize) -> f64 {
+        let effects = &self.clean.effects;
+        let slots = self.plan.slots;
+        let heads = &effects.heads[layer][i * slots.heads..(i + 1) * slots.heads];
+        let attention = || {
+            let bias = effects.attention_bias.get(i * slots.layers + layer);
+            heads.iter().chain(bias).map(|&v| f64::from(v)).sum::<f64>()
+        };
+        let mlp = f64::from(effects.mlps[layer][i]);
+        match (component, head) {
+            (Component::Mlp, _) => mlp,
+            (Component::Block, _) => attention() + mlp,
+            (_, Some(head)) => f64::from(heads[head]),
+            (_, None) => attention(),
+        }
+    }
+
+    fn distribution(&self, engine: &mut Engine, ablated: &Ablated, b: usize, p: usize) -> Result<Distribution> {
+        let residual = ablated.residual_final.as_ref().context("the suffix did not keep the final stream")?;
+        let row = |which: &TargetRow, engine: &mut Engine| {
+            engine.divergence(rows(residual, b..b + 1)?, rows(&self.clean.residual_final, p..p + 1)?, which)
+        };
+        let target = &self.targets[p];
+        let (mut log_prob, kl) = row(target, engine)?;
+        if let Some(wrong) = target.wrong {
+            let wrong = TargetRow { answer: vec![wrong; target.answer.len()], ..target.clone() };
+            let (wrong, _) = row(&wrong, engine)?;
+            log_prob.iter_mut().zip(wrong).for_each(|(x, wrong)| *x -= wrong);
+        }
+        Ok(Distribution { log_prob, kl })
+    }
+}

@@ -1,0 +1,234 @@
+"""Ablations of any component, of every kind, with other components held: on top of measurement.py, and as plain. Every
+ablation is forward passes of the whole model, in which the component's output is replaced in the residual stream.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from measurement import Effects, Measurement, average, weight_of
+
+KINDS = ["mean", "project_only", "project_out", "resample", "zero"]
+ERASES_BELOW = -0.05
+TOP_FRACTION = 0.05
+COLUMNS = [
+    "logit_change", "direct_effect", "ablated_direct_effect", "self_repair", "repair_attention", "repair_mlp",
+    "repair_norm", "repair_by_erasers", "norm_scale", "ablated_norm_scale", "ablated_residual_norm",
+]
+DISTRIBUTION = ["ablated_log_prob", "kl_divergence"]
+
+
+@dataclass(frozen=True)
+class Component:
+    kind: str
+    """`head`, `mlp`, `attention` (all heads of a layer and b_O') or `block` (attention and MLP of a layer)."""
+    layer: int
+    head: int | None = None
+
+    @staticmethod
+    def parse(name):
+        """`L2H1`, `MLP2`, `ATTENTION2` or `BLOCK2`."""
+        if name.startswith("L"):
+            return Component("head", *map(int, name[1:].split("H")))
+        kind = name.rstrip("0123456789")
+        return Component(kind.lower(), int(name[len(kind):]))
+
+    def key(self):
+        return {"component": self.kind, "layer": self.layer, "head": self.head}
+
+
+class Extended(Effects):
+    def __init__(self, m: Measurement, tokens, partner, targets=None):
+        super().__init__(m, tokens, partner, targets)
+        self.siblings = [self]
+        """Those whose prompts the means are over: more than this one if prompts differ in length."""
+        parallel = getattr(m.model.config, "use_parallel_residual", m.model.config.model_type == "phi")
+        self.mlp_reads_attention = not parallel
+        self.w_out = [weight_of(m.part(l, "down")) for l in range(m.layers)]
+
+    # What there is to ablate, and what takes its place.
+
+    def output(self, c: Component):
+        """What the component adds to the stream in the clean run, [B, S, D]."""
+        attention = self.clean["z"][c.layer] @ self.m.w_o[c.layer] + self.m.attention_bias[c.layer]
+        mlp = self.clean["mlp"][c.layer]
+        if c.kind == "head":
+            return self.m.head_outputs(self.clean["z"][c.layer], c.layer)[..., c.head, :]
+        return {"attention": attention, "mlp": mlp, "block": attention + mlp}[c.kind]
+
+    def mean(self, c: Component):
+        """[D]: over all prompts and positions, of all lengths."""
+        outputs = torch.cat([e.output(c).flatten(0, 1) for e in self.siblings])
+        return outputs.mean(0)
+
+    def spread(self, x):
+        return self.targets.spread(x, self.tokens.shape[1])
+
+    def along_token(self, x):
+        """The part of x [B, positions, D] along u."""
+        return (x * self.u).sum(-1, keepdim=True) * self.u / self.u.pow(2).sum(-1, keepdim=True)
+
+    def replacements_of(self, kind, c: Component):
+        """What takes the place of the output, [B, S, D]; several for several samples."""
+        x = self.output(c)
+        if kind == "zero":
+            return [torch.zeros_like(x)]
+        if kind == "mean":
+            return [self.mean(c).expand_as(x)]
+        if kind == "resample":
+            return [x[partner] for partner in self.partner]
+        along = self.along_token(self.targets.at(x))
+        part = {"project_out": self.targets.at(x) - along, "project_only": along}[kind]
+        measured = self.spread(torch.ones_like(self.s, dtype=bool))
+        return [torch.where(measured[..., None], self.spread(part), x)]
+
+    def edits(self, c: Component, new):
+        if c.kind == "head":
+            return {("attention", c.layer): lambda x: x + (new - self.output(c))}
+        if c.kind == "block":
+            return {("attention", c.layer): lambda _: new, ("mlp", c.layer): torch.zeros_like}
+        return {(c.kind, c.layer): lambda _: new}
+
+    def reacts(self, c: Component):
+        """[layers], [layers]: whether the heads, and whether the MLP, of a layer can react to the ablation."""
+        heads = torch.arange(self.m.layers) > c.layer
+        mlps = heads.clone()
+        mlps[c.layer] = c.kind in ("head", "attention") and self.mlp_reads_attention
+        return heads, mlps
+
+    # What is held at its clean value.
+
+    def held(self, hold, c: Component):
+        """[layers, B, S, H] and [layers, B, S]: where heads and MLPs are held. `hold` is what the table has, or
+        `everything`."""
+        heads = torch.zeros(self.m.layers, *self.tokens.shape, self.m.heads, dtype=bool)
+        mlps = torch.zeros(self.m.layers, *self.tokens.shape, dtype=bool)
+        if hold == "erasers":
+            for l in range(self.m.layers):
+                heads[l] = self.spread(self.heads[l] < ERASES_BELOW)
+                mlps[l] = self.spread(self.mlps[l] < ERASES_BELOW)
+        elif hold in ("heads", "mlps", "everything"):
+            heads[:], mlps[:] = hold != "mlps", hold != "heads"
+        elif hold == "last_mlp":
+            mlps[-1] = True
+        elif hold != "none":
+            one = Component.parse(hold)
+            if one.kind == "head":
+                heads[one.layer, ..., one.head] = True
+            else:
+                mlps[one.layer] = True
+        heads_react, mlps_react = self.reacts(c)
+        return heads & heads_react[:, None, None, None], mlps & mlps_react[:, None, None]
+
+    def holding(self, hold, c: Component):
+        heads, mlps = self.held(hold, c)
+        edits = {}
+        for l in range(self.m.layers):
+            if heads[l].any():
+                mask = heads[l].repeat_interleave(self.m.d_head, -1)
+                edits["z", l] = lambda z, l=l, mask=mask: torch.where(mask, self.clean["z"][l], z)
+            if mlps[l].any():
+                mask = mlps[l][..., None]
+                edits["mlp", l] = lambda x, l=l, mask=mask: torch.where(mask, self.clean["mlp"][l], x)
+        return edits
+
+    # What comes of it.
+
+    def outcome_of(self, kind, c: Component, hold="none"):
+        """By name, averaged over samples: COLUMNS and DISTRIBUTION [B, positions], and the changes of direct effects:
+        `heads` [layers, B, positions, H], `mlps` [layers, B, positions] and (`neurons`, layer) [B, positions, M]."""
+        outcomes = []
+        heads_react, mlps_react = self.reacts(c)
+        for new in self.replacements_of(kind, c):
+            holding = self.holding(hold, c)
+            edits = self.edits(c, new)
+            assert not holding.keys() & edits.keys(), "what is ablated is not held"
+            ablated = self.m.run(self.tokens, edits | holding)
+            heads, mlps = self.parts(ablated)
+            d_heads, d_mlps = heads - self.heads, mlps - self.mlps
+            # What is ablated itself is seen as it was before it was replaced, or as zero (a block's MLP).
+            own_mlp = c.layer if c.kind in ("mlp", "block") else None
+            for l in range(self.m.layers):
+                # (The layer computes its own attention anew, on the same input.)
+                assert heads_react[l] or d_heads[l].abs().max() < 1e-12, "only what comes later can react"
+                assert mlps_react[l] or l == own_mlp or d_mlps[l].abs().max() < 1e-12, "only what comes later can react"
+            d_heads, d_mlps = d_heads * heads_react[:, None, None, None], d_mlps * mlps_react[:, None, None]
+            v = self.outcome(ablated, self.de(self.output(c)), self.de(new), d_heads, d_mlps)
+            v |= {"heads": d_heads, "mlps": d_mlps} | self.distribution(ablated)
+            for l in range(self.m.layers):
+                change = self.targets.at(ablated["post"][l] - self.clean["post"][l])
+                v["neurons", l] = change * self.neuron_directions(l)
+                if hold == "none" and l != own_mlp:
+                    gap = (v["neurons", l].sum(-1) - d_mlps[l]).abs().max()
+                    assert gap < 1e-9, "the neurons' changes must sum to the MLP's"
+            if kind == "project_out":
+                assert v["ablated_direct_effect"].abs().max() < 1e-9, "what is projected out must have no effect"
+            outcomes.append(v)
+        return average(outcomes)
+
+    def distribution(self, ablated):
+        clean, other = (self.targets.at(seen["logits"]).log_softmax(-1) for seen in (self.clean, ablated))
+        return {"ablated_log_prob": self.log_prob(ablated), "kl_divergence": (clean.exp() * (clean - other)).sum(-1)}
+
+    def neuron_directions(self, layer):
+        """[B, positions, M]: what a neuron's activation is multiplied with to give its direct effect."""
+        return self.direction @ self.w_out[layer].T
+
+    def neurons(self, layer):
+        """[B, positions, M]: clean direct effects."""
+        return self.targets.at(self.clean["post"][layer]) * self.neuron_directions(layer)
+
+    def top(self, c: Component, fraction=TOP_FRACTION):
+        """The component's strongest tokens, as indices into the flattened [B, positions]."""
+        effect = self.de(self.output(c)).flatten()
+        count = max(1, int(fraction * len(effect)))
+        return effect.argsort(descending=True, stable=True)[:count].tolist()
+
+    def repairers(self, c: Component):
+        """(component, layer, head) of all that can react."""
+        heads, mlps = self.reacts(c)
+        found = [("head", l, h) for l in range(self.m.layers) if heads[l] for h in range(self.m.heads)]
+        return found + [("mlp", l, None) for l in range(self.m.layers) if mlps[l]]
+
+    @staticmethod
+    def gathered(repairers, heads, mlps):
+        """[B · positions, repairers]"""
+        values = [heads[l, ..., h] if kind == "head" else mlps[l] for kind, l, h in repairers]
+        return torch.stack([v.flatten() for v in values], -1)
+
+    def self_addition(self, layer, head, addition, multiple):
+        """The head's direct effect [prompts, positions] after multiple · addition [prompts, S, D] was added to the
+        stream that its layer reads, at that position alone. (Of a model whose every position but the last is measured.)
+        """
+        new = torch.empty_like(self.s)
+        for p in range(self.positions):
+            def edit(stream, p=p):
+                stream = stream.clone()
+                stream[:, p] += multiple * addition[:, p]
+                return stream
+            seen = self.m.run(self.tokens, {("stream", layer): edit})
+            output = self.m.head_outputs(seen["z"][layer], layer)[..., head, :]
+            new[:, p] = self.de(output)[:, p]
+        return new
+
+
+def check(e: Extended, components):
+    """The measurement against other ways to the same."""
+    for c in components:
+        v = e.outcome_of("zero", c, "everything")
+        assert v["repair_attention"].abs().max() == 0 and v["repair_mlp"].abs().max() == 0
+        assert (v["self_repair"] - v["repair_norm"]).abs().max() < 1e-4, "with all held, only the norm repairs"
+        if c.kind == "head":
+            # (That path's mean is over its own prompts.)
+            for kind in ("mean", "resample", "zero") if e.siblings == [e] else ("resample", "zero"):
+                other, v = e.ablate(kind, c.layer, c.head), e.outcome_of(kind, c)
+                gap = max((v[name] - other[name]).abs().max().item() for name in COLUMNS)
+                assert gap < 1e-4, "replacing a head's output must be replacing its z"
+        if c.kind == "block":
+            edits, last = e.edits(c, torch.zeros_like(e.output(c))), c.layer + 1 == e.m.layers
+            ablated, before = e.m.run(e.tokens, edits), e.clean["stream"][c.layer]
+            after = ablated["residual"] if last else ablated["stream"][c.layer + 1]
+            assert (after - before).abs().max() < 1e-9, "without the block, the next must read what it read"
+            if not last:
+                copied = e.m.run(e.tokens, {("stream", c.layer + 1): lambda _: before})
+                assert (copied["logits"] - ablated["logits"]).abs().max() < 1e-4
