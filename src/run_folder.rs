@@ -72,7 +72,7 @@ pub struct Manifest {
 const MARKER: &str = ".self-repair-run";
 
 /// Everything a run writes lies in these.
-const OWNED: [&str; 7] = ["tables", "stages", "model", "work", "sums", "activations", "report"];
+const OWNED: [&str; 8] = ["tables", "stages", "model", "work", "sums", "activations", "report", "figures"];
 
 pub struct RunFolder {
     root: PathBuf,
@@ -248,8 +248,13 @@ impl RunFolder {
     }
 }
 
+/// Whether a folder is a run's.
+pub fn is_run(root: &Path) -> bool {
+    root.join(MARKER).exists()
+}
+
 fn refuse_what_is_not_ours(root: &Path, inputs: &[PathBuf]) -> Result<()> {
-    if !root.join(MARKER).exists()
+    if !is_run(root)
         && let Some(name) = OWNED.iter().find(|name| root.join(name).exists())
     {
         bail!(

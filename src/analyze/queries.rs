@@ -31,6 +31,9 @@ pub const DERIVED: &[Query] = queries!("": "head_summary", "layer_summary", "rep
 /// Views: queries that a session over a run answers by name, computed when they are asked for.
 pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_contexts", "prompt_sums");
 
+/// Tables of runs whose model the paper's authors published numbers for, in the order in which they read each other.
+pub const PAPER: &[Query] = queries!("paper/": "paper_comparison", "paper_agreement");
+
 /// Queries that must return no rows.
 pub const CHECKS: &[Query] = queries!("checks/":
     "no_nan",
@@ -109,7 +112,9 @@ mod tests {
 
     #[test]
     fn every_sql_file_is_compiled_in() {
-        for (folder, queries) in [("sql", DERIVED), ("sql/checks", CHECKS), ("sql/views", VIEWS)] {
+        for (folder, queries) in
+            [("sql", DERIVED), ("sql/paper", PAPER), ("sql/checks", CHECKS), ("sql/views", VIEWS)]
+        {
             let mut files: Vec<String> = std::fs::read_dir(folder)
                 .unwrap()
                 .filter_map(|e| Some(e.ok()?.path()))
@@ -125,7 +130,7 @@ mod tests {
 
     #[test]
     fn derived_tables_say_question_and_grain() {
-        for query in DERIVED.iter().chain(VIEWS) {
+        for query in DERIVED.iter().chain(VIEWS).chain(PAPER) {
             assert!(query.question().ends_with('?'), "{}: {}", query.name, query.question());
             assert!(!query.grain().is_empty(), "{}", query.name);
         }

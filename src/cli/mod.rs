@@ -5,6 +5,7 @@ mod completions;
 mod doctor;
 mod man;
 mod model;
+mod report;
 mod run;
 mod sql;
 mod status;
@@ -32,6 +33,7 @@ enum Command {
     Tables(tables::Args),
     Status(status::Args),
     Model(model::Args),
+    Report(report::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -45,6 +47,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Tables(args) => tables::run(args),
         Command::Status(args) => status::run(args),
         Command::Model(args) => model::run(args),
+        Command::Report(args) => report::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),

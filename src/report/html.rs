@@ -1,92 +1,197 @@
-//! One HTML file that opens from disk without a network.
+//! One HTML file that opens from disk without a network, light or dark, on a wide screen or a phone.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use anyhow::Result;
 
 use super::Rows;
+use super::chart::{Theme, escape, variables};
 use super::figures::Figure;
+use super::settings::grouped;
 use crate::analyze::Tables;
 
-const STYLE: &str = "
-:root { color-scheme: light dark; --ink: #1d1d1f; --paper: #ffffff; --soft: #6b6b70; --rule: #d9d9de; --card: #f6f6f8 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8ea; --paper: #17181a; --soft: #a2a2a8; --rule: #3a3b3f; --card: #202124 }
+/// A page under construction: sections are added in the order in which they are read.
+pub struct Page {
+    title: String,
+    /// What stands between the heading and the first section.
+    introduction: String,
+    /// (id, heading) of the sections, for the table of contents.
+    sections: Vec<(String, String)>,
+    body: String,
+    /// Where the figures' files lie, seen from the page.
+    figures_at: &'static str,
 }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  max-width: 60rem; padding: 1.5rem 1rem 4rem }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-.soft { color: var(--soft) }
-figure { margin: 1.6rem 0; background: #fff; border: 1px solid var(--rule); border-radius: 8px; padding: .6rem;
-  overflow-x: auto }
-figure svg { width: 100%; min-width: 40rem; height: auto; display: block }
-figcaption { color: #333; padding: .2rem .6rem .4rem } figcaption code { color: #555; font-size: .8rem }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
-th, td { text-align: right; padding: .25rem .7rem; border-bottom: 1px solid var(--rule); white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-thead th { background: var(--card) }
-";
 
-/// The whole page.
-pub fn page(tables: &Tables, figures: &[Figure]) -> Result<String> {
+/// A table of a page.
+pub struct Listing {
+    /// Names of the columns; those of text are aligned to the left.
+    pub columns: Vec<(String, bool)>,
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Page {
+    pub fn new(title: impl Into<String>, introduction: String, figures_at: &'static str) -> Self {
+        Self { title: title.into(), introduction, sections: Vec::new(), body: String::new(), figures_at }
+    }
+
+    pub fn section(&mut self, heading: &str) {
+        let id = format!("section-{}", self.sections.len() + 1);
+        self.body.push_str(&format!("<h2 id=\"{id}\">{}</h2>\n", escape(heading)));
+        self.sections.push((id, heading.to_string()));
+    }
+
+    /// Adds the figures, each theme as a section.
+    pub fn figures(&mut self, tables: &Tables, figures: &[Figure]) -> Result<()> {
+        let mut theme = "";
+        for figure in figures {
+            if figure.theme != theme {
+                theme = figure.theme;
+                self.section(theme);
+            }
+            self.figure(tables, figure)?;
+        }
+        Ok(())
+    }
+
+    fn figure(&mut self, tables: &Tables, figure: &Figure) -> Result<()> {
+        let mut sources = Vec::new();
+        for query in &figure.sql {
+            for table in tables.references(query)? {
+                if !sources.contains(&table) {
+                    sources.push(table);
+                }
+            }
+        }
+        let names: Vec<String> = sources.iter().map(|t| format!("<code>{}</code>", escape(t))).collect();
+        let queries: String = figure.sql.iter().map(|q| format!("<pre><code>{}</code></pre>", escape(q))).collect();
+        let (name, at) = (&figure.name, self.figures_at);
+        write!(
+            self.body,
+            "<figure id=\"{name}\">\n<div class=\"drawing\" tabindex=\"0\">{}</div>\n<figcaption>{}</figcaption>\n\
+             <details><summary>From {} · the SQL</summary>{queries}</details>\n\
+             <details><summary>Files</summary><a href=\"{at}/{name}.svg\">SVG</a> · <a href=\"{at}/{name}.png\">PNG</a></details>\n\
+             </figure>\n",
+            figure.chart.svg(Theme::Page),
+            escape(&figure.caption),
+            names.join(", "),
+        )?;
+        Ok(())
+    }
+
+    /// Adds a table with a sentence about it.
+    pub fn table(&mut self, about: &str, listing: &Listing) {
+        self.body.push_str(&format!("<p class=\"soft\">{}</p>\n{}", escape(about), listing.html()));
+    }
+
+    pub fn html(self) -> String {
+        let contents: String =
+            self.sections.iter().map(|(id, name)| format!("<a href=\"#{id}\">{}</a>", escape(name))).collect();
+        let title = escape(&self.title);
+        format!(
+            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
+             <style>\n:root {{ color-scheme: light dark; --paper:#ffffff; --card:#f4f4f6; {} }}\n\
+             @media (prefers-color-scheme: dark) {{ :root {{ --paper:#17181a; --card:#222327; {} }} }}\n{}</style>\n\
+             <h1>{title}</h1>\n{}<nav>{contents}</nav>\n{}<script>\n{}</script>\n</html>\n",
+            variables(false),
+            variables(true),
+            include_str!("page.css"),
+            self.introduction,
+            self.body,
+            include_str!("page.js"),
+        )
+    }
+}
+
+impl Listing {
+    fn html(&self) -> String {
+        let class = |i: usize| if self.columns[i].1 { " class=\"text\"" } else { "" };
+        let mut out = String::from("<div class=\"scroll\" tabindex=\"0\"><table class=\"sortable\">\n<thead><tr>");
+        for (i, (name, _)) in self.columns.iter().enumerate() {
+            out.push_str(&format!("<th{}><button type=\"button\">{}</button></th>", class(i), escape(name)));
+        }
+        out.push_str("</tr></thead>\n<tbody>\n");
+        for row in &self.rows {
+            out.push_str("<tr>");
+            for (i, cell) in row.iter().enumerate() {
+                out.push_str(&format!("<td{}>{}</td>", class(i), escape(cell)));
+            }
+            out.push_str("</tr>\n");
+        }
+        out.push_str("</tbody></table></div>\n");
+        out
+    }
+
+    /// A number of a cell, which is empty where there is none.
+    pub fn shown(value: f64, digits: usize) -> String {
+        if value.is_finite() { format!("{value:.digits$}") } else { String::new() }
+    }
+
+    /// The rows of a query: text columns as they are, numbers to three digits, whole ones without a point.
+    pub fn of(rows: &Rows, texts: &[&str], whole: &[&str], numbers: &[&str]) -> Result<Self> {
+        let named = |names: &[&str], text: bool| names.iter().map(|n| (n.replace('_', " "), text)).collect::<Vec<_>>();
+        let columns = [named(texts, true), named(whole, false), named(numbers, false)].concat();
+        let mut cells: Vec<Vec<String>> = Vec::new();
+        for name in texts {
+            cells.push(rows.texts(name)?);
+        }
+        for (names, digits) in [(whole, 0), (numbers, 3)] {
+            for name in names {
+                cells.push(rows.numbers(name)?.into_iter().map(|v| Self::shown(v, digits)).collect());
+            }
+        }
+        let rows = (0..rows.len()).map(|i| cells.iter().map(|c| c[i].clone()).collect()).collect();
+        Ok(Self { columns, rows })
+    }
+}
+
+/// The page of one run.
+pub fn run_page(tables: &Tables, figures: &[Figure], out: &Path) -> Result<String> {
     let model = Rows::of(tables, "select name, source, layers, heads, d_model, sha256 from model")?;
+    let name = model.texts("name")?.concat();
+    let mut page = Page::new(format!("Self-repair in {name}"), introduction(tables, &model, out)?, "../figures");
+    page.figures(tables, figures)?;
+    page.section("All heads");
+    heads(&mut page, tables)?;
+    if tables.has("repair_graph")? {
+        edges(&mut page, tables)?;
+    }
+    Ok(page.html())
+}
+
+fn introduction(tables: &Tables, model: &Rows, out: &Path) -> Result<String> {
     let counts = Rows::of(tables, "select count(distinct prompt) as prompts, count(*) as tokens from clean")?;
     let top = Rows::of(tables, "select max(tokens) as tokens from head_summary where subset = 'top'")?;
-    let name = escape(&model.texts("name")?.concat());
-    let mut page = String::new();
-    write!(
-        page,
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>Self-repair in {name}</title>\n<style>{STYLE}</style>\n\
-         <h1>Self-repair in {name}</h1>\n\
-         <p class=\"soft\">{} layers of {} heads, width {}; {} tokens of {} prompts; {} (sha256 {}…)</p>\n\
+    let config = match out.join("report/config.toml").exists() {
+        true => "<p class=\"soft\">What was run: <a href=\"config.toml\">config.toml</a>.</p>\n",
+        false => "",
+    };
+    Ok(format!(
+        "<p class=\"soft\">{} layers of {} heads, width {}; {} tokens of {} prompts; {} (sha256 {}…)</p>\n\
          <p>When an attention head is ablated, later parts of the model change and make up for some of the loss. \
          <em>Direct effect</em> is what the head itself writes towards the correct token's logit; <em>self-repair</em> \
          is how much less that logit falls, when the head is ablated, than by the direct effect that was taken away. A \
-         head's <em>top tokens</em> are the {} on which its direct effect is highest.</p>\n\
-         <p class=\"soft\">What was run: <a href=\"config.toml\">config.toml</a>.</p>\n",
+         head's <em>top tokens</em> are the {} on which its direct effect is highest.</p>\n{config}",
         model.number("layers")?,
         model.number("heads")?,
         model.number("d_model")?,
-        counts.number("tokens")?,
-        counts.number("prompts")?,
+        grouped(counts.number("tokens")?),
+        grouped(counts.number("prompts")?),
         escape(&model.texts("source")?.concat()),
-        &model.texts("sha256")?.concat().get(..12).unwrap_or_default(),
-        top.number("tokens")?,
-    )?;
-    for figure in figures {
-        // An inline drawing needs no declaration of its own.
-        let svg = figure.svg.find("<svg").map_or(figure.svg.as_str(), |start| &figure.svg[start..]);
-        write!(
-            page,
-            "<figure id=\"{}\">\n{}\n<figcaption>{}<br><code>{}</code></figcaption>\n</figure>\n",
-            figure.name,
-            svg.replacen("<svg ", &format!("<svg role=\"img\" viewBox=\"{VIEW}\" "), 1),
-            escape(&figure.caption),
-            escape(&figure.sql)
-        )?;
-    }
-    table(&mut page, tables)?;
-    page.push_str("</html>\n");
-    Ok(page)
+        model.texts("sha256")?.concat().get(..12).unwrap_or_default(),
+        grouped(top.number("tokens")?),
+    ))
 }
 
-/// The size of every figure, so that an inline drawing scales with the page.
-const VIEW: &str = "0 0 860 460";
-
-/// The heads with most self-repair, for each ablation.
-fn table(page: &mut String, tables: &Tables) -> Result<()> {
-    let sql = "select ablation, layer, head, direct_effect, logit_change, self_repair, self_repair_error,
-            repair_attention, repair_mlp, repair_norm, fraction_clipped
-        from (
-            select *, row_number() over (partition by ablation order by self_repair desc) as place
-            from head_summary where subset = 'top'
-        )
-        where place <= 20 order by ablation, place";
+/// Every ablated component, strongest repair first.
+fn heads(page: &mut Page, tables: &Tables) -> Result<()> {
+    let sql = "select case component when 'head' then concat('L', layer, 'H', head) else concat('L', layer, ' ', component) end
+            as component, ablation, hold, direct_effect, logit_change, self_repair, self_repair_error,
+            repair_attention, repair_mlp, repair_norm, fraction_clipped, fraction_of_means
+        from head_summary where subset = 'top' order by self_repair desc, layer, head limit 2000";
     let rows = Rows::of(tables, sql)?;
-    let columns = [
+    let numbers = [
         "direct_effect",
         "logit_change",
         "self_repair",
@@ -95,29 +200,75 @@ fn table(page: &mut String, tables: &Tables) -> Result<()> {
         "repair_mlp",
         "repair_norm",
         "fraction_clipped",
+        "fraction_of_means",
     ];
-    write!(
-        page,
-        "<h2>The heads with most self-repair</h2>\n<p class=\"soft\">Top tokens, in logits; table \
-         <code>head_summary</code>.</p>\n<div class=\"scroll\"><table>\n<thead><tr><th>head</th><th>ablation</th>"
-    )?;
-    for column in columns {
-        write!(page, "<th>{}</th>", column.replace('_', " "))?;
-    }
-    page.push_str("</tr></thead>\n<tbody>\n");
-    let values: Vec<Vec<f64>> = columns.iter().map(|c| rows.numbers(c)).collect::<Result<_>>()?;
-    let (ablation, layer, head) = (rows.texts("ablation")?, rows.numbers("layer")?, rows.numbers("head")?);
-    for i in 0..ablation.len() {
-        write!(page, "<tr><td>L{}H{}</td><td>{}</td>", layer[i], head[i], ablation[i])?;
-        for column in &values {
-            write!(page, "<td>{:.3}</td>", column[i])?;
-        }
-        page.push_str("</tr>\n");
-    }
-    page.push_str("</tbody></table></div>\n");
+    let listing = Listing::of(&rows, &["component", "ablation", "hold"], &[], &numbers)?;
+    page.table("Means over top tokens, in logits; table head_summary. Press a column's name to sort by it.", &listing);
     Ok(())
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+/// Who repairs whom.
+fn edges(page: &mut Page, tables: &Tables) -> Result<()> {
+    let sql =
+        "select case ablated when 'head' then concat('L', layer, 'H', head) else concat('L', layer, ' ', ablated) end
+            as ablated, case component when 'head' then concat('L', repairer_layer, 'H', repairer_head)
+            else concat('L', repairer_layer, ' ', component) end as repairer, ablation, hold, tokens, mean_change,
+            standard_error
+        from repair_graph where subset = 'top' order by abs(mean_change) desc limit 200";
+    let rows = Rows::of(tables, sql)?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    page.section("Strongest repairers");
+    let texts = ["ablated", "repairer", "ablation", "hold"];
+    let listing = Listing::of(&rows, &texts, &["tokens"], &["mean_change", "standard_error"])?;
+    let about = "Change of the repairer's direct effect on the ablated component's top tokens, in logits: the 200 largest \
+                 of table repair_graph.";
+    page.table(about, &listing);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{handmade_run, report};
+    use super::*;
+
+    #[test]
+    fn a_page_stands_alone_and_says_where_its_numbers_are_from() {
+        let run = handmade_run("tiny", &["zero"]);
+        report(run.path()).unwrap();
+        let page = std::fs::read_to_string(run.path().join("report/index.html")).unwrap();
+        for outside in ["src=", "<link", "@import", "url(", "https://"] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+        assert_eq!(page.matches("http://").count(), page.matches("xmlns=\"http://www.w3.org/2000/svg\"").count());
+        assert!(page.contains("prefers-color-scheme: dark") && page.contains("width=device-width"));
+        assert!(page.contains("From <code>head_summary</code>, <code>layer_summary</code>"), "the figure's tables");
+        assert!(page.contains("<pre><code>select layer, head, self_repair, self_repair_error from head_summary"));
+        // Every figure is there as files, where the page says.
+        let mut figures = 0;
+        for link in page.split("href=\"../figures/").skip(1) {
+            let name = link.split('"').next().unwrap();
+            assert!(run.path().join("figures").join(name).is_file(), "{name}");
+            figures += 1;
+        }
+        assert_eq!(figures, 2 * page.matches("<figure ").count());
+        // Colours of figures follow the page's preference.
+        let figure = &page[page.find("<figure ").unwrap()..];
+        assert!(figure.contains("var(--c0)") && !figure.contains("#0072b2"));
+        assert!(page.contains("<th class=\"text\"><button type=\"button\">component</button></th>"));
+        assert!(page.contains("<td class=\"text\">L0H0</td>") && page.contains("<td>0.750</td>"));
+    }
+
+    #[test]
+    fn what_a_run_is_called_cannot_break_the_page() {
+        let mut page = Page::new("<b>", String::new(), "figures");
+        page.section("a & b");
+        let cells = vec![vec!["<i>".to_string(), Listing::shown(f64::NAN, 3)]];
+        page.table("x < y", &Listing { columns: vec![("<u>".into(), true), ("n".into(), false)], rows: cells });
+        let html = page.html();
+        for escaped in ["<h1>&lt;b&gt;</h1>", ">a &amp; b<", ">&lt;i&gt;<", ">x &lt; y<", ">&lt;u&gt;<", "<td></td>"] {
+            assert!(html.contains(escaped), "{escaped}");
+        }
+    }
 }

@@ -1,73 +1,75 @@
-//! The `report` stage: what a run found, in the terminal and as one self-contained HTML file with its figures.
+//! The `report` stage: what a run found, in the terminal, as one self-contained HTML file, and as figures for a paper.
 
+mod chart;
+mod compare;
 mod figures;
+mod files;
+mod histogram;
 mod html;
+mod rows;
+mod settings;
 mod summary;
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type};
 
+pub use compare::compare;
 pub use summary::summary;
+
+pub(crate) use rows::Rows;
 
 use crate::analyze::Tables;
 use crate::run_folder::write_atomically;
 
 /// Raised when the report would look different on the same tables.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
-/// Writes `<out>/report/index.html` and its figures beside it.
+/// Writes `<out>/report/index.html`, and its figures as files under `<out>/figures`.
+///
+/// # Errors
+/// If the folder has no tables of a finished run.
 pub fn report(out: &Path) -> Result<String> {
     let tables = Tables::open(out)?;
+    if !tables.has("head_summary")? {
+        anyhow::bail!("{} has no table head_summary; run `pipeline run all` to the end first", out.display());
+    }
     let folder = out.join("report");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let figures = figures::all(&tables)?;
-    for figure in &figures {
-        write_atomically(&folder.join(format!("{}.svg", figure.name)), figure.svg.as_bytes())?;
-    }
+    let figures = figures::all(&tables, out)?;
+    files::write(&figures, &out.join("figures"))?;
     let page = folder.join("index.html");
-    write_atomically(&page, html::page(&tables, &figures)?.as_bytes())?;
+    write_atomically(&page, html::run_page(&tables, &figures, out)?.as_bytes())?;
     Ok(format!("{} figures in {}", figures.len(), page.display()))
 }
 
-/// The rows of a query as text and number columns, for tables and figures of a few hundred rows.
-pub(crate) struct Rows {
-    batches: Vec<RecordBatch>,
-}
-
-impl Rows {
-    pub fn of(tables: &Tables, sql: &str) -> Result<Self> {
-        Ok(Self { batches: tables.collect(sql, &[]).with_context(|| format!("in the query {sql}"))? })
-    }
-
-    /// A column as numbers; null becomes NaN.
-    pub fn numbers(&self, column: &str) -> Result<Vec<f64>> {
-        let mut out = Vec::new();
-        for batch in &self.batches {
-            let array = batch.column_by_name(column).with_context(|| format!("no column {column}"))?;
-            let array = cast(array, &DataType::Float64)?;
-            out.extend(array.as_primitive::<Float64Type>().iter().map(|v| v.unwrap_or(f64::NAN)));
+/// A run of two layers with one head each, two prompts of two positions, through `analyze`: the head of layer 0 has
+/// direct effects 1, 1, 1, 1 and is repaired by 0.5, 0.5, 1, 1; that of layer 1 has 2, 0, 0, 0 and −0.5, 0, 0, 0. All
+/// tokens count as top tokens.
+/// An ablation `a/b` is one with hold b.
+#[cfg(test)]
+pub(crate) fn handmade_run(name: &str, ablations: &[&str]) -> tempfile::TempDir {
+    use crate::tables::handmade::{ABLATIONS, ablation, clean, metadata, model, table};
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    model(out, name, &format!("./{name}"), "llama", 2, 1, 8);
+    clean(out, 2, 2);
+    let tokens = [(0, 0), (0, 1), (1, 0), (1, 1)];
+    let heads = [[(1.0, 0.5), (1.0, 0.5), (1.0, 1.0), (1.0, 1.0)], [(2.0, -0.5), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)]];
+    let mut rows = Vec::new();
+    for kind in ablations {
+        let (kind, hold) = kind.split_once('/').unwrap_or((kind, "none"));
+        for (layer, of_tokens) in heads.iter().enumerate() {
+            for ((p, q), (effect, repair)) in tokens.iter().zip(of_tokens) {
+                rows.push(ablation(&format!("{kind} {hold} head {layer} 0 {p} {q}"), *effect, *repair));
+            }
         }
-        Ok(out)
     }
-
-    pub fn texts(&self, column: &str) -> Result<Vec<String>> {
-        let mut out = Vec::new();
-        for batch in &self.batches {
-            let array = batch.column_by_name(column).with_context(|| format!("no column {column}"))?;
-            let array = cast(array, &DataType::Utf8)?;
-            debug_assert_eq!(array.len(), batch.num_rows());
-            out.extend(array.as_string::<i32>().iter().map(|v| v.unwrap_or_default().to_string()));
-        }
-        Ok(out)
+    table(out, "ablations", ABLATIONS, &rows);
+    for derived in crate::analyze::derived_tables() {
+        fs::create_dir_all(out.join("tables").join(derived)).unwrap();
     }
-
-    /// The only row's number.
-    pub fn number(&self, column: &str) -> Result<f64> {
-        self.numbers(column)?.first().copied().with_context(|| format!("no rows for {column}"))
-    }
+    crate::analyze::derive(&Tables::open(out).unwrap(), out, 1.0, &metadata(), |_| {}).unwrap();
+    dir
 }

@@ -248,7 +248,7 @@ impl Run {
                 tables.iter().map(|table| f.table(table.name)).chain([f.sums()]).collect()
             }
             Stage::Analyze => self.analysis_tables.iter().map(|name| f.table(name)).collect(),
-            Stage::Report => vec![f.root().join("report")],
+            Stage::Report => vec![f.root().join("report"), f.root().join("figures")],
         }
     }
 

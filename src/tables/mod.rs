@@ -1,5 +1,7 @@
 //! Every table this program measures: its grain, its columns with units, and how it is written.
 
+#[cfg(test)]
+pub(crate) mod handmade;
 mod schema;
 mod writer;
 

@@ -20,7 +20,9 @@ fn run_all_ends_with_tables_a_summary_and_a_report() {
     assert_eq!(heads.num_rows(), 3 * 12 * 2, "ablations × heads × subsets");
     let page = std::fs::read_to_string(dir.path().join("report/index.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("head_summary") && !page.contains("src="), "self-contained");
-    assert!(dir.path().join("report/repair_by_layer_resample.svg").is_file());
+    for figure in ["repair_by_layer_resample.svg", "repair_by_layer_resample.png", "norm_scale.svg"] {
+        assert!(dir.path().join("figures").join(figure).is_file(), "{figure}");
+    }
     assert_eq!(read(&dir.path().join("tables/model")).num_rows(), 1);
 
     let sql = |arguments: &[&str]| {

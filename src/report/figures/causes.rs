@@ -1,0 +1,136 @@
+//! What repairs: other heads, MLPs, the final norm.
+
+use anyhow::Result;
+
+use super::{Figure, HEADS, Study, quoted};
+use crate::report::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, NamedPoint, ORANGE, Panel, with_zero};
+
+const THEME: &str = "What repairs";
+
+/// Causes in the order in which bars are stacked: column, name, colour.
+pub const CAUSES: [(&str, &str, Colour); 3] =
+    [("repair_attention", "other heads", BLUE), ("repair_mlp", "MLPs", ORANGE), ("repair_norm", "final norm", GREEN)];
+
+pub fn figures(study: &Study) -> Result<Vec<Figure>> {
+    let mut out = Vec::new();
+    for ablation in &study.ablations {
+        out.push(causes_by_layer(study, ablation)?);
+        out.push(shares_by_layer(study, ablation)?);
+    }
+    Ok(out)
+}
+
+/// Stacks values from 0, positive ones upwards and negative ones downwards; (from, to) of each.
+pub fn stacked(values: &[f64]) -> Vec<(f64, f64)> {
+    let (mut up, mut down) = (0.0, 0.0);
+    let stack = |&value: &f64| {
+        let end = if value >= 0.0 { &mut up } else { &mut down };
+        let from = *end;
+        *end += value;
+        (from, *end)
+    };
+    values.iter().map(stack).collect()
+}
+
+fn causes_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
+    let sql = format!(
+        "select layer, repair_attention, repair_mlp, repair_norm, self_repair from layer_summary \
+         where {HEADS} and ablation = {} and subset = 'top' order by layer",
+        quoted(ablation)
+    );
+    let rows = study.rows(&sql)?;
+    let (layer, total) = (rows.numbers("layer")?, rows.numbers("self_repair")?);
+    let causes: Vec<Vec<f64>> = CAUSES.iter().map(|(column, ..)| rows.numbers(column)).collect::<Result<_>>()?;
+    let mut boxes = Vec::new();
+    for (i, &layer) in layer.iter().enumerate() {
+        let parts: Vec<f64> = causes.iter().map(|c| c[i]).collect();
+        for ((from, to), (_, name, colour)) in stacked(&parts).into_iter().zip(CAUSES) {
+            let corners = ((layer - 0.36, from), (layer + 0.36, to));
+            boxes.push(Cell { corners, colour, name: format!("layer {layer}, {name}: {:.3} logits", to - from) });
+        }
+    }
+    let ends: Vec<f64> = boxes.iter().flat_map(|b| [b.corners.0.1, b.corners.1.1]).collect();
+    let sums = layer.iter().zip(&total).map(|(&x, &y)| NamedPoint {
+        at: (x, y),
+        colour: Colour::Ink,
+        name: format!("layer {x}: {y:.3} logits"),
+    });
+    let panel = Panel::new(
+        "",
+        Axis::whole("layer of the ablated head", &layer),
+        Axis::numbers("mean self-repair of top tokens [logits]", with_zero(ends)),
+    )
+    .with(Mark::Boxes { boxes, opacity: 1.0 })
+    .zero()
+    .with(Mark::Points { points: sums.collect(), radius: 4.0 });
+    let legend = CAUSES.iter().map(|(_, label, colour)| Key::Box(*colour, 1.0, (*label).into()));
+    Ok(Figure {
+        name: format!("causes_by_layer_{ablation}"),
+        theme: THEME,
+        caption:
+            "Self-repair split into its causes: later heads, MLPs (from the ablated head's own layer on), and the \
+                  final norm, whose scale changes when the stream does. Negative bars made the loss larger."
+                .into(),
+        sql: vec![sql],
+        chart: Chart {
+            title: "What repairs, by layer of the ablated head".into(),
+            settings: study.settings.line(&format!("{ablation} ablation, top tokens")),
+            legend: legend.chain([Key::Dot(Colour::Ink, "self-repair, their sum".into())]).collect(),
+            panels: vec![panel],
+            columns: 1,
+            height: 330.0,
+        },
+    })
+}
+
+/// How much of the direct effect each cause makes up for, as the paper counts it.
+fn shares_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
+    let sql = format!(
+        "select layer, subset, avg(attention_clipped) as repair_attention, avg(mlp_clipped) as repair_mlp, \
+         avg(norm_clipped) as repair_norm from head_summary where {HEADS} and ablation = {} \
+         group by layer, subset order by layer",
+        quoted(ablation)
+    );
+    let rows = study.rows(&sql)?;
+    let mut panels = Vec::new();
+    for (subset, title) in [("top", "top tokens of each head"), ("all", "all tokens")] {
+        let rows = rows.filtered("subset", subset)?;
+        let mut ends = Vec::new();
+        for (column, ..) in CAUSES {
+            ends.extend(rows.numbers(column)?.into_iter().map(|v| 100.0 * v));
+        }
+        let x = Axis::whole("layer of the ablated head", &rows.numbers("layer")?);
+        let mut panel = Panel::new(title, x, Axis::numbers("share of the direct effect [%]", with_zero(ends)));
+        for (column, _, colour) in CAUSES {
+            let line = rows.points("layer", column)?.into_iter().map(|(x, y)| (x, 100.0 * y)).collect();
+            panel.marks.push(Mark::line(line, colour));
+        }
+        panels.push(panel);
+    }
+    Ok(Figure {
+        name: format!("shares_by_layer_{ablation}"),
+        theme: THEME,
+        caption: "How much of a head's direct effect each cause makes up for: mean over tokens of cause / direct \
+                  effect, clipped to [0, 1] token by token, then over the heads of a layer."
+            .into(),
+        sql: vec![sql],
+        chart: Chart {
+            title: "Share of the direct effect that each cause makes up for".into(),
+            settings: study.settings.line(&format!("{ablation} ablation")),
+            legend: CAUSES.iter().map(|(_, label, colour)| Key::Line(*colour, (*label).into())).collect(),
+            panels,
+            columns: 2,
+            height: 260.0,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stacked;
+
+    #[test]
+    fn positive_and_negative_parts_are_stacked_apart() {
+        assert_eq!(stacked(&[1.0, -0.5, 2.0, -1.0]), [(0.0, 1.0), (0.0, -0.5), (1.0, 3.0), (-0.5, -1.5)]);
+    }
+}

@@ -1,0 +1,183 @@
+//! Iterative inference: do downstream heads react to a missing block as to a missing head, and to their own output as
+//! to another's?
+
+use anyhow::Result;
+
+use super::graph::ablated_heads;
+use super::{Figure, LayerColours, Study, quoted};
+use crate::report::chart::{Axis, Chart, Colour, Key, Mark, ORANGE, Panel, common, heat, heat_key};
+
+const THEME: &str = "Iterative inference";
+
+pub fn figures(study: &Study) -> Result<Vec<Figure>> {
+    let mut out = Vec::new();
+    if study.has(&["repair_graph"])?
+        && let Some(ablation) = study.main_ablation()
+    {
+        out.extend(skipped_blocks(study, ablation)?);
+    }
+    if study.has(&["self_additions"])? {
+        out.extend(additions(study)?);
+    }
+    if study.has(&["head_similarity"])? {
+        out.push(similarity(study)?);
+    }
+    Ok(out)
+}
+
+/// Change of every downstream head: block l skipped, against a head of block l ablated.
+fn skipped_blocks(study: &Study, ablation: &str) -> Result<Option<Figure>> {
+    let (mut panels, mut queries, mut layers) = (Vec::new(), Vec::new(), Vec::new());
+    let mut found = Vec::new();
+    for head in ablated_heads(study, ablation, 4)? {
+        // Blocks have no top tokens of their own kind in every run: all tokens serve for both then.
+        let sql = format!(
+            "select h.subset, h.repairer_layer, h.repairer_head, h.mean_change as ablated, avg(b.mean_change) as skipped \
+             from repair_graph h join repair_graph b on b.ablated = 'block' and b.hold = 'none' \
+             and b.component = 'head' and h.layer = b.layer and h.repairer_layer = b.repairer_layer \
+             and h.repairer_head = b.repairer_head and h.subset = b.subset \
+             where h.ablated = 'head' and h.hold = 'none' and h.component = 'head' and h.repairer_layer > h.layer \
+             and h.ablation = {} and h.layer = {} and h.head = {} \
+             group by h.subset, h.repairer_layer, h.repairer_head, h.mean_change",
+            quoted(ablation),
+            head.layer,
+            head.head
+        );
+        let rows = study.rows(&sql)?;
+        let top = rows.filtered("subset", "top")?;
+        let (rows, subset) = if top.is_empty() { (rows, "all tokens") } else { (top, "top tokens") };
+        if rows.is_empty() {
+            continue;
+        }
+        layers.extend(rows.numbers("repairer_layer")?);
+        found.push((head, rows, subset));
+        queries.push(sql);
+    }
+    let colours = LayerColours::of(&layers);
+    for (head, rows, subset) in &found {
+        let (x, y) = (rows.numbers("skipped")?, rows.numbers("ablated")?);
+        let range = common(&x, &y);
+        let label = format!("change when {} is ablated [logits]", head.name());
+        panels.push(
+            Panel::new(
+                format!("{}, {subset}", head.name()),
+                Axis::numbers(format!("change when block {} is skipped [logits]", head.layer), range),
+                Axis::numbers(label, range),
+            )
+            .zero()
+            .with(Mark::thin((0.0, range.0), (0.0, range.1), Colour::Soft))
+            .through_origin(1.0, ORANGE)
+            .with(colours.points(
+                &rows.numbers("repairer_layer")?,
+                &rows.numbers("repairer_head")?,
+                &x,
+                &y,
+            )),
+        );
+    }
+    if panels.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Figure {
+        name: format!("skipped_blocks_{ablation}"),
+        theme: THEME,
+        caption: "Each point is a head of a later layer and how its direct effect changes: when the whole block is \
+                  skipped, and when one head of that block is ablated. Near the line, backup is not particular to the \
+                  head that is missing."
+            .into(),
+        sql: queries,
+        chart: Chart {
+            title: "Downstream heads: a block skipped against a head ablated".into(),
+            settings: study.settings.line(&format!("{ablation} ablation of heads")),
+            legend: vec![Key::Dashed(ORANGE, "y = x: the same change".into()), colours.key()],
+            panels,
+            columns: 2,
+            height: 280.0,
+        },
+    }))
+}
+
+/// A head's reaction to its own output in its input, per unit added, beside the controls.
+fn additions(study: &Study) -> Result<Option<Figure>> {
+    let sql = "select added, layer, head, \
+         sum(multiple * (cast(new_direct_effect as double) - direct_effect)) / sum(multiple * multiple) as slope \
+         from self_additions group by added, layer, head order by added, layer, head";
+    let rows = study.rows(sql)?;
+    let slopes = rows.numbers("slope")?;
+    let most = slopes.iter().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
+    let layers = rows.numbers("layer")?;
+    let mut panels = Vec::new();
+    let kinds = [
+        ("own", "its own output added"),
+        ("random_head", "another head's output added"),
+        ("random_direction", "a random direction added"),
+    ];
+    for (added, title) in kinds {
+        let rows = rows.filtered("added", added)?;
+        if rows.is_empty() {
+            continue;
+        }
+        let (layer, head, slope) = (rows.numbers("layer")?, rows.numbers("head")?, rows.numbers("slope")?);
+        let cells = (0..layer.len())
+            .map(|i| (layer[i], head[i], slope[i], format!("L{}H{}: {:+.3} logits", layer[i], head[i], slope[i])));
+        panels.push(
+            Panel::new(title, Axis::whole("layer", &layers), Axis::whole("head", &rows.numbers("head")?))
+                .with(heat(cells, most)),
+        );
+    }
+    if panels.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Figure {
+        name: "self_additions".into(),
+        theme: THEME,
+        caption: "How much a head's direct effect changes per once its own output is added to its input stream (slope \
+                  over all multiples, through zero). Positive: it reinforces itself; negative: it represses itself. \
+                  Beside it the controls, of the same norm."
+            .into(),
+        sql: vec![sql.into()],
+        chart: Chart {
+            title: "Self-reinforcing and self-repressing heads".into(),
+            settings: study.settings.line(""),
+            legend: vec![heat_key("change of direct effect per multiple added [logits]", most)],
+            columns: panels.len(),
+            panels,
+            height: 240.0,
+        },
+    }))
+}
+
+/// Mean absolute cosine between the outputs of two layers' heads.
+fn similarity(study: &Study) -> Result<Figure> {
+    let sql = "select layer, other_layer, avg(cosine) as cosine, avg(cosine_without_token) as cosine_without_token \
+         from head_similarity where not (layer = other_layer and head = other_head) \
+         group by layer, other_layer order by layer, other_layer";
+    let rows = study.rows(sql)?;
+    let (x, y) = (rows.numbers("layer")?, rows.numbers("other_layer")?);
+    let both = [rows.numbers("cosine")?, rows.numbers("cosine_without_token")?];
+    let most = both.iter().flatten().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
+    let titles = ["as written", "without the token's direction"];
+    let layers = [x.clone(), y.clone()].concat();
+    let panels = both.iter().zip(titles).map(|(values, title)| {
+        let cells =
+            (0..x.len()).map(|i| (x[i], y[i], values[i], format!("layers {} and {}: {:.3}", x[i], y[i], values[i])));
+        Panel::new(title, Axis::whole("layer", &layers), Axis::whole("other layer", &layers)).with(heat(cells, most))
+    });
+    Ok(Figure {
+        name: "head_similarity".into(),
+        theme: THEME,
+        caption:
+            "Mean cosine between the outputs of two heads at the same token, over all pairs of heads of two layers; \
+                  then with what both write along the correct token's direction taken off."
+                .into(),
+        sql: vec![sql.into()],
+        chart: Chart {
+            title: "How alike heads of two layers write".into(),
+            settings: study.settings.line(""),
+            legend: vec![heat_key("mean cosine", most)],
+            panels: panels.collect(),
+            columns: 2,
+            height: 300.0,
+        },
+    })
+}

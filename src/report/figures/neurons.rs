@@ -1,0 +1,321 @@
+//! Which neurons repair, how many it takes, and whether they erased before.
+
+use anyhow::Result;
+
+use super::{Figure, HEADS, NamedPoint, Study, quoted};
+use crate::report::chart::{
+    Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, ORANGE, PURPLE, Panel, RED, extent, with_zero,
+};
+use crate::report::histogram::Histogram;
+
+const THEME: &str = "Which neurons repair";
+
+/// Columns of `neuron_curves`: share of tokens whose n-th change exceeds this share of the head's direct effect.
+const EXCEEDS: [(&str, &str, Colour); 5] = [
+    ("above_50", "50 %", BLUE),
+    ("above_10", "10 %", ORANGE),
+    ("above_5", "5 %", GREEN),
+    ("above_2_5", "2.5 %", PURPLE),
+    ("above_1", "1 %", RED),
+];
+
+/// Heads that the figures are about: those with most self-repair.
+const HEADS_SHOWN: usize = 4;
+
+pub fn figures(study: &Study) -> Result<Vec<Figure>> {
+    let mut out = Vec::new();
+    let Some(ablation) = study.main_ablation() else { return Ok(out) };
+    if study.has(&["neuron_curves"])? {
+        out.extend(exceeding(study, ablation)?);
+        out.extend(cumulative(study, ablation)?);
+    }
+    if study.has(&["neuron_totals"])? {
+        out.extend(top_percent(study, ablation)?);
+        out.extend(share_of_repair(study, ablation)?);
+    }
+    if study.has(&["neuron_repairs"])? {
+        out.extend(anti_erasure(study, ablation)?);
+        out.extend(recurring(study, ablation)?);
+    }
+    Ok(out)
+}
+
+/// Curves of the strongest heads and their last measured MLP.
+fn curves(study: &Study, ablation: &str, columns: &str) -> Result<Vec<(String, crate::report::Rows, String)>> {
+    let mut out = Vec::new();
+    for head in study.strongest(ablation, HEADS_SHOWN)? {
+        let place = format!("ablation = {} and {}", quoted(ablation), head.sql());
+        let sql = format!(
+            "select neuron_layer, rank + 1 as place, {columns} from neuron_curves where {place} \
+             and neuron_layer = (select max(neuron_layer) from neuron_curves where {place}) order by rank"
+        );
+        let rows = study.rows(&sql)?;
+        if !rows.is_empty() {
+            out.push((format!("{}, MLP of layer {}", head.name(), rows.number("neuron_layer")?), rows, sql));
+        }
+    }
+    Ok(out)
+}
+
+fn rank_axis(ranks: &[f64]) -> Axis {
+    let (low, high) = extent(ranks.iter().copied()).unwrap_or((1.0, 1.0));
+    Axis::log("place of the neuron by its change (logarithmic)", (low.max(1.0), high.max(low.max(1.0) * 2.0)))
+}
+
+fn exceeding(study: &Study, ablation: &str) -> Result<Option<Figure>> {
+    let columns: Vec<&str> = EXCEEDS.iter().map(|e| e.0).collect();
+    let (mut panels, mut queries) = (Vec::new(), Vec::new());
+    for (title, rows, sql) in curves(study, ablation, &columns.join(", "))? {
+        let ranks = rows.numbers("place")?;
+        let y = Axis::numbers("tokens on which the n-th neuron exceeds it [%]", (0.0, 100.0));
+        let mut panel = Panel::new(title, rank_axis(&ranks), y);
+        for (column, _, colour) in EXCEEDS {
+            let at = rows.points("place", column)?.into_iter().map(|(x, y)| (x, 100.0 * y)).collect();
+            panel.marks.push(Mark::line(at, colour));
+        }
+        panels.push(panel);
+        queries.push(sql);
+    }
+    Ok((!panels.is_empty()).then(|| Figure {
+        name: format!("neurons_exceeding_{ablation}"),
+        theme: THEME,
+        caption:
+            "On how many of the head's top tokens the n-th most repairing neuron changes its direct effect by more \
+                  than so much of the head's direct effect."
+                .into(),
+        sql: queries,
+        chart: Chart {
+            title: "How many neurons repair, and how strongly".into(),
+            settings: study.settings.line(&format!("{ablation} ablation, top tokens")),
+            legend: EXCEEDS
+                .iter()
+                .map(|(_, label, colour)| Key::Line(*colour, format!("more than {label} of the direct effect")))
+                .collect(),
+            panels,
+            columns: 2,
+            height: 230.0,
+        },
+    }))
+}
+
+fn cumulative(study: &Study, ablation: &str) -> Result<Option<Figure>> {
+    let found = curves(study, ablation, "cumulative_share")?;
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let mut ranks = Vec::new();
+    for (_, rows, _) in &found {
+        ranks.extend(rows.numbers("place")?);
+    }
+    let y = Axis::numbers("share of the summed absolute change [%]", (0.0, 100.0));
+    let mut panel = Panel::new("", rank_axis(&ranks), y);
+    let (mut legend, mut queries) = (Vec::new(), Vec::new());
+    for (i, (title, rows, sql)) in found.into_iter().enumerate() {
+        let at = rows.points("place", "cumulative_share")?.into_iter().map(|(x, y)| (x, 100.0 * y)).collect();
+        panel.marks.push(Mark::line(at, Colour::Hue(i)));
+        legend.push(Key::Line(Colour::Hue(i), title));
+        queries.push(sql);
+    }
+    Ok(Some(Figure {
+        name: format!("neurons_cumulative_{ablation}"),
+        theme: THEME,
+        caption: "The first n neurons, in each token's order of descending change, and their share of the absolute \
+                  change of all neurons of that MLP; mean over the head's top tokens."
+            .into(),
+        sql: queries,
+        chart: Chart {
+            title: "Cumulative share of the change, by neuron".into(),
+            settings: study.settings.line(&format!("{ablation} ablation, top tokens")),
+            legend,
+            panels: vec![panel],
+            columns: 1,
+            height: 280.0,
+        },
+    }))
+}
+
+/// A histogram over (head, token) pairs of one ratio from `neuron_totals`, in percent.
+fn of_totals(study: &Study, sql: &str, label: &str, range: (f64, f64), chart: Chart) -> Result<Option<Chart>> {
+    let rows = study.rows(sql)?;
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let width = (range.1 - range.0) / 40.0;
+    let histogram = Histogram::counted(range.0, width, 40, &rows.numbers("bin")?, &rows.numbers("rows")?);
+    let top = histogram.shares.iter().copied().fold(0.0, f64::max);
+    let panel = Panel::new(
+        "",
+        Axis::numbers(label, range),
+        Axis::numbers("heads × top tokens [%]", (0.0, 1.08 * top.max(1.0))),
+    )
+    .with(histogram.mark(BLUE, 0.8))
+    .with(Mark::thin((0.0, 0.0), (0.0, 2.0 * top), Colour::Soft));
+    Ok(Some(Chart { panels: vec![panel], columns: 1, height: 240.0, ..chart }))
+}
+
+fn top_percent(study: &Study, ablation: &str) -> Result<Option<Figure>> {
+    let sql = format!(
+        "select least(floor(100 * cast(top_percent_change as double) / positive_change / 2.5), 39) as bin, \
+         count(*) as rows from neuron_totals where {HEADS} and ablation = {} and positive_change > 0 \
+         and neuron_layer = (select max(neuron_layer) from neuron_totals) group by 1",
+        quoted(ablation)
+    );
+    let chart = empty(
+        "The top 1 % of neurons in the positive change of the last MLP",
+        study.settings.line(&format!("{ablation} ablation, top tokens")),
+    );
+    let label = "share of the summed positive change [%]";
+    let Some(chart) = of_totals(study, &sql, label, (0.0, 100.0), chart)? else { return Ok(None) };
+    Ok(Some(Figure {
+        name: format!("neurons_top_percent_{ablation}"),
+        theme: THEME,
+        caption:
+            "How much of what the last MLP's neurons repair together comes from the hundredth of them that repairs \
+                  most on that token."
+                .into(),
+        sql: vec![sql],
+        chart,
+    }))
+}
+
+fn share_of_repair(study: &Study, ablation: &str) -> Result<Option<Figure>> {
+    let sql = format!(
+        "select floor((100 * cast(n.total_change as double) / a.self_repair + 100) / 7.5) as bin, count(*) as rows \
+         from neuron_totals n join (select * from ablations where {HEADS} and ablation = {0} and self_repair > 0.05) a \
+         on n.layer = a.layer and n.head = a.head and n.prompt = a.prompt and n.position = a.position \
+         where n.component = 'head' and n.hold = 'none' and n.ablation = {0} \
+         and n.neuron_layer = (select max(neuron_layer) from neuron_totals) group by 1",
+        quoted(ablation)
+    );
+    let chart = empty(
+        "Share of self-repair that comes from the last MLP",
+        study.settings.line(&format!("{ablation} ablation, top tokens")),
+    );
+    let label = "last MLP's change / self-repair [%]";
+    let Some(chart) = of_totals(study, &sql, label, (-100.0, 200.0), chart)? else { return Ok(None) };
+    Ok(Some(Figure {
+        name: format!("neurons_share_of_repair_{ablation}"),
+        theme: THEME,
+        caption:
+            "On top tokens with self-repair above 0.05 logits. What lies outside −100 … 200 % counts, but is not drawn."
+                .into(),
+        sql: vec![sql],
+        chart,
+    }))
+}
+
+fn empty(title: &str, settings: String) -> Chart {
+    Chart { title: title.into(), settings, legend: Vec::new(), panels: Vec::new(), columns: 1, height: 240.0 }
+}
+
+/// The top repairing neuron of each token: what it wrote before, and what it writes now.
+fn anti_erasure(study: &Study, ablation: &str) -> Result<Option<Figure>> {
+    let sql = format!(
+        "select n.layer, n.head, n.neuron_layer, n.neuron, n.direct_effect as before, n.direct_effect + n.change as after, \
+         d.direct_effect as mlp from neuron_repairs n join direct_effects d on d.component = 'mlp' \
+         and d.layer = n.neuron_layer and d.prompt = n.prompt and d.position = n.position \
+         where n.component = 'head' and n.hold = 'none' and n.ablation = {} \
+         and n.rank = 0 \
+         and n.neuron_layer = (select max(neuron_layer) from neuron_repairs) \
+         order by (cast(n.prompt as bigint) * 7919 + n.position * 104729 + n.layer * 31 + n.head * 17) % 10007, \
+         n.layer, n.head, n.prompt, n.position limit 2500",
+        quoted(ablation)
+    );
+    let rows = study.rows(&sql)?;
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let (before, after, mlp) = (rows.numbers("before")?, rows.numbers("after")?, rows.numbers("mlp")?);
+    // A few MLPs write very much: the colour is full at the 95th percentile.
+    let mut sizes: Vec<f64> = mlp.iter().map(|v| v.abs()).collect();
+    sizes.sort_by(f64::total_cmp);
+    let most = sizes[(sizes.len() - 1) * 95 / 100].max(1e-6);
+    let (neuron, layer) = (rows.numbers("neuron")?, rows.numbers("neuron_layer")?);
+    let points = (0..before.len()).map(|i| NamedPoint {
+        at: (before[i], after[i]),
+        colour: Colour::Shade((mlp[i] / most + 1.0) / 2.0),
+        name: format!("neuron {} of layer {}: {:.3} → {:.3} logits", neuron[i], layer[i], before[i], after[i]),
+    });
+    let panel = Panel::new(
+        "",
+        Axis::numbers("the neuron's direct effect, clean [logits]", with_zero(before.iter().copied())),
+        Axis::numbers("the same with the head ablated [logits]", with_zero(after.iter().copied())),
+    )
+    .zero()
+    .with(Mark::thin((0.0, -1e6), (0.0, 1e6), Colour::Soft))
+    .through_origin(1.0, ORANGE)
+    .with(Mark::Points { points: points.collect(), radius: 2.5 });
+    let erased = before.iter().filter(|b| **b < 0.0).count() as f64 / before.len() as f64;
+    Ok(Some(Figure {
+        name: format!("anti_erasure_{ablation}"),
+        theme: THEME,
+        caption: format!(
+            "The neuron that repairs most, for ablated heads and their top tokens (at most 2,500 of them). Left of zero it \
+             erased: it pushed against the correct token, and with the head gone it pushes less. That is so for {:.0} % \
+             of them.",
+            100.0 * erased
+        ),
+        sql: vec![sql],
+        chart: Chart {
+            title: "Anti-Erasure: the top repairing neuron before and after".into(),
+            settings: study.settings.line(&format!("{ablation} ablation, top tokens, last MLP measured")),
+            legend: vec![
+                Key::Dashed(ORANGE, "y = x: no change".into()),
+                Key::Scale {
+                    label: "direct effect of its MLP [logits]".into(),
+                    ends: [crate::report::chart::plain(-most), crate::report::chart::plain(most)],
+                    scale: Colour::Shade,
+                },
+            ],
+            panels: vec![panel],
+            columns: 1,
+            height: 360.0,
+        },
+    }))
+}
+
+/// Whether the same neurons repair again and again.
+fn recurring(study: &Study, ablation: &str) -> Result<Option<Figure>> {
+    let sql = format!(
+        "with chosen as (select * from neuron_repairs where {HEADS} and ablation = {} \
+         and neuron_layer = (select max(neuron_layer) from neuron_repairs) \
+         and rank < 10), \
+         tokens as (select count(*) as tokens from (select distinct layer, head, prompt, position from chosen)) \
+         select neuron_layer, neuron, 100.0 * count(*) / max(tokens) as share, avg(change) as change \
+         from chosen cross join tokens group by neuron_layer, neuron order by share desc, neuron limit 20",
+        quoted(ablation)
+    );
+    let rows = study.rows(&sql)?;
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let (share, neuron, change) = (rows.numbers("share")?, rows.numbers("neuron")?, rows.numbers("change")?);
+    let layer = rows.number("neuron_layer")?;
+    let boxes = (0..share.len()).map(|i| Cell {
+        corners: ((i as f64 - 0.36, 0.0), (i as f64 + 0.36, share[i])),
+        colour: BLUE,
+        name: format!("neuron {}: {:.1} % of tokens, mean change {:+.3} logits", neuron[i], share[i], change[i]),
+    });
+    let top = share.iter().copied().fold(0.0, f64::max);
+    let names = neuron.iter().map(|n| n.to_string());
+    let panel = Panel::new(
+        "",
+        Axis::names(format!("neuron of layer {layer}"), names),
+        Axis::numbers("heads × top tokens [%]", (0.0, 1.08 * top)),
+    )
+    .with(Mark::Boxes { boxes: boxes.collect(), opacity: 1.0 });
+    Ok(Some(Figure {
+        name: format!("recurring_neurons_{ablation}"),
+        theme: THEME,
+        caption: "On how many of the ablated heads' top tokens a neuron is among the ten that repair most.".into(),
+        sql: vec![sql],
+        chart: Chart {
+            title: "The neurons that return among the ten most repairing".into(),
+            settings: study.settings.line(&format!("{ablation} ablation, top tokens, MLP of layer {layer}")),
+            legend: Vec::new(),
+            panels: vec![panel],
+            columns: 1,
+            height: 260.0,
+        },
+    }))
+}
