@@ -73,6 +73,12 @@ impl Tables {
         self.runtime.block_on(register).with_context(|| format!("cannot read the table {}", folder.display()))
     }
 
+    /// A table of these rows, which lies in no file.
+    pub fn add_rows(&self, name: &str, rows: RecordBatch) -> Result<()> {
+        self.context.register_batch(name, rows)?;
+        Ok(())
+    }
+
     /// Runs one query; `$name` in it stands for a parameter.
     pub fn collect(&self, sql: &str, parameters: &[(&str, f64)]) -> Result<Vec<RecordBatch>> {
         self.runtime

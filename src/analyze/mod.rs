@@ -3,12 +3,14 @@
 mod context;
 mod distributions;
 mod queries;
+mod steps;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use anyhow::{Context, Result, bail};
-use arrow::array::RecordBatch;
+use arrow::array::{Float64Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema};
 
@@ -19,10 +21,14 @@ use crate::config::AnalysisConfig;
 use crate::progress;
 use crate::run_folder::fingerprint;
 use crate::tables::{Metadata, TableWriter};
+use steps::Step;
+
+/// Queries at a time. Each runs on one core, so that sums are taken in one order and the same run gives the same bytes.
+const MOST_THREADS: usize = 4;
 
 /// Names of the tables that this stage writes.
 pub fn derived_tables() -> Vec<&'static str> {
-    DERIVED.iter().map(|q| q.name).chain([distributions::TABLE]).collect()
+    DERIVED.iter().map(|q| q.name).chain(distributions::TABLES).collect()
 }
 
 /// Changes when a built-in query does.
@@ -30,41 +36,60 @@ pub fn queries_fingerprint() -> Result<String> {
     fingerprint(&DERIVED.iter().chain(CHECKS).map(|q| q.text).collect::<Vec<_>>())
 }
 
-/// Runs the checks, then every derived table in the order in which they read each other.
+/// Runs the checks and every derived table, each after the tables that it reads.
 pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<String> {
-    let tables = Tables::measured(out)?;
+    let tables = open(out, config)?;
+    let parameters = [("top_fraction", config.top_fraction)];
     let bar = progress::bar("analyze", (CHECKS.len() + DERIVED.len() + 1) as u64, "queries");
-    for check in CHECKS {
-        bar.set_message(check.name);
-        let rows = tables.collect(check.text, &[])?;
-        let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
-        if count > 0 {
-            let shown = context::table_text(&context::head(&rows, 10))?;
-            bail!("the check {} failed on {count} row(s): {}\n{shown}", check.name, check.question());
-        }
-        bar.inc(1);
-    }
-    let mut pending: Vec<&Query> = DERIVED.iter().collect();
-    while !pending.is_empty() {
-        let names: Vec<&str> = pending.iter().map(|q| q.name).collect();
-        let (ready, waiting): (Vec<&Query>, Vec<&Query>) = pending
-            .into_iter()
-            .partition(|q| tables.references(q.text).is_ok_and(|r| !r.iter().any(|t| names.contains(&t.as_str()))));
-        if ready.is_empty() {
-            bail!("the queries {} read each other in a circle or cannot be parsed", names.join(", "));
-        }
-        for query in ready {
+    let mut steps: Vec<Step> = Vec::new();
+    for query in CHECKS {
+        let work = || {
             bar.set_message(query.name);
-            let rows = tables.collect(query.text, &[("top_fraction", config.top_fraction)])?;
+            check(query, &tables, &parameters)?;
+            bar.inc(1);
+            Ok(())
+        };
+        steps.push(Step { name: query.name, reads: tables.references(query.text)?, work: Box::new(work) });
+    }
+    for query in DERIVED {
+        let work = || {
+            bar.set_message(query.name);
+            let rows = tables.collect(query.text, &parameters).with_context(|| query.name)?;
             write(query, &rows, out, meta).with_context(|| format!("writing the table {}", query.name))?;
             tables.add(query.name, out)?;
             bar.inc(1);
-        }
-        pending = waiting;
+            Ok(())
+        };
+        steps.push(Step { name: query.name, reads: tables.references(query.text)?, work: Box::new(work) });
     }
-    distributions::write(&tables, out, meta)?;
+    let work = || {
+        distributions::write(&tables, out, meta)?;
+        bar.inc(1);
+        Ok(())
+    };
+    steps.push(Step { name: "distributions", reads: vec![], work: Box::new(work) });
+    steps::run(steps, available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS))?;
     bar.finish_and_clear();
     Ok(format!("{} checks passed, {} tables", CHECKS.len(), derived_tables().len()))
+}
+
+/// The measured tables, and `thresholds` (one column of that singular name) as the configuration has them.
+pub fn open(out: &Path, config: &AnalysisConfig) -> Result<Tables> {
+    let tables = Tables::measured(out)?;
+    let schema = Schema::new(vec![Field::new("threshold", DataType::Float64, false)]);
+    let thresholds = Arc::new(Float64Array::from(config.thresholds.clone()));
+    tables.add_rows("thresholds", RecordBatch::try_new(Arc::new(schema), vec![thresholds])?)?;
+    Ok(tables)
+}
+
+fn check(check: &Query, tables: &Tables, parameters: &[(&str, f64)]) -> Result<()> {
+    let rows = tables.collect(check.text, parameters).with_context(|| format!("in the check {}", check.name))?;
+    let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
+    if count > 0 {
+        let shown = context::table_text(&context::head(&rows, 10))?;
+        bail!("the check {} failed on {count} row(s): {}\n{shown}", check.name, check.question());
+    }
+    Ok(())
 }
 
 /// One Parquet file of a derived table: floats as Float32, with the descriptions of the query's header.
