@@ -1,5 +1,5 @@
--- Question: how much of the self-repair is gone when some later components are held at their clean values? (Of `erasers`:
---           how much of it is Anti-Erasure?)
+-- Question: how much of the self-repair is gone when some later components are held at their clean values: for `erasers`,
+--           how much of it is Anti-Erasure?
 -- Grain:    ablation × hold (other than `none`) × component × layer × head × subset
 --
 -- ablation, hold, component, layer, head: as in `ablations`

@@ -9,28 +9,38 @@
 -- ratio: lower edge of the bucket; 3 stands for all from 3 on
 -- tokens: tokens in the bucket, of each component anew
 -- share: their share of the subset's tokens
-with marked as (
+with ratios as (
     select
         a.ablation, a.hold, a.component,
-        cast(a.norm_scale as double) / a.ablated_norm_scale as scale_ratio,
-        cast(a.ablated_residual_norm as double) / c.residual_norm as residual_ratio,
-        unnest(case when t.rank is null then ['all'] else ['all', 'top'] end) as subset
+        t.rank is not null as is_top,
+        floor(least(cast(a.norm_scale as double) / a.ablated_norm_scale, 3) * 100) as scale_bucket,
+        floor(least(cast(a.ablated_residual_norm as double) / c.residual_norm, 3) * 100) as residual_bucket
     from ablations a
     join clean c on a.prompt = c.prompt and a.position = c.position
     left join top_tokens t
         on a.component = t.component and a.layer = t.layer and coalesce(a.head, 65535) = coalesce(t.head, 65535)
         and a.prompt = t.prompt and a.position = t.position
 ),
-buckets as (
-    select ablation, hold, component, subset, 'norm_scale' as measure, floor(least(scale_ratio, 3) * 100) as bucket
-    from marked
-    union all
-    select ablation, hold, component, subset, 'residual_norm' as measure, floor(least(residual_ratio, 3) * 100)
-    from marked
+-- Counted before they are laid out, so that all tokens are read once.
+pairs_of_buckets as (
+    select ablation, hold, component, is_top, scale_bucket, residual_bucket, count(*) as tokens
+    from ratios
+    group by ablation, hold, component, is_top, scale_bucket, residual_bucket
+),
+by_subset as (
+    select *, unnest(case when is_top then ['all', 'top'] else ['all'] end) as subset
+    from pairs_of_buckets
+),
+by_measure as (
+    select
+        ablation, hold, component, subset, tokens,
+        unnest(['norm_scale', 'residual_norm']) as measure,
+        unnest([scale_bucket, residual_bucket]) as bucket
+    from by_subset
 ),
 counts as (
-    select ablation, hold, component, subset, measure, bucket, count(*) as tokens
-    from buckets
+    select ablation, hold, component, subset, measure, bucket, sum(tokens) as tokens
+    from by_measure
     group by ablation, hold, component, subset, measure, bucket
 )
 select

@@ -10,20 +10,20 @@
 -- next_token: the token whose logit is measured, as text; null where the prompt ends before it
 -- direct_effect, ablated_direct_effect, logit_change, self_repair: as in `ablations` [logits]
 with measured as (
-    select a.*
+    select
+        a.ablation, a.component, a.layer, a.head, a.prompt, a.position,
+        a.direct_effect, a.ablated_direct_effect, a.logit_change, a.self_repair,
+        unnest(['repaired', 'over_repaired', 'negative']) as sort,
+        unnest([
+            a.self_repair,
+            case when a.ablated_direct_effect < a.direct_effect then a.logit_change else 0 end,
+            -a.self_repair
+        ]) as size
     from ablations a
     join top_tokens t
         on a.component = t.component and a.layer = t.layer and coalesce(a.head, 65535) = coalesce(t.head, 65535)
         and a.prompt = t.prompt and a.position = t.position
     where a.hold = 'none'
-),
-sorts as (
-    select 'repaired' as sort, self_repair as size, * from measured where self_repair > 0
-    union all
-    select 'over_repaired' as sort, logit_change as size, * from measured
-    where logit_change > 0 and ablated_direct_effect < direct_effect
-    union all
-    select 'negative' as sort, -self_repair as size, * from measured where self_repair < 0
 ),
 ranked as (
     select
@@ -32,27 +32,20 @@ ranked as (
             partition by ablation, component, sort
             order by size desc, layer, head, prompt, position
         ) as rank
-    from sorts
-),
-notable as (
-    select * from ranked where rank <= 25
-),
-texts as (
-    select
-        n.ablation, n.component, n.sort, n.rank,
-        string_agg(case when t.position = n.position then '«' || t.text || '»' else t.text end, '' order by t.position)
-            as text,
-        max(case when t.position = n.position + 1 then t.text end) as next_token
-    from notable n
-    join tokens t on n.prompt = t.prompt
-    where t.position + 20 >= n.position and t.position <= n.position + 5
-    group by n.ablation, n.component, n.sort, n.rank
+    from measured
+    where size > 0
 )
 select
-    n.ablation, n.component, n.sort, n.rank,
-    n.layer, n.head, n.prompt, n.position,
-    t.text, t.next_token,
-    n.direct_effect, n.ablated_direct_effect, n.logit_change, n.self_repair
-from notable n
-join texts t on n.ablation = t.ablation and n.component = t.component and n.sort = t.sort and n.rank = t.rank
-order by n.ablation, n.component, n.sort, n.rank
+    r.ablation, r.component, r.sort, r.rank,
+    r.layer, r.head, r.prompt, r.position,
+    string_agg(case when t.position = r.position then '«' || t.text || '»' else t.text end, '' order by t.position)
+        as text,
+    max(case when t.position = r.position + 1 then t.text end) as next_token,
+    r.direct_effect, r.ablated_direct_effect, r.logit_change, r.self_repair
+from ranked r
+join tokens t on r.prompt = t.prompt
+where r.rank <= 25 and t.position + 20 >= r.position and t.position <= r.position + 5
+group by
+    r.ablation, r.component, r.sort, r.rank, r.layer, r.head, r.prompt, r.position,
+    r.direct_effect, r.ablated_direct_effect, r.logit_change, r.self_repair
+order by r.ablation, r.component, r.sort, r.rank

@@ -7,18 +7,22 @@
 -- repairer, repairer_layer, repairer_head: the one that is so most often (of equals, the first in the model)
 -- share: the share of tokens on which it is
 -- effective_repairers: exp of the entropy of the strongest repairers: as many equally frequent ones would be as diverse
-with positive as (
-    select
-        *,
-        row_number() over (partition by ablation, hold, component, layer, head, prompt, position order by rank) as place
+with strongest as (
+    select ablation, hold, component, layer, head, prompt, position, min(rank) as rank
     from component_repairs
     where change > 0
+    group by ablation, hold, component, layer, head, prompt, position
 ),
 counts as (
-    select ablation, hold, component, layer, head, repairer, repairer_layer, repairer_head, count(*) as tokens
-    from positive
-    where place = 1
-    group by ablation, hold, component, layer, head, repairer, repairer_layer, repairer_head
+    select
+        c.ablation, c.hold, c.component, c.layer, c.head, c.repairer, c.repairer_layer, c.repairer_head,
+        count(*) as tokens
+    from component_repairs c
+    join strongest s
+        on c.ablation = s.ablation and c.hold = s.hold and c.component = s.component and c.layer = s.layer
+        and coalesce(c.head, 65535) = coalesce(s.head, 65535) and c.prompt = s.prompt and c.position = s.position
+        and c.rank = s.rank
+    group by c.ablation, c.hold, c.component, c.layer, c.head, c.repairer, c.repairer_layer, c.repairer_head
 ),
 shares as (
     select

@@ -14,5 +14,6 @@ select
     avg(cast(a.self_repair as double)) as self_repair
 from ablations a
 join thresholds t on abs(a.direct_effect) > t.threshold
+where abs(a.direct_effect) > (select min(threshold) from thresholds)
 group by a.ablation, a.hold, a.component, a.layer, a.head, t.threshold
 order by a.ablation, a.hold, a.component, a.layer, a.head, t.threshold

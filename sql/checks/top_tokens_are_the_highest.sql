@@ -24,4 +24,4 @@ counts as (
 select c.ablation, c.hold, c.component, c.layer, c.head, c.tokens, e.tokens as expected, c.above, c.not_below
 from counts c
 cross join expected e
-where c.tokens is null or c.tokens <> e.tokens or c.above > c.tokens or c.not_below < c.tokens
+where c.tokens is null or c.tokens <> e.tokens or c.above >= c.tokens or c.not_below < c.tokens

@@ -10,5 +10,6 @@ mod graphs;
 mod hub;
 mod parity;
 mod provisioning;
+mod queries;
 mod support;
 mod tokenizer;
