@@ -130,6 +130,8 @@ pub struct AnalysisConfig {
     pub top_fraction: f64,
     /// A folder of the user's own queries, each a table.
     pub sql: Option<String>,
+    /// Tokens whose absolute direct effect exceeds each of these are summarised apart, in logits.
+    pub thresholds: Vec<f64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -260,7 +262,7 @@ impl Default for ResampleConfig {
 
 impl Default for AnalysisConfig {
     fn default() -> Self {
-        Self { top_fraction: 0.02, sql: None }
+        Self { top_fraction: 0.02, sql: None, thresholds: vec![0.1, 0.5, 1.0] }
     }
 }
 
@@ -319,6 +321,8 @@ impl Config {
         ensure!(self.ablation.resample.samples >= 1, "ablation.resample.samples must be at least 1");
         let top = self.analysis.top_fraction;
         ensure!(top > 0.0 && top <= 1.0, "analysis.top_fraction is {top}; it must lie in (0, 1]");
+        let thresholds = &self.analysis.thresholds;
+        ensure!(thresholds.iter().all(|t| *t >= 0.0 && t.is_finite()), "analysis.thresholds must be numbers from 0 on");
         Ok(())
     }
 }

@@ -11,3 +11,31 @@ union all
 select 'direct_effects', layer, head, prompt, position
 from direct_effects
 where not (abs(direct_effect) < 1e30)
+union all
+select 'component_repairs', layer, head, prompt, position
+from component_repairs
+where not (abs(direct_effect + change) < 1e30)
+union all
+select 'neuron_repairs', layer, head, prompt, position
+from neuron_repairs
+where not (abs(direct_effect + change) < 1e30)
+union all
+select 'neuron_totals', layer, head, prompt, position
+from neuron_totals
+where not (abs(total_change + positive_change + absolute_change + top_percent_change) < 1e30)
+union all
+select 'neuron_curves', layer, head, null, null
+from neuron_curves
+where not (abs(cumulative_share + direct_effect) < 1e30)
+union all
+select 'repair_graph', layer, head, null, null
+from repair_graph
+where not (abs(mean_change + coalesce(standard_error, 0)) < 1e30)
+union all
+select 'self_additions', layer, head, prompt, position
+from self_additions
+where not (abs(direct_effect + new_direct_effect) < 1e30)
+union all
+select 'head_similarity', layer, head, null, null
+from head_similarity
+where not (abs(cosine + cosine_without_token) < 1e30)

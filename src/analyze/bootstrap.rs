@@ -44,7 +44,7 @@ const REPAIR: usize = 2;
 /// The means, and self_repair / direct_effect of the means.
 const MEASURES: usize = MEANS.len() + 1;
 
-const SCHEMA: Table = Table {
+pub const SCHEMA: Table = Table {
     name: TABLE,
     grain: "a row of head_summary, a layer or (layer null) the whole run, and a measure",
     key: 7,

@@ -1,110 +1,203 @@
 //! The `analyze` stage and SQL over a run: DataFusion for queries, polars for what a data frame says better.
 
 mod bootstrap;
-mod context;
 mod distributions;
+mod own;
 mod paper;
 mod queries;
+mod steps;
 mod tops;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use anyhow::{Context, Result, bail};
-use arrow::array::RecordBatch;
+use arrow::array::{Float64Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema};
 
-pub use context::{Format, Tables, print};
-pub use queries::{CHECKS, DERIVED, Query};
+pub use own::tables_of;
+pub use paper::authors_schema;
+pub use queries::{CHECKS, DERIVED, PAPER, Query, VIEWS};
 pub use tops::top_tokens;
+
+pub use crate::sql::Tables;
 
 use crate::config::AnalysisConfig;
 use crate::progress;
 use crate::run_folder::{fingerprint, sha256_of};
-use crate::tables::{Metadata, TableWriter};
+use crate::sql::{head, table_text};
+use crate::tables::{MEASURED, Metadata, Table, TableWriter};
+use steps::Step;
 
-/// Names of the tables that this stage writes.
+/// Queries at a time. Each runs on one core, so that sums are taken in one order and the same run gives the same bytes.
+const MOST_THREADS: usize = 4;
+
+/// Derived tables that are no queries.
+pub const COMPUTED: [&Table; 3] = [&distributions::QUANTILE_TABLE, &distributions::DECILE_TABLE, &bootstrap::SCHEMA];
+
+/// Names of the built-in tables that this stage writes.
 pub fn derived_tables() -> Vec<&'static str> {
-    let queries = DERIVED.iter().chain(queries::PAPER).map(|q| q.name);
-    queries.chain([distributions::TABLE, bootstrap::TABLE]).collect()
+    let queries = DERIVED.iter().chain(PAPER).map(|q| &*q.name);
+    queries.chain(COMPUTED.iter().map(|t| t.name)).collect()
 }
 
-/// Changes when a built-in query, or what else this stage computes, does.
-pub fn queries_fingerprint() -> Result<String> {
-    let queries: Vec<_> = DERIVED.iter().chain(queries::PAPER).chain(CHECKS).map(|q| q.text).collect();
-    fingerprint(&(queries, bootstrap::VERSION, sha256_of(paper::AUTHORS)))
+/// Whether a measured or derived table or a view has the name.
+pub fn is_built_in(name: &str) -> bool {
+    kind_and_grain(name).0 != OWN
 }
 
-/// Runs the checks, then computes every derived table.
+/// The kind of a table that is none of the built-in ones.
+const OWN: &str = "own";
+
+/// What sort of table has the name, and what one of its rows stands for; of a table of the user's own, no grain.
+pub fn kind_and_grain(name: &str) -> (&'static str, String) {
+    let of = |queries: &[Query]| queries.iter().find(|q| q.name == name).map(Query::grain);
+    if let Some(table) = MEASURED.iter().find(|t| t.name == name) {
+        return ("measured", table.grain.to_string());
+    }
+    if let Some(table) = COMPUTED.iter().find(|t| t.name == name) {
+        return ("derived", table.grain.to_string());
+    }
+    let derived = of(DERIVED).or_else(|| of(PAPER)).map(|g| ("derived", g));
+    derived.or_else(|| of(VIEWS).map(|g| ("view", g))).unwrap_or((OWN, String::new()))
+}
+
+/// What `$name` stands for in a query.
+pub fn parameters(config: &AnalysisConfig) -> Vec<(&'static str, f64)> {
+    vec![("top_fraction", config.top_fraction)]
+}
+
+/// Changes when a built-in query, what else this stage computes, or one of the user's own queries does.
+pub fn queries_fingerprint(config: &AnalysisConfig) -> Result<String> {
+    let own = own::own_queries(config)?;
+    let built_in: Vec<&str> = DERIVED.iter().chain(PAPER).chain(CHECKS).map(|q| &*q.text).collect();
+    let own: Vec<(&str, &str)> = own.iter().map(|q| (&*q.name, &*q.text)).collect();
+    fingerprint(&(built_in, bootstrap::VERSION, sha256_of(paper::AUTHORS), own))
+}
+
+/// Runs the checks and computes every derived table, each after the tables that it reads.
 pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<String> {
-    let tables = Tables::measured(out)?;
-    let bar = progress::bar("analyze", (CHECKS.len() + derived_tables().len()) as u64, "queries");
+    let tables = open(out, config)?;
+    let own = own::own_queries(config)?;
+    let bar = progress::bar("analyze", (CHECKS.len() + derived_tables().len() + own.len()) as u64, "queries");
     let step = |name: &str| {
         bar.set_message(name.to_string());
         bar.inc(1);
     };
-    check(&tables, step)?;
-    let written = derive(&tables, out, config.top_fraction, meta, step)?;
+    let checks = CHECKS.iter().map(|query| {
+        Ok(Step {
+            name: &query.name,
+            reads: Tables::references(&query.text)?,
+            work: Box::new(|| {
+                step(&query.name);
+                check(query, &tables, config)
+            }),
+        })
+    });
+    let compared = derive(&tables, out, config, meta, checks.collect::<Result<_>>()?, &step)?;
+    // The user's own come last: they may read views, which read any built-in table.
+    for query in in_order(own.iter().collect())? {
+        step(&query.name);
+        write(query, &tables, out, config, meta)?;
+    }
     bar.finish_and_clear();
+    let written = DERIVED.len() + COMPUTED.len() + compared + own.len();
     Ok(format!("{} checks passed, {written} tables", CHECKS.len()))
 }
 
-/// Runs the checks; `step` is told the name of each.
-fn check(tables: &Tables, step: impl Fn(&str)) -> Result<()> {
-    for check in CHECKS {
-        step(check.name);
-        let rows = tables.collect(check.text, &[])?;
-        let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
-        if count > 0 {
-            let shown = context::table_text(&context::head(&rows, 10))?;
-            bail!("the check {} failed on {count} row(s): {}\n{shown}", check.name, check.question());
-        }
+/// Computes every built-in derived table beside the steps in `more`; how many tables hold the authors' numbers.
+pub(crate) fn derive<'a>(
+    tables: &'a Tables,
+    out: &'a Path,
+    config: &'a AnalysisConfig,
+    meta: &'a Metadata,
+    more: Vec<Step<'a>>,
+    step: &'a (impl Fn(&str) + Sync),
+) -> Result<usize> {
+    let mut steps = more;
+    for query in DERIVED {
+        let work = move || {
+            step(&query.name);
+            write(query, tables, out, config, meta)
+        };
+        let reads = Tables::references(&query.text).with_context(|| format!("in {}", query.file))?;
+        steps.push(Step { name: &query.name, reads, work: Box::new(work) });
+    }
+    let distributions = move || {
+        step(distributions::QUANTILE_TABLE.name);
+        distributions::write(tables, out, meta)
+    };
+    steps.push(Step { name: "distributions", reads: vec![], work: Box::new(distributions) });
+    let bootstrap = move || {
+        step(bootstrap::SCHEMA.name);
+        bootstrap::write(tables, out, meta)
+    };
+    steps.push(Step { name: bootstrap::SCHEMA.name, reads: vec!["head_summary".into()], work: Box::new(bootstrap) });
+    steps::run(steps, available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS))?;
+    for table in COMPUTED {
+        tables.add(table.name, out)?;
+    }
+    paper::compare(tables, out, config, meta)
+}
+
+/// The measured tables, and `thresholds` (one column of that singular name) as the configuration has them.
+pub fn open(out: &Path, config: &AnalysisConfig) -> Result<Tables> {
+    let tables = Tables::measured(out, config)?;
+    let schema = Schema::new(vec![Field::new("threshold", DataType::Float64, false)]);
+    let thresholds = Arc::new(Float64Array::from(config.thresholds.clone()));
+    tables.add_rows("thresholds", RecordBatch::try_new(Arc::new(schema), vec![thresholds])?)?;
+    Ok(tables)
+}
+
+fn check(check: &Query, tables: &Tables, config: &AnalysisConfig) -> Result<()> {
+    let rows =
+        tables.collect(&check.text, &parameters(config)).with_context(|| format!("in the check {}", check.name))?;
+    let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
+    if count > 0 {
+        let shown = table_text(&head(&rows, 10))?;
+        bail!("the check {} failed on {count} row(s): {}\n{shown}", check.name, check.question());
     }
     Ok(())
 }
 
-/// Computes every derived table, queries in the order in which they read each other; how many were written.
-pub(crate) fn derive(
-    tables: &Tables,
-    out: &Path,
-    top_fraction: f64,
-    meta: &Metadata,
-    step: impl Fn(&str),
-) -> Result<usize> {
-    let mut pending: Vec<&Query> = DERIVED.iter().collect();
+/// The queries, each after those whose tables it reads.
+pub fn in_order(mut pending: Vec<&Query>) -> Result<Vec<&Query>> {
+    let mut ordered = Vec::new();
     while !pending.is_empty() {
-        let names: Vec<&str> = pending.iter().map(|q| q.name).collect();
-        let (ready, waiting): (Vec<&Query>, Vec<&Query>) = pending
-            .into_iter()
-            .partition(|q| tables.references(q.text).is_ok_and(|r| !r.iter().any(|t| names.contains(&t.as_str()))));
+        let mut names = Vec::new();
+        for query in &pending {
+            let reads = Tables::references(&query.text).with_context(|| format!("in {}", query.file))?;
+            names.push((query.name.to_string(), reads));
+        }
+        let waits = |query: &Query| {
+            names
+                .iter()
+                .any(|(name, reads)| *name == query.name && reads.iter().any(|r| names.iter().any(|n| n.0 == *r)))
+        };
+        let (waiting, ready): (Vec<&Query>, Vec<&Query>) = pending.into_iter().partition(|query| waits(query));
         if ready.is_empty() {
-            bail!("the queries {} read each other in a circle or cannot be parsed", names.join(", "));
+            let files: Vec<&str> = waiting.iter().map(|q| &*q.file).collect();
+            bail!("{} read each other in a circle", files.join(", "));
         }
-        for query in ready {
-            step(query.name);
-            write(query, tables, out, top_fraction, meta)?;
-        }
+        ordered.extend(ready);
         pending = waiting;
     }
-    let compared = paper::compare(tables, out, top_fraction, meta)?;
-    step(distributions::TABLE);
-    distributions::write(tables, out, meta)?;
-    step(bootstrap::TABLE);
-    bootstrap::write(tables, out, meta)?;
-    Ok(DERIVED.len() + compared + 2)
+    Ok(ordered)
 }
 
 /// Writes the rows of a query as a table that later queries can read.
-fn write(query: &Query, tables: &Tables, out: &Path, top_fraction: f64, meta: &Metadata) -> Result<()> {
-    let rows = tables.collect(query.text, &[("top_fraction", top_fraction)])?;
+fn write(query: &Query, tables: &Tables, out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<()> {
+    let rows = tables.collect(&query.text, &parameters(config)).with_context(|| format!("in {}", query.file))?;
     write_rows(query, &rows, out, meta).with_context(|| format!("writing the table {}", query.name))?;
-    tables.add(query.name, out)
+    tables.add(&query.name, out)
 }
 
 /// One Parquet file of a derived table: floats as Float32, with the descriptions of the query's header.
 fn write_rows(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) -> Result<()> {
     let Some(first) = rows.first() else { bail!("the query gave no rows at all, not even their columns") };
+    own::check_columns(query, &first.schema())?;
     let descriptions = query.columns();
     let field = |f: &Arc<Field>| {
         let data_type = if f.data_type() == &DataType::Float64 { DataType::Float32 } else { f.data_type().clone() };
@@ -114,8 +207,8 @@ fn write_rows(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) 
     };
     let fields: Vec<Field> = first.schema().fields().iter().map(field).collect();
     let schema = Arc::new(Schema::new_with_metadata(fields, [("grain".to_string(), query.grain())].into()));
-    let path = out.join("tables").join(query.name).join(format!("{}.parquet", query.name));
-    let mut writer = TableWriter::with_schema(query.name, schema.clone(), 0, &path, meta)?;
+    let path = out.join("tables").join(&*query.name).join(format!("{}.parquet", query.name));
+    let mut writer = TableWriter::with_schema(&query.name, schema.clone(), 0, &path, meta)?;
     for batch in rows {
         let columns = batch.columns().iter().zip(schema.fields()).map(|(c, f)| cast(c, f.data_type()));
         writer.write(&RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)?)?;

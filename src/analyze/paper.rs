@@ -5,11 +5,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{cast, concat_batches, filter_record_batch};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, SchemaRef};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::queries::PAPER;
 use super::{Tables, write};
+use crate::config::AnalysisConfig;
 use crate::tables::Metadata;
 
 /// The authors' numbers (see `datasets/README.md`).
@@ -69,13 +70,18 @@ const PUBLISHED: [Published; 4] = [
 
 /// Writes `paper_comparison` and `paper_agreement`, if the authors published numbers for the run's model; how many
 /// tables were written.
-pub fn compare(tables: &Tables, out: &Path, top_fraction: f64, meta: &Metadata) -> Result<usize> {
+pub fn compare(tables: &Tables, out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<usize> {
     let Some(model) = published(tables)? else { return Ok(0) };
     tables.add_rows("authors", authors(model)?)?;
     for query in PAPER {
-        write(query, tables, out, top_fraction, meta)?;
+        write(query, tables, out, config, meta)?;
     }
     Ok(PAPER.len())
+}
+
+/// The columns of the authors' table, which the queries know as `authors`.
+pub fn authors_schema() -> Result<SchemaRef> {
+    Ok(ParquetRecordBatchReaderBuilder::try_new(prost::bytes::Bytes::from_static(AUTHORS))?.schema().clone())
 }
 
 /// What the authors call the run's model.
@@ -176,7 +182,7 @@ mod tests {
             std::fs::create_dir_all(dir.path().join("tables").join(name)).unwrap();
         }
         let tables = Tables::open(dir.path()).unwrap();
-        compare(&tables, dir.path(), top_fraction, &metadata()).unwrap();
+        compare(&tables, dir.path(), &AnalysisConfig { top_fraction, ..Default::default() }, &metadata()).unwrap();
         (dir, tables)
     }
 
@@ -213,7 +219,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         model(dir.path(), "tiny", "./tiny", "llama", 2, 2, 8);
         let tables = Tables::open(dir.path()).unwrap();
-        compare(&tables, dir.path(), 0.02, &metadata()).unwrap();
+        compare(&tables, dir.path(), &AnalysisConfig::default(), &metadata()).unwrap();
         assert!(!dir.path().join("tables/paper_comparison").exists());
     }
 }

@@ -26,7 +26,27 @@ macro_rules! queries {
 }
 
 /// Derived tables. Their order does not matter: each runs after those it reads.
-pub const DERIVED: &[Query] = queries!("": "head_summary", "layer_summary", "repair_outcomes");
+pub const DERIVED: &[Query] = queries!("":
+    "prompt_summary",
+    "head_summary",
+    "layer_summary",
+    "repair_outcomes",
+    "threshold_summary",
+    "variance_explained",
+    "norm_ratios",
+    "top_repairers",
+    "repairer_diversity",
+    "neuron_summary",
+    "anti_erasure",
+    "recurring_neurons",
+    "hold_summary",
+    "iterative_repair",
+    "iterative_agreement",
+    "self_reinforcement",
+    "similar_heads",
+    "notable_tokens",
+    "task_summary",
+);
 
 /// Views: queries that a session over a run answers by name, computed when they are asked for.
 pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_contexts", "prompt_sums");
@@ -37,12 +57,17 @@ pub const PAPER: &[Query] = queries!("paper/": "paper_comparison", "paper_agreem
 /// Queries that must return no rows.
 pub const CHECKS: &[Query] = queries!("checks/":
     "no_nan",
-    "one_row_a_key",
+    "clean_covers_the_targets",
     "every_token_was_measured",
+    "every_component_has_a_direct_effect",
     "direct_effects_sum_to_the_logit",
     "self_repair_is_what_it_says",
     "causes_sum_to_self_repair",
     "last_layer_has_no_attention_repair",
+    "projections_do_what_they_say",
+    "top_tokens_are_the_highest",
+    "repair_graph_sums_to_repair",
+    "neurons_sum_to_their_mlp",
 );
 
 impl Query {
@@ -112,8 +137,7 @@ mod tests {
 
     #[test]
     fn every_sql_file_is_compiled_in() {
-        for (folder, queries) in
-            [("sql", DERIVED), ("sql/paper", PAPER), ("sql/checks", CHECKS), ("sql/views", VIEWS)]
+        for (folder, queries) in [("sql", DERIVED), ("sql/paper", PAPER), ("sql/checks", CHECKS), ("sql/views", VIEWS)]
         {
             let mut files: Vec<String> = std::fs::read_dir(folder)
                 .unwrap()
@@ -134,11 +158,12 @@ mod tests {
             assert!(query.question().ends_with('?'), "{}: {}", query.name, query.question());
             assert!(!query.grain().is_empty(), "{}", query.name);
         }
-        let columns = DERIVED[0].columns();
+        let query = |name: &str| DERIVED.iter().find(|q| q.name == name).unwrap();
+        let columns = query("head_summary").columns();
         assert_eq!(columns["self_repair"], ("mean self-repair".into(), "logits".into()));
         assert_eq!(columns["repair_mlp"].1, "logits");
         // A description that goes on in a second line.
-        let columns = DERIVED[1].columns();
+        let columns = query("layer_summary").columns();
         assert!(columns["repair_norm"].0.ends_with("in `head_summary`"), "{:?}", columns["repair_norm"]);
         assert_eq!(columns["repair_norm"].1, "logits");
     }

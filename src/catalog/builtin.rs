@@ -1,12 +1,12 @@
 //! The tables that the program itself makes.
 
 use anyhow::{Context, Result};
-use arrow::datatypes::{DataType, Schema};
+use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::sql::parser::{DFParser, Statement};
 use datafusion::sql::sqlparser::ast;
 
 use super::{ColumnDoc, TableDoc, columns_of, type_name};
-use crate::analyze::{DERIVED, Query, REPAIR_QUANTILES, VIEWS, in_order, kind_and_grain};
+use crate::analyze::{COMPUTED, DERIVED, PAPER, Query, VIEWS, authors_schema, in_order, kind_and_grain};
 use crate::sql::Planner;
 use crate::tables::{MEASURED, Table};
 
@@ -36,16 +36,19 @@ const EXAMPLES: [(&str, &str); 7] = [
 pub fn built_in() -> Result<Vec<TableDoc>> {
     // Types of derived columns are what planning the queries over empty tables says.
     let planner = Planner::new()?;
-    for table in MEASURED.into_iter().chain([&REPAIR_QUANTILES]) {
+    for table in MEASURED.into_iter().chain(COMPUTED) {
         planner.add(table.name, table.schema())?;
     }
+    // What `analyze` lends to queries.
+    planner.add("thresholds", Schema::new(vec![Field::new("threshold", DataType::Float64, false)]).into())?;
+    planner.add("authors", authors_schema()?)?;
     let mut all: Vec<TableDoc> = MEASURED.iter().map(|t| of_table(t)).collect();
-    for query in in_order(DERIVED.iter().collect())? {
+    for query in in_order(DERIVED.iter().chain(PAPER).collect())? {
         let schema = as_written(&planner.schema(&query.text).with_context(|| format!("in {}", query.file))?);
         planner.add(&query.name, schema.clone().into())?;
         all.push(of_query(query, &schema)?);
     }
-    all.push(of_table(&REPAIR_QUANTILES));
+    all.extend(COMPUTED.into_iter().map(of_table));
     for query in in_order(VIEWS.iter().collect())? {
         let schema = planner.schema(&query.text).with_context(|| format!("in {}", query.file))?;
         planner.add(&query.name, schema.clone().into())?;

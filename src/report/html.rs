@@ -42,22 +42,22 @@ impl Page {
     }
 
     /// Adds the figures, each theme as a section.
-    pub fn figures(&mut self, tables: &Tables, figures: &[Figure]) -> Result<()> {
+    pub fn figures(&mut self, figures: &[Figure]) -> Result<()> {
         let mut theme = "";
         for figure in figures {
             if figure.theme != theme {
                 theme = figure.theme;
                 self.section(theme);
             }
-            self.figure(tables, figure)?;
+            self.figure(figure)?;
         }
         Ok(())
     }
 
-    fn figure(&mut self, tables: &Tables, figure: &Figure) -> Result<()> {
+    fn figure(&mut self, figure: &Figure) -> Result<()> {
         let mut sources = Vec::new();
         for query in &figure.sql {
-            for table in tables.references(query)? {
+            for table in Tables::references(query)? {
                 if !sources.contains(&table) {
                     sources.push(table);
                 }
@@ -151,7 +151,7 @@ pub fn run_page(tables: &Tables, figures: &[Figure], out: &Path) -> Result<Strin
     let model = Rows::of(tables, "select name, source, layers, heads, d_model, sha256 from model")?;
     let name = model.texts("name")?.concat();
     let mut page = Page::new(format!("Self-repair in {name}"), introduction(tables, &model, out)?, "../figures");
-    page.figures(tables, figures)?;
+    page.figures(figures)?;
     page.section("All heads");
     heads(&mut page, tables)?;
     if tables.has("repair_graph")? {

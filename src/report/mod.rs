@@ -70,6 +70,8 @@ pub(crate) fn handmade_run(name: &str, ablations: &[&str]) -> tempfile::TempDir 
     for derived in crate::analyze::derived_tables() {
         fs::create_dir_all(out.join("tables").join(derived)).unwrap();
     }
-    crate::analyze::derive(&Tables::open(out).unwrap(), out, 1.0, &metadata(), |_| {}).unwrap();
+    let config = crate::config::AnalysisConfig { top_fraction: 1.0, ..Default::default() };
+    let tables = crate::analyze::open(out, &config).unwrap();
+    crate::analyze::derive(&tables, out, &config, &metadata(), vec![], &|_: &str| {}).unwrap();
     dir
 }

@@ -11,6 +11,7 @@ mod hub;
 mod own_queries;
 mod parity;
 mod provisioning;
+mod queries;
 mod s3;
 mod sql;
 mod sql_prompt;

@@ -1,0 +1,70 @@
+//! Times `analyze` on the tables of a run, such as `tests/reference/large_run.py` makes up: the whole stage, then each
+//! query alone, which runs on one core. The derived tables of that run are written anew.
+//!
+//! ```text
+//! cargo bench --bench analyze -- RUN [FILE.sql …]
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use pipeline::analyze::{CHECKS, DERIVED, analyze, derived_tables, open};
+use pipeline::config::AnalysisConfig;
+use pipeline::tables::Metadata;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
+    // Without a run there is nothing to time, and `cargo bench` shall still pass.
+    let Some(run) = arguments.next().map(PathBuf::from) else { return Ok(()) };
+    let files: Vec<String> = arguments.collect();
+    let config = AnalysisConfig::default();
+    if files.is_empty() {
+        for name in derived_tables() {
+            fs::create_dir_all(run.join("tables").join(name))?;
+        }
+        let meta = Metadata { run_id: "timed".into(), fingerprint: "timed".into() };
+        timed("the whole stage", || analyze(&run, &config, &meta).map(|_| 0))?;
+    }
+    for query in CHECKS.iter().chain(DERIVED).filter(|_| files.is_empty()) {
+        alone(&run, &config, &query.name, &query.text)?;
+    }
+    for file in &files {
+        alone(&run, &config, file, &fs::read_to_string(file).with_context(|| file.clone())?)?;
+    }
+    Ok(())
+}
+
+fn alone(run: &Path, config: &AnalysisConfig, name: &str, sql: &str) -> Result<()> {
+    let tables = open(run, config)?;
+    for derived in derived_tables() {
+        tables.add(derived, run)?;
+    }
+    timed(name, || {
+        let rows = tables.collect(sql, &[("top_fraction", config.top_fraction)])?;
+        Ok(rows.iter().map(|b| b.num_rows()).sum())
+    })
+}
+
+fn timed(name: &str, work: impl FnOnce() -> Result<usize>) -> Result<()> {
+    let (cpu, started) = (cpu_seconds()?, Instant::now());
+    let rows = work()?;
+    let (wall, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds()? - cpu);
+    println!("{name:40} {rows:8} rows {wall:7.2} s {cpu:7.2} s of CPU, peak {:.2} GB", peak_memory()?);
+    Ok(())
+}
+
+/// User and system time of this process.
+fn cpu_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = stat.rsplit_once(')').context("/proc/self/stat")?.1.split_whitespace().collect();
+    Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
+}
+
+/// The most memory the process had so far, in GB.
+fn peak_memory() -> Result<f64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("/proc/self/status")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1e6)
+}

@@ -1,0 +1,55 @@
+-- Question: is self-repair Anti-Erasure: do components and neurons that pushed against the token push less once the head
+--           is ablated?
+-- Grain:    ablation × hold × component × layer × head × neuron_layer (null where no neurons were measured), over the
+--           component's top tokens
+--
+-- ablation, hold, component, layer, head: as in `ablations`
+-- neuron_layer: block of the MLP whose neurons these are
+-- component_share: part of repair_attention + repair_mlp that comes from components with a negative clean direct effect
+-- tokens: top tokens whose neurons were measured
+-- first_direct_effect, first_change: mean clean direct effect of each token's most repairing neuron, and of its change
+--     [logits]
+-- first_erases: share of tokens whose most repairing neuron has a negative clean direct effect
+-- first_erases_less: share of tokens on which it has, and comes closer to 0
+-- ten_erase, ten_erase_less: the same shares among the ten neurons (fewer if fewer were kept) that repair most
+-- ten_share: part of the change of those ten that comes from neurons with a negative clean direct effect
+with components as (
+    select
+        ablation, hold, component, layer, head,
+        repair_by_erasers / nullif(repair_attention + repair_mlp, 0) as component_share
+    from head_summary
+    where subset = 'top'
+),
+marked as (
+    select
+        *,
+        case when direct_effect < 0 then 1.0 else 0.0 end as erases,
+        case when direct_effect < 0 and abs(direct_effect + change) < abs(direct_effect) then 1.0 else 0.0 end
+            as erases_less
+    from neuron_repairs
+    where rank < 10
+),
+neurons as (
+    select
+        ablation, hold, component, layer, head, neuron_layer,
+        sum(case when rank = 0 then 1 else 0 end) as tokens,
+        avg(case when rank = 0 then cast(direct_effect as double) end) as first_direct_effect,
+        avg(case when rank = 0 then cast(change as double) end) as first_change,
+        avg(case when rank = 0 then erases end) as first_erases,
+        avg(case when rank = 0 then erases_less end) as first_erases_less,
+        avg(erases) as ten_erase,
+        avg(erases_less) as ten_erase_less,
+        sum(erases * change) / nullif(sum(cast(change as double)), 0) as ten_share
+    from marked
+    group by ablation, hold, component, layer, head, neuron_layer
+)
+select
+    c.ablation, c.hold, c.component, c.layer, c.head, n.neuron_layer,
+    c.component_share,
+    n.tokens, n.first_direct_effect, n.first_change, n.first_erases, n.first_erases_less,
+    n.ten_erase, n.ten_erase_less, n.ten_share
+from components c
+left join neurons n
+    on c.ablation = n.ablation and c.hold = n.hold and c.component = n.component and c.layer = n.layer
+    and coalesce(c.head, 65535) = coalesce(n.head, 65535)
+order by c.ablation, c.hold, c.component, c.layer, c.head, n.neuron_layer

@@ -1,0 +1,15 @@
+-- `clean` has one row for each token with a next token; in a prompt set, one for each row of `targets`.
+with wanted as (
+    select prompt, position from targets
+    union all
+    select prompt, position from tokens where next_token is not null and (select count(*) from targets) = 0
+),
+counts as (
+    select prompt, position, count(*) as wanted, 0 as measured from wanted group by prompt, position
+    union all
+    select prompt, position, 0 as wanted, count(*) as measured from clean group by prompt, position
+)
+select prompt, position, sum(wanted) as wanted, sum(measured) as measured
+from counts
+group by prompt, position
+having sum(wanted) <> 1 or sum(measured) <> 1

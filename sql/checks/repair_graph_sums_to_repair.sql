@@ -1,0 +1,19 @@
+-- What all later components change, added up, is repair_attention + repair_mlp.
+with changes as (
+    select
+        ablation, hold, ablated, layer, head, subset,
+        max(tokens) as tokens,
+        sum(cast(mean_change as double)) as total,
+        sum(abs(cast(mean_change as double))) as size
+    from repair_graph
+    group by ablation, hold, ablated, layer, head, subset
+)
+select
+    h.ablation, h.hold, h.component, h.layer, h.head, h.subset,
+    h.tokens, c.tokens as graph_tokens, h.repair_attention + h.repair_mlp as repair, c.total, c.size
+from head_summary h
+left join changes c
+    on h.ablation = c.ablation and h.hold = c.hold and h.component = c.ablated and h.layer = c.layer
+    and coalesce(h.head, 65535) = coalesce(c.head, 65535) and h.subset = c.subset
+where h.tokens <> coalesce(c.tokens, h.tokens)
+    or abs(h.repair_attention + h.repair_mlp - coalesce(c.total, 0)) > 1e-4 * greatest(1, coalesce(c.size, 0))

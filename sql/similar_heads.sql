@@ -1,0 +1,22 @@
+-- Question: which heads write alike?
+-- Grain:    measure × rank: the 50 pairs of heads of highest mean cosine
+--
+-- measure: `cosine`, or `cosine_without_token`: without what they write along the correct token's direction
+-- rank: place by that measure, from 1
+-- layer, head, other_layer, other_head: the two heads
+-- cosine, cosine_without_token: both measures of the pair
+with measures as (
+    select 'cosine' as measure, cosine as value, * from head_similarity
+    union all
+    select 'cosine_without_token' as measure, cosine_without_token as value, * from head_similarity
+),
+ranked as (
+    select
+        *,
+        row_number() over (partition by measure order by value desc, layer, head, other_layer, other_head) as rank
+    from measures
+)
+select measure, rank, layer, head, other_layer, other_head, cosine, cosine_without_token
+from ranked
+where rank <= 50
+order by measure, rank

@@ -1,0 +1,214 @@
+"""Writes the tables of a large made-up run, to time `analyze` on: GPT-2 small's shape, by default 144 heads on 781
+prompts of 128 tokens (14.3 million rows of `ablations`). The numbers are random, but satisfy every check, and the files
+are laid out as src/tables/writer.rs lays them out.
+
+    pip install numpy pyarrow
+    python tests/reference/large_run.py RUN [PROMPTS [ABLATION …]]
+    cargo bench --bench analyze -- RUN
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+LAYERS, HEADS, POSITIONS, TOP_FRACTION = 12, 12, 127, 0.02
+KEYS = {"model": 1, "tokens": 2, "pairs": 2, "clean": 2, "direct_effects": 5, "top_tokens": 4, "ablations": 7}
+KEYS |= {"component_repairs": 8, "neuron_repairs": 9, "neuron_totals": 8, "repair_graph": 9}
+KEPT, D_MLP = 10, 3072
+random = np.random.default_rng(0)
+
+
+def write(run: Path, name: str, columns: dict, file: str | None = None):
+    table = pa.table(columns)
+    floats = [f.name for f in table.schema if f.type == pa.float32()]
+    pairs = {"schema_version": "1", "table": name, "run_id": "made-up", "fingerprint": "made-up", "code_version": "0"}
+    table = table.replace_schema_metadata({f"pipeline.{k}": v for k, v in pairs.items()})
+    path = run / "tables" / name / f"{file or name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=256 * 1024,
+        max_rows_per_page=8 * 1024,
+        write_batch_size=1024,
+        write_page_index=True,
+        use_dictionary=[f.name for f in table.schema if f.name not in floats],
+        column_encoding={f: "BYTE_STREAM_SPLIT" for f in floats},
+        sorting_columns=[pq.SortingColumn(i) for i in range(KEYS[name])],
+    )
+
+
+def text(value: str, rows: int):
+    return pa.repeat(pa.scalar(value), rows)
+
+
+def floats(values) -> pa.Array:
+    return pa.array(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def small(value: int | None, rows: int):
+    return pa.repeat(pa.scalar(value, pa.uint16()), rows)
+
+
+def ints(values):
+    return pa.array(np.ascontiguousarray(values, dtype=np.uint32))
+
+
+def concat(rows: list[dict]) -> dict:
+    join = lambda parts: pa.chunked_array([c for p in parts for c in (p.chunks if isinstance(p, pa.ChunkedArray) else [p])])
+    return {name: join([row[name] for row in rows]) for name in rows[0]}
+
+
+def direct_effects(run: Path, prompts: int) -> np.ndarray:
+    """By token and component: heads layer after layer, MLPs. Also writes `clean`, whose logits they sum to."""
+    components = [("constant", None, None), ("embed", None, None)]
+    components += [("head", l, h) for l in range(LAYERS) for h in range(HEADS)]
+    components += [("mlp", l, None) for l in range(LAYERS)]
+    effects = (random.standard_normal((prompts * POSITIONS, len(components))) * 0.3).astype(np.float32)
+    for first in range(0, prompts, 32):
+        count = min(32, prompts - first)
+        rows = effects[first * POSITIONS : (first + count) * POSITIONS]
+        tokens = len(rows)
+        prompt, position = np.divmod(np.arange(tokens), POSITIONS)
+        key = {"prompt": ints(prompt + first), "position": ints(position)}
+        clean = {
+            "logit": floats(rows.astype(np.float64).sum(1)),
+            "log_prob": floats(-random.exponential(3.0, tokens)),
+            "norm_scale": floats(random.uniform(5, 20, tokens)),
+            "residual_norm": floats(random.uniform(100, 500, tokens)),
+        }
+        write(run, "clean", key | clean, f"{first // 32:05}")
+        repeat = lambda of, kind: pa.array([c[of] for c in components] * tokens, kind)
+        columns = {k: ints(np.repeat(np.asarray(v), len(components))) for k, v in key.items()}
+        columns |= {"component": repeat(0, pa.string()), "layer": repeat(1, pa.uint16()), "head": repeat(2, pa.uint16())}
+        write(run, "direct_effects", columns | {"direct_effect": floats(rows.reshape(-1))}, f"{first // 32:05}")
+    return effects[:, 2:]
+
+
+def repeated(columns: dict, times: int) -> dict:
+    return {name: column.take(pa.array(np.repeat(np.arange(len(column)), times))) for name, column in columns.items()}
+
+
+def repairers(key: dict, total: np.ndarray) -> tuple[dict, dict, dict]:
+    """Rows of the tables on top tokens. The last MLP is the one that repairs, all of `total`; the others just change."""
+    n = len(total)
+    rank = np.tile(np.arange(KEPT), n)
+    change = np.sort(random.standard_normal((n, KEPT)) * 0.1)[:, ::-1]
+    some = {"direct_effect": floats(random.normal(-0.05, 0.1, n * KEPT)), "change": floats(change.reshape(-1))}
+    whose = {
+        "repairer": pa.array(["mlp" if r == 0 else "head" for r in rank]),
+        "repairer_layer": small(LAYERS - 1, n * KEPT),
+        "repairer_head": pa.array(rank.astype(np.uint16), mask=rank == 0),
+    }
+    many = repeated(key, KEPT)
+    components = many | {"rank": pa.array(rank.astype(np.uint16))} | whose | some
+    neuron = {"rank": ints(rank), "neuron": ints(random.integers(0, D_MLP, n * KEPT))}
+    neurons = many | {"neuron_layer": small(LAYERS - 1, n * KEPT)} | neuron | some
+    totals = {"total_change": floats(total), "positive_change": floats(np.abs(total) + 1)}
+    totals |= {"absolute_change": floats(np.abs(total) + 2), "top_percent_change": floats(np.abs(total) * 0.5)}
+    return components, neurons, key | {"neuron_layer": small(LAYERS - 1, n)} | totals
+
+
+def repair_graph(run: Path, sums: dict):
+    """`sums`: tokens and sum of the change by ablation, layer, head and subset."""
+    keys = sorted(sums)
+    n = len(keys)
+    columns = {"ablation": pa.array([k[0] for k in keys]), "hold": text("none", n), "ablated": text("head", n)}
+    columns |= {name: pa.array([k[i] for k in keys], pa.uint16()) for i, name in [(1, "layer"), (2, "head")]}
+    columns |= {"subset": pa.array([k[3] for k in keys]), "component": text("mlp", n)}
+    columns |= {"repairer_layer": small(LAYERS - 1, n), "repairer_head": small(None, n)}
+    columns |= {"tokens": ints([sums[k][0] for k in keys])}
+    means = [sums[k][1] / sums[k][0] for k in keys]
+    write(run, "repair_graph", columns | {"mean_change": floats(means), "standard_error": floats(np.abs(means) * 0.1)})
+
+
+def ablations(run: Path, prompts: int, kinds: list[str], effects: np.ndarray, top: np.ndarray):
+    sums = {}
+    for first in range(0, prompts, 64):
+        count = min(64, prompts - first)
+        n = count * POSITIONS
+        prompt, position = np.divmod(np.arange(n), POSITIONS)
+        rows, repairs = [], []
+        scale = random.uniform(5, 20, n)
+        for kind in kinds:
+            for layer in range(LAYERS):
+                for head in range(HEADS):
+                    de = effects[first * POSITIONS : first * POSITIONS + n, layer * HEADS + head].astype(np.float64)
+                    after = 0 * de if kind == "zero" else de * random.normal(0.1, 0.1, n)
+                    attention = 0 * de if layer == LAYERS - 1 else de * random.normal(0.15, 0.3, n)
+                    mlp, norm = de * random.normal(0.2, 0.3, n), de * random.normal(0.1, 0.1, n)
+                    repair = attention + mlp + norm
+                    key = {
+                        "ablation": text(kind, n), "hold": text("none", n), "component": text("head", n),
+                        "layer": small(layer, n), "head": small(head, n),
+                        "prompt": ints(prompt + first), "position": ints(position),
+                    }  # fmt: skip
+                    here = top[first * POSITIONS : first * POSITIONS + n, layer * HEADS + head]
+                    for subset, mask in [("all", here | True), ("top", here)]:
+                        count_so_far, total = sums.get((kind, layer, head, subset), (0, 0.0))
+                        added = (attention + mlp)[mask]
+                        sums[kind, layer, head, subset] = (count_so_far + len(added), total + added.sum())
+                    repairs.append(repairers({k: v.filter(pa.array(here)) for k, v in key.items()}, added))
+                    columns = key | {
+                        "logit_change": floats(repair + after - de), "direct_effect": floats(de),
+                        "ablated_direct_effect": floats(after), "self_repair": floats(repair),
+                        "repair_attention": floats(attention), "repair_mlp": floats(mlp), "repair_norm": floats(norm),
+                        "repair_by_erasers": floats(mlp * 0.7), "norm_scale": floats(scale),
+                        "ablated_norm_scale": floats(scale * random.normal(0.98, 0.02, n)),
+                        "ablated_residual_norm": floats(scale * random.normal(27, 0.5, n)),
+                    }  # fmt: skip
+                    rows.append(columns)
+        write(run, "ablations", concat(rows), f"{first // 64:05}")
+        for i, name in enumerate(["component_repairs", "neuron_repairs", "neuron_totals"]):
+            write(run, name, concat([r[i] for r in repairs]), f"{first // 64:05}")
+    repair_graph(run, sums)
+
+
+def top_tokens(run: Path, effects: np.ndarray) -> np.ndarray:
+    """Whether a token is one of a head's top tokens, by token and head."""
+    top = np.zeros((len(effects), LAYERS * HEADS), bool)
+    count = max(1, int(TOP_FRACTION * len(effects)))
+    rows = []
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            effect = effects[:, layer * HEADS + head]
+            order = np.argsort(-effect, kind="stable")[:count]
+            top[order, layer * HEADS + head] = True
+            rows.append(
+                {
+                    "component": text("head", count), "layer": small(layer, count), "head": small(head, count),
+                    "rank": ints(np.arange(count)), "prompt": ints(order // POSITIONS),
+                    "position": ints(order % POSITIONS), "direct_effect": floats(effect[order]),
+                }  # fmt: skip
+            )
+    write(run, "top_tokens", concat(rows))
+    return top
+
+
+def main(run: Path, prompts: int, kinds: list[str]):
+    one = lambda values, kind: pa.array([values], kind)
+    names = {"name": "made-up", "architecture": "gpt2"}
+    sizes = {"layers": (LAYERS, pa.uint16()), "heads": (HEADS, pa.uint16()), "d_model": (768, pa.uint32())}
+    sizes |= {"d_mlp": (3072, pa.uint32()), "vocab": (50257, pa.uint32())}
+    rest = {"dtype": "F32", "source": "made-up", "revision": "", "sha256": ""}
+    columns = {k: one(v, pa.string()) for k, v in names.items()} | {k: one(*v) for k, v in sizes.items()}
+    write(run, "model", columns | {k: one(v, pa.string()) for k, v in rest.items()})
+    n = prompts * (POSITIONS + 1)
+    prompt, position = np.divmod(np.arange(n), POSITIONS + 1)
+    token = random.integers(0, 50257, n).astype(np.uint32)
+    following = pa.array(np.roll(token, -1), mask=position == POSITIONS)
+    words = {"token": ints(token), "text": pa.array([f" t{t}" for t in token]), "next_token": following}
+    write(run, "tokens", {"prompt": ints(prompt), "position": ints(position)} | words)
+    numbers = np.arange(prompts)
+    write(run, "pairs", {"sample": small(0, prompts), "prompt": ints(numbers), "partner": ints(np.roll(numbers, 1))})
+    effects = direct_effects(run, prompts)
+    ablations(run, prompts, kinds, effects, top_tokens(run, effects))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 781, sys.argv[3:] or ["resample"])
