@@ -32,7 +32,7 @@ pub fn compare(runs: &[PathBuf], to: &Path) -> Result<String> {
     files::write(&figures, &to.join("figures"))?;
     let mut page = Page::new("Self-repair, several runs compared", introduction(&series), "figures");
     // Every run has the tables that the queries read, so the first can tell their names.
-    page.figures(&opened[0].tables, &figures)?;
+    page.figures(&figures)?;
     page.section("Summary");
     page.table(
         "Means over all ablated heads; logits, or fractions of the direct effect. Press a column's name to sort by it.",
