@@ -67,6 +67,14 @@ pub(crate) fn handmade_run(name: &str, ablations: &[&str]) -> tempfile::TempDir 
         }
     }
     table(out, "ablations", ABLATIONS, &rows);
+    let mut tops = Vec::new();
+    for (layer, of_tokens) in heads.iter().enumerate() {
+        // The tokens are in the order of their effects already.
+        for (rank, ((p, q), (effect, _))) in tokens.iter().zip(of_tokens).enumerate() {
+            tops.push(format!("head {layer} 0 {rank} {p} {q} {effect}"));
+        }
+    }
+    table(out, "top_tokens", "component layer head rank prompt position direct_effect", &tops);
     for derived in crate::analyze::derived_tables() {
         fs::create_dir_all(out.join("tables").join(derived)).unwrap();
     }
