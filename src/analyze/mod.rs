@@ -73,7 +73,7 @@ pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<S
     Ok(format!("{} checks passed, {} tables", CHECKS.len(), derived_tables().len()))
 }
 
-/// The measured tables, and `thresholds` (one column of that singular name) as the configuration has them.
+/// The measured tables, and `thresholds`, whose one column `threshold` has those of the configuration.
 pub fn open(out: &Path, config: &AnalysisConfig) -> Result<Tables> {
     let tables = Tables::measured(out)?;
     let schema = Schema::new(vec![Field::new("threshold", DataType::Float64, false)]);
@@ -97,7 +97,11 @@ fn write(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) -> Re
     let Some(first) = rows.first() else { bail!("the query gave no rows at all, not even their columns") };
     let descriptions = query.columns();
     let field = |f: &Arc<Field>| {
-        let data_type = if f.data_type() == &DataType::Float64 { DataType::Float32 } else { f.data_type().clone() };
+        let data_type = match f.data_type() {
+            DataType::Float64 => DataType::Float32,
+            DataType::Utf8View => DataType::Utf8,
+            other => other.clone(),
+        };
         let (description, unit) = descriptions.get(f.name().as_str()).cloned().unwrap_or_default();
         let metadata = [("description".to_string(), description), ("unit".to_string(), unit)];
         Field::new(f.name(), data_type, f.is_nullable()).with_metadata(metadata.into())
