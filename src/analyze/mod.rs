@@ -142,7 +142,7 @@ pub(crate) fn derive<'a>(
     paper::compare(tables, out, config, meta)
 }
 
-/// The measured tables, and `thresholds` (one column of that singular name) as the configuration has them.
+/// The measured tables, and `thresholds`, whose one column `threshold` has those of the configuration.
 pub fn open(out: &Path, config: &AnalysisConfig) -> Result<Tables> {
     let tables = Tables::measured(out, config)?;
     let schema = Schema::new(vec![Field::new("threshold", DataType::Float64, false)]);
@@ -200,7 +200,11 @@ fn write_rows(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) 
     own::check_columns(query, &first.schema())?;
     let descriptions = query.columns();
     let field = |f: &Arc<Field>| {
-        let data_type = if f.data_type() == &DataType::Float64 { DataType::Float32 } else { f.data_type().clone() };
+        let data_type = match f.data_type() {
+            DataType::Float64 => DataType::Float32,
+            DataType::Utf8View => DataType::Utf8,
+            other => other.clone(),
+        };
         let (description, unit) = descriptions.get(f.name().as_str()).cloned().unwrap_or_default();
         let metadata = [("description".to_string(), description), ("unit".to_string(), unit)];
         Field::new(f.name(), data_type, f.is_nullable()).with_metadata(metadata.into())
