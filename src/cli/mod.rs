@@ -5,6 +5,7 @@ mod completions;
 mod doctor;
 mod man;
 mod model;
+mod prompts;
 mod report;
 mod run;
 mod sql;
@@ -33,6 +34,7 @@ enum Command {
     Tables(tables::Args),
     Status(status::Args),
     Model(model::Args),
+    Prompts(prompts::Args),
     Report(report::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
@@ -47,6 +49,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Tables(args) => tables::run(args),
         Command::Status(args) => status::run(args),
         Command::Model(args) => model::run(args),
+        Command::Prompts(args) => prompts::run(args),
         Command::Report(args) => report::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),

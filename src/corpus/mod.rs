@@ -1,6 +1,7 @@
 //! The `corpus` stage: documents → token ids → prompts of equal length → the `tokens` table.
 
 mod gguf_tokenizer;
+pub mod ioi;
 mod pack;
 mod prompt_set;
 mod read;

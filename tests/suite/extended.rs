@@ -159,3 +159,23 @@ fn bad_prompt_sets_are_named_with_the_row() {
     let alone = error("{\"text\": \"The rain\", \"answer\": \" library\"}", &[]);
     assert!(alone.contains("at least 2 prompts of equal length"), "{alone}");
 }
+
+#[test]
+fn a_real_model_names_the_indirect_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = pipeline().args(["prompts", "ioi", "--count", "24"]).output().unwrap();
+    let file = dir.path().join("ioi.jsonl");
+    fs::write(&file, succeeded(made)).unwrap();
+    let source = format!("corpus.source={}", file.display());
+    let settings = [&source, "ablation.heads=[\"L27\"]", "ablation.kinds=zero", "analysis.top_fraction=0.25"];
+    let mut command = pipeline();
+    command.args(["run", "all", "--config", "pipeline/ioi.toml", "--out"]).arg(dir.path().join("out"));
+    for setting in [&settings[..], &["ablation.mlps=[]", "ablation.attention=[]", "ablation.hold=[]"]].concat() {
+        command.args(["--set", setting]);
+    }
+    succeeded(command.output().unwrap());
+    let clean = numbers(&read(&dir.path().join("out/tables/clean")), "logit");
+    assert_eq!(clean.len(), 24, "one measured position a prompt");
+    // A model that did not know the task would be right half of the time.
+    assert!(clean.iter().filter(|&&difference| difference > 0.0).count() >= 18, "{clean:?}");
+}

@@ -1,0 +1,41 @@
+//! `pipeline prompts`.
+
+use std::io::Write;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use pipeline::corpus::ioi;
+
+/// Print a prompt set as JSON lines, to measure a narrow task with corpus.mode = "prompts"
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Which task
+    #[arg(value_enum)]
+    task: Task,
+    /// Prompts
+    #[arg(long, default_value_t = 200)]
+    count: usize,
+    /// Draws names, places and things
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Task {
+    /// Indirect object identification: "When Mary and John went to the park, John gave a ball to" → " Mary", not " John"
+    Ioi,
+}
+
+const EXAMPLES: &str = "Examples:
+  pipeline prompts ioi > ioi.jsonl
+  pipeline run all --config pipeline/ioi.toml --out out/ioi";
+
+pub fn run(args: Args) -> Result<()> {
+    let Task::Ioi = args.task;
+    let mut stdout = std::io::stdout().lock();
+    for prompt in ioi::prompts(args.count, args.seed) {
+        writeln!(stdout, "{}", serde_json::to_string(&prompt)?)?;
+    }
+    Ok(())
+}
