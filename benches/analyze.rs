@@ -24,7 +24,7 @@ fn main() -> Result<()> {
         for name in derived_tables() {
             fs::create_dir_all(run.join("tables").join(name))?;
         }
-        let meta = Metadata { run_id: "timed".into(), fingerprint: "timed".into() };
+        let meta = Metadata { run_id: "timed".into(), fingerprint: "timed".into(), ledger: None };
         timed("the whole stage", || analyze(&run, &config, &meta).map(|_| 0))?;
     }
     for query in CHECKS.iter().chain(DERIVED).filter(|_| files.is_empty()) {

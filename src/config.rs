@@ -143,6 +143,8 @@ pub struct RuntimeConfig {
     pub batch: usize,
     /// Threads of ONNX Runtime and of tokenization; 0 takes all cores.
     pub threads: usize,
+    /// Bytes of memory a run may take, to which the batch is fitted; 0 takes what is free.
+    pub memory: u64,
     /// Folder for ONNX Runtime's profiles; `bench` sets it.
     #[serde(skip)]
     pub profile: Option<std::path::PathBuf>,
@@ -268,7 +270,7 @@ impl Default for AnalysisConfig {
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { device: "cpu".into(), batch: 0, threads: 0, profile: None }
+        Self { device: "cpu".into(), batch: 0, threads: 0, memory: 0, profile: None }
     }
 }
 

@@ -3,9 +3,12 @@
 //! The way of the data is `corpus → export → trace → ablate → analyze → report` (see `stages`); each stage reads and
 //! writes files in one run folder. `ARCHITECTURE.md` draws it once.
 
+#![deny(unsafe_code)]
+
 pub mod analyze;
 pub mod bench;
 pub mod catalog;
+pub mod checksums;
 pub mod components;
 pub mod config;
 pub mod corpus;
@@ -13,6 +16,8 @@ pub mod describe;
 pub mod engine;
 pub mod export;
 pub mod hub;
+pub mod interrupt;
+pub mod memory;
 pub mod model;
 pub mod pairing;
 pub mod progress;

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::checksums::{self, Ledger};
 
 /// The stages in the order in which they depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +82,8 @@ pub struct RunFolder {
     pub run_id: String,
     /// What each stage's fingerprint is made of, for its manifest.
     parts: [Parts; 6],
+    /// Checksums of what each stage wrote.
+    ledgers: [Arc<Ledger>; 6],
     /// When the stage at work began.
     began: Mutex<Option<Instant>>,
     /// Held until the run ends; the operating system releases it if the process dies.
@@ -95,9 +99,11 @@ impl RunFolder {
     pub fn open(root: &Path, run_id: String, inputs: &[PathBuf]) -> Result<Self> {
         refuse_what_is_not_ours(root, inputs)?;
         fs::create_dir_all(root.join("tables")).with_context(|| format!("cannot create {}", root.display()))?;
-        fs::create_dir_all(root.join("stages"))?;
+        fs::create_dir_all(root.join("stages")).with_context(|| format!("cannot create {}", root.display()))?;
         let path = root.join(".lock");
-        let mut lock = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
+        let place = || format!("cannot write {}", path.display());
+        let lock = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut lock = lock.with_context(place)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -110,10 +116,13 @@ impl RunFolder {
             }
             Err(TryLockError::Error(e)) => return Err(e).context(format!("cannot lock {}", path.display())),
         }
-        fs::write(root.join(MARKER), "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n")?;
-        lock.set_len(0)?;
-        writeln!(lock, "{}", std::process::id())?;
-        Ok(Self { root: root.to_path_buf(), run_id, parts: Default::default(), began: Mutex::new(None), _lock: lock })
+        let marked =
+            fs::write(root.join(MARKER), "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n");
+        marked.with_context(|| format!("cannot write {}", root.join(MARKER).display()))?;
+        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).with_context(place)?;
+        let ledgers = STAGES.map(|stage| Arc::new(Ledger::open(root, stage)));
+        let (parts, began) = Default::default();
+        Ok(Self { root: root.to_path_buf(), run_id, parts, ledgers, began, _lock: lock })
     }
 
     /// Has manifests say what the stages' fingerprints are made of.
@@ -124,6 +133,11 @@ impl RunFolder {
     /// What a stage's fingerprint is made of.
     pub fn parts(&self, stage: Stage) -> &Parts {
         &self.parts[stage as usize]
+    }
+
+    /// Checksums of what a stage wrote so far.
+    pub fn ledger(&self, stage: Stage) -> &Arc<Ledger> {
+        &self.ledgers[stage as usize]
     }
 
     pub fn root(&self) -> &Path {
@@ -169,6 +183,12 @@ impl RunFolder {
         self.manifest(stage).is_some_and(|m| m.complete && m.fingerprint == fingerprint && m.files.iter().all(whole))
     }
 
+    /// Files of a finished stage that are not what was written. All of them are read.
+    pub fn damaged(&self, stage: Stage) -> Vec<PathBuf> {
+        let files = self.manifest(stage).map(|m| m.files).unwrap_or_default();
+        checksums::damaged(&self.root, stage, &files).into_iter().map(|file| self.root.join(file)).collect()
+    }
+
     /// Whether the stage left something under another fingerprint than this one.
     pub fn is_stale(&self, stage: Stage, fingerprint: &str) -> bool {
         self.manifest(stage).is_some_and(|m| m.fingerprint != fingerprint)
@@ -183,6 +203,7 @@ impl RunFolder {
         for folder in folders.iter().filter(|f| f.exists()) {
             fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
         }
+        self.ledger(stage).clear()?;
         fs::remove_file(self.manifest_path(stage))
             .with_context(|| format!("cannot remove the manifest of {}", stage.name()))
     }
@@ -190,6 +211,9 @@ impl RunFolder {
     /// Begins (or resumes) a stage that writes into `folders`, removing what another fingerprint left there.
     pub fn begin(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
         let resumes = self.manifest(stage).is_some_and(|m| m.fingerprint == fingerprint);
+        if !resumes {
+            self.ledger(stage).clear()?;
+        }
         for folder in folders {
             if !resumes && folder.exists() {
                 fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -220,11 +244,12 @@ impl RunFolder {
     pub fn finish(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
         let mut files = Vec::new();
         for folder in folders {
-            for path in files_below(folder)? {
-                files.push((self.relative(&path), fs::metadata(&path)?.len()));
-            }
+            files.extend(files_below(folder)?);
         }
         files.sort();
+        self.ledger(stage).seal(&files)?;
+        let sized = |path: &PathBuf| Ok((self.relative(path), fs::metadata(path)?.len()));
+        let files = files.iter().map(sized).collect::<Result<_>>()?;
         let seconds =
             self.began.lock().unwrap_or_else(|e| e.into_inner()).take().map(|began| began.elapsed().as_secs_f64());
         let began = self.manifest(stage).and_then(|m| m.began);
@@ -297,7 +322,24 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         file.sync_all()?;
         fs::rename(&partial, path)
     };
+    let _partial = Partial::of(path);
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A temporary file that goes away if what it should become is given up.
+pub struct Partial(PathBuf);
+
+impl Partial {
+    pub fn of(path: &Path) -> Self {
+        Self(temporary(path))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Not there any more once it has got its name; and what cannot be removed is removed by the next run.
+        fs::remove_file(&self.0).ok();
+    }
 }
 
 /// `x.parquet` → `x.parquet.partial`.

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 
 use crate::catalog::{self, thousands};
+use crate::checksums::damaged;
 use crate::config::Config;
 use crate::progress;
 use crate::run_folder::{Manifest, Parts, STAGES, Stage, files_below, manifest};
@@ -21,6 +22,8 @@ pub enum State {
     Incomplete,
     /// Files it wrote are gone or have another size.
     Damaged(Vec<String>),
+    /// Files have other bytes than were written.
+    Spoilt(Vec<String>),
     /// It was made from something else; why.
     Stale(Vec<String>),
     Current,
@@ -31,7 +34,7 @@ impl State {
         match self {
             State::NotRun => "not run",
             State::Incomplete => "incomplete",
-            State::Damaged(_) => "damaged",
+            State::Damaged(_) | State::Spoilt(_) => "damaged",
             State::Stale(_) => "stale",
             State::Current => "current",
         }
@@ -43,6 +46,7 @@ impl State {
             State::NotRun => "it has not run yet".to_string(),
             State::Incomplete => "it was not finished".to_string(),
             State::Damaged(files) => format!("{} missing or of another size", few(files)),
+            State::Spoilt(files) => format!("{} changed since it was written", few(files)),
             State::Stale(reasons) => few(reasons),
             State::Current => String::new(),
         }
@@ -112,8 +116,17 @@ fn few(items: &[String]) -> String {
     }
 }
 
-/// The stages of a run as text; compared with `config`, if one is given.
-pub fn status(out: &Path, config: Option<Config>) -> Result<String> {
+/// Reads every file of a stage that looks current.
+fn verify(root: &Path, stage: Stage, state: State) -> State {
+    let files = manifest(root, stage).map(|m| m.files).unwrap_or_default();
+    match state {
+        State::Current => Some(damaged(root, stage, &files)).filter(|d| !d.is_empty()).map_or(state, State::Spoilt),
+        other => other,
+    }
+}
+
+/// The stages of a run as text; compared with `config`, if one is given, and with their checksums on request.
+pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<String> {
     ensure!(
         out.join("stages").is_dir(),
         "{} is no run; `pipeline run all --out {}` makes one",
@@ -127,7 +140,10 @@ pub fn status(out: &Path, config: Option<Config>) -> Result<String> {
     }
     writeln!(text, "{:8} {:10} {:>7} {:>13} {:>9} {:>9}  finished", "stage", "state", "files", "rows", "size", "time")?;
     for stage in STAGES {
-        let state = state(out, stage, wanted.as_ref().map(|w| (w.fingerprint(stage), w.parts(stage))));
+        let mut state = state(out, stage, wanted.as_ref().map(|w| (w.fingerprint(stage), w.parts(stage))));
+        if checksums {
+            state = verify(out, stage, state);
+        }
         match manifest(out, stage) {
             Some(found) => row(&mut text, out, stage, &state, &found)?,
             None => writeln!(text, "{:8} {}", stage.name(), state.name())?,

@@ -5,6 +5,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Error, Result, anyhow};
 
+use crate::interrupt;
+
 /// A piece of work with a name, under which others may read what it wrote.
 pub struct Step<'a> {
     pub name: &'static str,
@@ -63,7 +65,7 @@ fn work(state: &Mutex<State>, changed: &Condvar) {
         };
         now.running += 1;
         drop(now);
-        let result = (step.work)();
+        let result = interrupt::check().and_then(|()| (step.work)());
         now = lock();
         now.running -= 1;
         now.unfinished.remove(step.name);

@@ -58,6 +58,9 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
+/// Said of a run that was told to stop.
+pub const RESUME: &str = "interrupted; the same command goes on where this one stopped";
+
 /// Prints a result. Unlike `println!`, a reader that has gone (`| head`) is an error and no panic.
 fn say(text: &str) -> Result<()> {
     Ok(writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n'))?)

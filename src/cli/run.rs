@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ValueEnum;
 use pipeline::config::Config;
+use pipeline::interrupt;
 use pipeline::run_folder::Stage;
 use pipeline::stages;
 
@@ -97,5 +98,6 @@ pub fn run(args: Args) -> Result<()> {
         return super::say(&stages::dry_run(config, &args.out, args.stage.stage(), args.fresh)?);
     }
     rayon::ThreadPoolBuilder::new().num_threads(config.runtime.thread_count()).build_global()?;
+    interrupt::watch(super::RESUME.to_string())?;
     super::say(&stages::run(config, &args.out, args.stage.stage(), args.fresh)?)
 }

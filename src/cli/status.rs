@@ -17,6 +17,9 @@ pub struct Args {
     /// Folder of the run
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
+    /// Read every file and compare it with its checksum
+    #[arg(long)]
+    verify: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -24,9 +27,10 @@ pub struct Args {
 const EXAMPLES: &str = "Examples:
   pipeline status
   pipeline status --out out/mine --config my.toml
+  pipeline status --verify
   pipeline status --set corpus.tokens=8192";
 
 pub fn run(args: Args) -> Result<()> {
     let config = if args.settings.are_given() { Some(args.settings.load()?) } else { None };
-    super::say(&status(&args.out, config)?)
+    super::say(&status(&args.out, config, args.verify)?)
 }

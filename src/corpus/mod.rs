@@ -24,6 +24,7 @@ pub use tokenizer::TextTokenizer;
 
 use crate::config::{CorpusConfig, Mode};
 use crate::hub::{HubRepo, Kind};
+use crate::interrupt;
 use crate::progress;
 use crate::provision;
 use crate::tables::{Metadata, TARGETS, TOKENS, TableWriter};
@@ -97,6 +98,7 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
         .flat_map(|path| documents(path, &config.text_column).unwrap_or_else(|e| Box::new(std::iter::once(Err(e)))));
     let mut count = 0usize;
     while stream.len() < wanted {
+        interrupt::check()?;
         let batch: Vec<String> = documents.by_ref().take(DOCUMENTS_AT_ONCE).collect::<Result<_>>()?;
         if batch.is_empty() {
             break;

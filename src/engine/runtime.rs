@@ -133,6 +133,7 @@ impl Runtime {
 
 /// What the library says its version is: `ort` reads the same string but keeps it to itself.
 fn version_of(path: &Path) -> Result<String> {
+    #[allow(unsafe_code)]
     // SAFETY: loading runs the library's initialisers, as `ort` does when it loads the same file; `OrtGetApiBase` and
     // the two fields of what it returns are the part of ONNX Runtime's C interface that never changes.
     unsafe {

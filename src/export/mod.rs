@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::interrupt;
 use crate::model::Model;
 use crate::progress;
 use graphs::Variant;
@@ -75,6 +76,7 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
     let mut w_o = Vec::new();
     let mut attention_biases = Vec::new();
     for l in 0..a.layers {
+        interrupt::check()?;
         let layer = model.layer(l)?;
         let biases = layer.folded_biases(a);
         attention_biases.push(biases.o.clone());

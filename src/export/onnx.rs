@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use prost::Message;
@@ -209,6 +209,7 @@ pub fn external_weights(path: &Path) -> Result<Vec<ExternalWeight>> {
 /// The one file of weights behind all graphs, little-endian float32.
 pub struct WeightsFile {
     file: BufWriter<File>,
+    path: PathBuf,
     name: String,
     offset: u64,
 }
@@ -220,7 +221,7 @@ impl WeightsFile {
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self { file: BufWriter::with_capacity(1 << 20, file), name, offset: 0 })
+        Ok(Self { file: BufWriter::with_capacity(1 << 20, file), path: path.to_path_buf(), name, offset: 0 })
     }
 
     pub fn name(&self) -> &str {
@@ -231,20 +232,20 @@ impl WeightsFile {
     pub fn append(&mut self, name: &str, dims: &[usize], values: &[f32]) -> Result<Stored> {
         assert_eq!(dims.iter().product::<usize>(), values.len(), "{name}: {dims:?}");
         let padding = self.offset.next_multiple_of(Self::ALIGNMENT) - self.offset;
-        self.file.write_all(&vec![0; padding as usize])?;
+        let mut write = || -> std::io::Result<()> {
+            self.file.write_all(&vec![0; padding as usize])?;
+            values.iter().try_for_each(|v| self.file.write_all(&v.to_le_bytes()))
+        };
+        write().with_context(|| format!("cannot write {}", self.path.display()))?;
         self.offset += padding;
-        for v in values {
-            self.file.write_all(&v.to_le_bytes())?;
-        }
         let stored = Stored { name: name.into(), dims: dims.to_vec(), offset: self.offset };
         self.offset += 4 * values.len() as u64;
         Ok(stored)
     }
 
     pub fn finish(mut self) -> Result<()> {
-        self.file.flush()?;
-        self.file.get_ref().sync_all()?;
-        Ok(())
+        let flushed = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        flushed.with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 

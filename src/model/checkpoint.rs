@@ -181,6 +181,13 @@ impl Checkpoint {
             Tensors::Pickle(files) => {
                 let file = files.iter().find(|f| f.tensor_infos().contains_key(name));
                 let file = file.with_context(|| self.missing(name))?;
+                // Before memory is taken for it: the sizes are what the file says.
+                let found = file.tensor_infos()[name].layout.dims();
+                ensure!(
+                    found == shape,
+                    "{}: the tensor `{name}` has the shape {found:?}; the configuration asks for {shape:?}",
+                    self.path.display()
+                );
                 file.get(name).and_then(|t| t.ok_or_else(|| candle_core::Error::Msg("it vanished".into())))
             }
             Tensors::Safetensors(files) => {
@@ -227,6 +234,7 @@ fn open_directory(directory: &Path) -> Result<Tensors> {
     }
     let mut out = BTreeMap::new();
     for path in files {
+        #[allow(unsafe_code)]
         // SAFETY: the file is mapped read-only; changing it while a run reads it is outside what we guard against.
         let file = unsafe { MmapedSafetensors::new(&path) }
             .with_context(|| format!("{} is not a complete safetensors file", path.display()))?;

@@ -5,7 +5,7 @@
 //! seem to lack one. Such a file is refused here by the name of what it would have called.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -25,6 +25,7 @@ pub fn refuse_calls(path: &Path) -> Result<()> {
         let mut stack = Stack::empty();
         let mut ended = false;
         while !ended {
+            let operation = reader.fill_buf().with_context(place)?.first().copied();
             ended = stack.read(&mut reader).with_context(place)?;
             // A name is on top of the stack right after it was read, whatever becomes of it later.
             if let Some(Object::Class { module_name, class_name }) = stack.stack().last() {
@@ -35,9 +36,38 @@ pub fn refuse_calls(path: &Path) -> Result<()> {
                     path.display()
                 );
             }
+            // What is remembered or recalled is copied: a few hundred bytes could ask for more memory than there is.
+            if operation.is_some_and(|o| REMEMBER_OR_RECALL.contains(&o)) {
+                let parts = stack.stack().last().map_or(0, |top| parts(top, MOST_PARTS));
+                ensure!(parts < MOST_PARTS, "{}: its pickle repeats itself beyond all measure", path.display());
+            }
         }
     }
     Ok(())
+}
+
+/// BINPUT, LONG_BINPUT, MEMOIZE, BINGET and LONG_BINGET.
+const REMEMBER_OR_RECALL: [u8; 5] = [b'q', b'r', 0x94, b'h', b'j'];
+/// More than anything that a saved tensor repeats is made of.
+const MOST_PARTS: usize = 4096;
+
+/// Of how many objects one is made, counted up to `most`.
+fn parts(object: &Object, most: usize) -> usize {
+    let inside: &mut dyn Iterator<Item = &Object> = match object {
+        Object::Tuple(items) | Object::List(items) => &mut items.iter(),
+        Object::Dict(pairs) => &mut pairs.iter().flat_map(|(key, value)| [key, value]),
+        Object::Reduce { callable, args } | Object::Build { callable, args } => &mut [&**callable, &**args].into_iter(),
+        Object::PersistentLoad(id) => &mut [&**id].into_iter(),
+        _ => return 1,
+    };
+    let mut count = 1;
+    for object in inside {
+        count += parts(object, most);
+        if count >= most {
+            break;
+        }
+    }
+    count
 }
 
 fn builds_tensors(module: &str, name: &str) -> bool {

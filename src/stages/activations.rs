@@ -1,6 +1,5 @@
 //! Raw activations on request (`trace.save`): Arrow IPC files with one list-typed row a prompt position.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,19 +11,38 @@ use arrow::record_batch::RecordBatch;
 use ort::value::DynValue;
 
 use super::Run;
+use crate::checksums::{Hashed, Ledger};
 use crate::config::Activation;
 use crate::engine::CleanBatch;
 use crate::engine::runtime::view;
 use crate::model::Architecture;
-use crate::run_folder::temporary;
+use crate::run_folder::{Partial, temporary};
+
+fn name(what: Activation) -> &'static str {
+    match what {
+        Activation::HeadZ => "head_z",
+        Activation::MlpPost => "mlp_post",
+        Activation::ResidualFinal => "residual_final",
+    }
+}
+
+fn path(run: &Run, what: Activation, shard: usize) -> PathBuf {
+    run.folder.activations().join(name(what)).join(format!("{shard:05}.arrow"))
+}
+
+/// The files of a shard.
+pub fn paths(run: &Run, shard: usize) -> Vec<PathBuf> {
+    run.config.trace.save.iter().map(|&what| path(run, what, shard)).collect()
+}
 
 /// One open file for each activation of `trace.save`.
 pub struct Writers(Vec<Saved>);
 
 struct Saved {
     what: Activation,
-    writer: FileWriter<File>,
+    writer: FileWriter<Hashed>,
     path: PathBuf,
+    _partial: Partial,
     schema: SchemaRef,
     width: usize,
 }
@@ -32,22 +50,24 @@ struct Saved {
 impl Writers {
     pub fn create(run: &Run, a: &Architecture, shard: usize) -> Result<Self> {
         let open = |&what: &Activation| -> Result<Saved> {
-            let (name, shape) = match what {
-                Activation::HeadZ => ("head_z", vec![a.layers, a.heads, a.d_head]),
-                Activation::MlpPost => ("mlp_post", vec![a.layers, a.d_mlp]),
-                Activation::ResidualFinal => ("residual_final", vec![a.d_model]),
+            let (name, path) = (name(what), path(run, what, shard));
+            let shape = match what {
+                Activation::HeadZ => vec![a.layers, a.heads, a.d_head],
+                Activation::MlpPost => vec![a.layers, a.d_mlp],
+                Activation::ResidualFinal => vec![a.d_model],
             };
-            let folder = run.folder.activations().join(name);
-            std::fs::create_dir_all(&folder)?;
-            let path = folder.join(format!("{shard:05}.arrow"));
+            let folder = path.parent().unwrap_or(&path);
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
             let width: usize = shape.iter().product();
             let item = Arc::new(Field::new("item", DataType::Float32, false));
             let metadata = [("shape".to_string(), format!("{shape:?}"))].into_iter().collect();
             let list = Field::new(name, DataType::FixedSizeList(item, width as i32), false).with_metadata(metadata);
             let key = |name: &str| Field::new(name, DataType::UInt32, false);
             let schema = Arc::new(Schema::new(vec![key("prompt"), key("position"), list]));
-            let file = File::create(temporary(&path)).with_context(|| format!("cannot create {}", path.display()))?;
-            Ok(Saved { what, writer: FileWriter::try_new(file, &schema)?, path, schema, width })
+            let file =
+                Hashed::create(&temporary(&path)).with_context(|| format!("cannot create {}", path.display()))?;
+            let (writer, _partial) = (FileWriter::try_new(file, &schema)?, Partial::of(&path));
+            Ok(Saved { what, writer, path, _partial, schema, width })
         };
         Ok(Self(run.config.trace.save.iter().map(open).collect::<Result<_>>()?))
     }
@@ -70,17 +90,19 @@ impl Writers {
                 Arc::new(UInt32Array::from_iter_values(position.clone())),
                 Arc::new(list),
             ];
-            saved.writer.write(&RecordBatch::try_new(saved.schema.clone(), columns)?)?;
+            let written = saved.writer.write(&RecordBatch::try_new(saved.schema.clone(), columns)?);
+            written.with_context(|| format!("cannot write {}", saved.path.display()))?;
         }
         Ok(())
     }
 
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(self, ledger: &Ledger) -> Result<()> {
         for mut saved in self.0 {
-            saved.writer.finish()?;
-            saved.writer.get_ref().sync_all()?;
-            std::fs::rename(temporary(&saved.path), &saved.path)
-                .with_context(|| format!("cannot write {}", saved.path.display()))?;
+            let place = || format!("cannot write {}", saved.path.display());
+            saved.writer.finish().with_context(place)?;
+            let sha256 = saved.writer.get_ref().finish().with_context(place)?;
+            std::fs::rename(temporary(&saved.path), &saved.path).with_context(place)?;
+            ledger.record(&saved.path, sha256)?;
         }
         Ok(())
     }

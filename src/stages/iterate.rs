@@ -15,6 +15,7 @@ use super::Run;
 use crate::corpus::Prompts;
 use crate::engine::runtime::view;
 use crate::engine::{CleanBatch, Crew, Directions, Engine, Keep};
+use crate::interrupt;
 use crate::model::{Architecture, Norm};
 use crate::progress;
 use crate::run_folder::Stage;
@@ -26,7 +27,7 @@ const ADDED: [&str; 3] = ["own", "random_direction", "random_head"];
 pub fn iterate(run: &Run, prompts: &Prompts, crew: &mut Crew) -> Result<()> {
     let count = run.config.iterative.prompts.min(prompts.count());
     let path = |table: &Table| run.folder.table(table.name).join(format!("{}.parquet", table.name));
-    let whole = |table: &Table| is_whole(&path(table), run.fingerprint(Stage::Ablate));
+    let whole = |table: &Table| is_whole(&path(table), &run.meta(Stage::Ablate));
     if count == 0 || (whole(&SELF_ADDITIONS) && whole(&HEAD_SIMILARITY)) {
         return Ok(());
     }
@@ -40,6 +41,7 @@ pub fn iterate(run: &Run, prompts: &Prompts, crew: &mut Crew) -> Result<()> {
         let outputs: Vec<Vec<f32>> = (0..a.layers).map(|l| prompt.head_outputs(engine, l)).collect::<Result<_>>()?;
         let mut additions = Additions::new(run, a);
         for layer in 0..a.layers {
+            interrupt::check()?;
             additions.measure(engine, &prompt, &outputs, layer)?;
             bar.inc(1);
         }

@@ -11,22 +11,27 @@ mod trace;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
 use serde_json::json;
 
 use crate::analyze;
 use crate::components::Ablatable;
-use crate::config::{Config, Kind};
+use crate::config::{Config, Kind, Mode};
 use crate::corpus::{self, Prompts, Targets, TextTokenizer};
 use crate::export;
+use crate::interrupt;
+use crate::memory;
 use crate::model::{Model, ModelSource};
 use crate::progress;
 use crate::report;
-use crate::run_folder::{Parts, RunFolder, STAGES, Stage, fingerprint, sha256_of, sha256_of_file, write_atomically};
+use crate::run_folder::{
+    Parts, RunFolder, STAGES, Stage, files_below, fingerprint, sha256_of, sha256_of_file, write_atomically,
+};
 use crate::status::state;
 use crate::tables::{
     ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, Metadata, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS,
@@ -48,6 +53,8 @@ pub struct Run {
     pub components: Vec<Ablatable>,
     /// What `analyze` writes, a user's own tables included.
     analysis_tables: Vec<String>,
+    /// Rows in one call of a graph; fewer when memory turns out to be short.
+    rows: AtomicUsize,
 }
 
 /// A configuration with its inputs found and read as far as every stage needs, before a folder is taken for it.
@@ -149,7 +156,13 @@ impl Run {
             Prepared::of(config)?;
         let folder = RunFolder::open(out, run_id, &inputs)?.with_parts(parts);
         let analysis_tables = analyze::tables_of(&config.analysis)?;
-        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components, analysis_tables })
+        let wanted = memory::rows_wanted(&config.runtime);
+        let fit = memory::rows_that_fit(&config.runtime, &model.architecture, config.corpus.prompt_len);
+        if fit < wanted {
+            progress::line("memory", &format!("batches of {fit} rows instead of {wanted}: more would not fit"));
+        }
+        let rows = AtomicUsize::new(wanted.min(fit));
+        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components, analysis_tables, rows })
     }
 
     /// Says before anything heavy starts what the run will need.
@@ -179,7 +192,11 @@ impl Run {
     }
 
     fn meta(&self, stage: Stage) -> Metadata {
-        Metadata { run_id: self.folder.run_id.clone(), fingerprint: self.fingerprint(stage).to_string() }
+        Metadata {
+            run_id: self.folder.run_id.clone(),
+            fingerprint: self.fingerprint(stage).to_string(),
+            ledger: Some(self.folder.ledger(stage).clone()),
+        }
     }
 
     /// Removes what every stage, also one that will not run now, wrote under another configuration.
@@ -207,8 +224,28 @@ impl Run {
             (Stage::Analyze, Run::analyze),
             (Stage::Report, Run::report),
         ];
+        self.drop_what_is_damaged(last)?;
         let wanted = stages.into_iter().filter(|(s, _)| *s <= last);
         wanted.into_iter().try_for_each(|(stage, work)| self.bring_up_to_date(stage, work))
+    }
+
+    /// Compares what a stage is about to read with what was written. A file with other bytes is removed, so that the
+    /// stage that wrote it makes it anew, and only it.
+    fn drop_what_is_damaged(&self, last: Stage) -> Result<()> {
+        let current = |stage: Stage| self.folder.is_current(stage, self.fingerprint(stage));
+        let Some(reader) = STAGES.into_iter().filter(|&s| s <= last && !current(s)).max() else { return Ok(()) };
+        let spinner = progress::spinner("comparing checksums");
+        for stage in STAGES.into_iter().filter(|&s| s < reader && current(s)) {
+            for path in self.folder.damaged(stage) {
+                progress::line(
+                    stage.name(),
+                    &format!("{} has changed since it was written; made anew", path.display()),
+                );
+                std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        spinner.finish_and_clear();
+        Ok(())
     }
 
     fn bring_up_to_date(&self, stage: Stage, work: Work) -> Result<()> {
@@ -219,6 +256,7 @@ impl Run {
         let folders = self.folders(stage);
         let started = Instant::now();
         self.folder.begin(stage, self.fingerprint(stage), &folders)?;
+        interrupt::check()?;
         let done = work(self)?;
         self.folder.finish(stage, self.fingerprint(stage), &folders)?;
         progress::line(stage.name(), &format!("{done}, {}", progress::seconds(started.elapsed().as_secs_f64())));
@@ -311,7 +349,16 @@ impl Run {
     }
 
     fn analyze(&self) -> Result<String> {
-        analyze::analyze(self.folder.root(), &self.config.analysis, &self.meta(Stage::Analyze))
+        let done = analyze::analyze(self.folder.root(), &self.config.analysis, &self.meta(Stage::Analyze));
+        if done.is_err() {
+            // What a failed check speaks against must not be there to be read.
+            for folder in self.folders(Stage::Analyze) {
+                for path in files_below(&folder)? {
+                    std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+                }
+            }
+        }
+        done
     }
 
     fn report(&self) -> Result<String> {
@@ -344,20 +391,36 @@ impl Run {
 
     /// The prompts as the tables of the corpus stage have them.
     pub fn prompts(&self) -> Result<Prompts> {
-        corpus::read(&self.folder.table("tokens"), &self.folder.table("targets"))
+        let targets = self.folder.table("targets");
+        ensure!(
+            self.config.corpus.mode == Mode::Packed || targets.join("targets.parquet").exists(),
+            "{} has vanished; run again to have it made anew",
+            targets.join("targets.parquet").display()
+        );
+        corpus::read(&self.folder.table("tokens"), &targets)
     }
 
     fn has(&self, kind: Kind) -> bool {
         self.config.ablation.kinds.contains(&kind)
     }
 
-    /// Prompts in one call of a graph, so that a call has about as many rows as the configuration (or experience:
-    /// activations of more rows fall out of the cache) asks for.
+    /// About how many rows (runs × positions) one call of a graph has.
     fn rows_in_call(&self) -> usize {
-        match self.config.runtime.batch {
-            0 => 600,
-            n => n,
+        self.rows.load(Relaxed)
+    }
+
+    /// After a call of so many rows found no memory: smaller calls from now on. False if a call is already as small as
+    /// one run of `length` positions.
+    fn shrink(&self, rows: usize, length: usize) -> bool {
+        if rows <= length {
+            return false;
         }
+        let half = (rows / 2).max(length);
+        // Another thread may have done so already.
+        if self.rows.fetch_min(half, Relaxed) > half {
+            progress::line("memory", &format!("none left for batches of {rows} rows; going on with {half}"));
+        }
+        true
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `trace` stage: one clean pass over the corpus. Tables `clean` and `direct_effects`, the sums behind the mean
 //! ablation, and activations on request.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,9 +16,11 @@ use crate::config::Activation;
 use crate::corpus::Prompts;
 use crate::engine::runtime::view;
 use crate::engine::{CleanBatch, CleanEffects, Engine, Keep, Needs, TargetRow};
+use crate::interrupt;
+use crate::memory;
 use crate::model::Architecture;
 use crate::progress;
-use crate::run_folder::{Stage, write_atomically};
+use crate::run_folder::{Stage, sha256_of, write_atomically};
 use crate::tables::{CLEAN, DIRECT_EFFECTS, TableWriter, is_whole};
 
 /// Prompts in one file. A constant, so that the same configuration gives the same files on every machine.
@@ -46,6 +49,8 @@ struct ShardFiles {
     clean: PathBuf,
     direct_effects: PathBuf,
     sums: PathBuf,
+    /// Raw activations, if any are saved.
+    activations: Vec<PathBuf>,
     number: usize,
 }
 
@@ -53,12 +58,15 @@ impl ShardFiles {
     fn new(run: &Run, number: usize) -> Self {
         let file = |table: &str| run.folder.table(table).join(format!("{number:05}.parquet"));
         let sums = sums_path(&run.folder.work(), number);
-        Self { clean: file("clean"), direct_effects: file("direct_effects"), sums, number }
+        let activations = activations::paths(run, number);
+        Self { clean: file("clean"), direct_effects: file("direct_effects"), sums, activations, number }
     }
 
     fn are_whole(&self, run: &Run) -> bool {
-        let fingerprint = run.fingerprint(Stage::Trace);
-        is_whole(&self.direct_effects, fingerprint) && self.sums.is_file() && is_whole(&self.clean, fingerprint)
+        let (meta, ledger) = (run.meta(Stage::Trace), run.folder.ledger(Stage::Trace));
+        is_whole(&self.clean, &meta)
+            && is_whole(&self.direct_effects, &meta)
+            && self.activations.iter().chain([&self.sums]).all(|path| ledger.holds(path))
     }
 }
 
@@ -92,13 +100,21 @@ fn trace_shard(
     let mut traced = Vec::new();
     for equal in prompts.by_length(shard) {
         let length = prompts.prompt(equal[0]).len();
-        for group in balanced(&equal, run.rows_in_call() / length) {
-            let tokens: Vec<&[u32]> = group.iter().map(|&p| prompts.prompt(p)).collect();
-            let targets: Vec<TargetRow> = group.iter().map(|&p| prompts.target_row(p, length)).collect();
-            let directions = engine.directions(&targets)?;
-            let clean = engine.clean(&tokens, &directions, &keeps)?;
-            let log_probs = engine.log_probs(&clean, &targets)?;
-            check(&clean.effects, group, &targets)?;
+        let mut groups: VecDeque<&[usize]> = balanced(&equal, run.rows_in_call() / length).collect();
+        while let Some(group) = groups.pop_front() {
+            interrupt::check()?;
+            let rows = run.rows_in_call();
+            let clean = match trace_group(engine, prompts, group, &keeps) {
+                Err(e) if memory::is_exhausted(&e) && group.len() > 1 => {
+                    run.shrink(rows.min(group.len() * length), length);
+                    let (first, second) = group.split_at(group.len() / 2);
+                    groups.push_front(second);
+                    groups.push_front(first);
+                    continue;
+                }
+                result => result?,
+            };
+            let (clean, log_probs) = clean;
             sums.add(&clean)?;
             saved.write(&clean, group)?;
             let batch = std::rc::Rc::new((clean.effects, log_probs));
@@ -112,9 +128,25 @@ fn trace_shard(
     }
     traced.sort_by_key(|t| t.prompt);
     count_writing(|| write_shard(run, prompts, &traced, files, &mut sums))?;
-    saved.finish()?;
+    saved.finish(run.folder.ledger(Stage::Trace))?;
     // Last: if it is there, so are the others.
     write_clean(run, prompts, &traced, files)
+}
+
+/// The clean pass of prompts of equal length, and the log-probabilities of their targets.
+fn trace_group(
+    engine: &mut Engine,
+    prompts: &Prompts,
+    group: &[usize],
+    keeps: &[Keep],
+) -> Result<(CleanBatch, Vec<f32>)> {
+    let tokens: Vec<&[u32]> = group.iter().map(|&p| prompts.prompt(p)).collect();
+    let targets: Vec<TargetRow> = group.iter().map(|&p| prompts.target_row(p, tokens[0].len())).collect();
+    let directions = engine.directions(&targets)?;
+    let clean = engine.clean(&tokens, &directions, keeps)?;
+    let log_probs = engine.log_probs(&clean, &targets)?;
+    check(&clean.effects, group, &targets)?;
+    Ok((clean, log_probs))
 }
 
 /// Everything of a shard but `clean`.
@@ -124,7 +156,9 @@ fn write_shard(run: &Run, prompts: &Prompts, traced: &[Traced], files: &ShardFil
         writer.write(&direct_effects(t, prompts.measured(t.prompt))?)?;
     }
     writer.finish()?;
-    write_atomically(&files.sums, &sums.bytes())
+    let bytes = sums.bytes();
+    write_atomically(&files.sums, &bytes)?;
+    run.folder.ledger(Stage::Trace).record(&files.sums, sha256_of(&bytes))
 }
 
 fn write_clean(run: &Run, prompts: &Prompts, traced: &[Traced], files: &ShardFiles) -> Result<()> {
@@ -202,6 +236,11 @@ impl Means {
                 for (sum, chunk) in part.iter_mut().zip(chunks.by_ref()) {
                     *sum += f64::from_le_bytes(chunk.try_into()?);
                 }
+                ensure!(
+                    part.iter().all(|sum| sum.is_finite()),
+                    "{} holds sums that are no numbers: the model's activations overflow",
+                    path.display()
+                );
             }
         }
         let tokens = prompts.tokens() as f64;
@@ -218,8 +257,15 @@ fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow]) -> Result
             let parts = component_dots(clean, i);
             let (sum, size) = parts.fold((0f64, 0f64), |(sum, size), v| (sum + v, size + v.abs()));
             let dot = f64::from(clean.dot[i]);
+            if let Some(name) = first_without_number(clean, i) {
+                bail!(
+                    "prompt {}, position {s}: the {name} is not a number that can be trusted; the model's activations \
+                     overflow float32 here, so nothing of this shard is written",
+                    group[p]
+                );
+            }
             // Relative to the size of what is summed: that is what float32 can promise.
-            if (sum - dot).abs() > 1e-4 * size.max(1.0) || !sum.is_finite() || !clean.norm_scale[i].is_finite() {
+            if (sum - dot).abs() > 1e-4 * size.max(1.0) {
                 bail!(
                     "prompt {}, position {s}: the direct effects sum to {sum} where the stream gives {dot} (before the \
                      norm's scale {}); the exported graphs do not fit the model",
@@ -230,6 +276,22 @@ fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow]) -> Result
         }
     }
     Ok(())
+}
+
+/// What at row `i` is infinite or not a number, by name.
+fn first_without_number(clean: &CleanEffects, i: usize) -> Option<String> {
+    let tokens = clean.prompts * clean.positions;
+    let biases = clean.attention_bias.len() / tokens;
+    let keys = component_keys(clean.heads.len(), clean.heads[0].len() / tokens, biases);
+    let components = keys.into_iter().filter(|k| k.0 != "constant").zip(component_dots(clean, i));
+    let named = components.map(|((name, layer, head), value)| {
+        let layer = layer.map_or(String::new(), |l| format!(" of layer {l}"));
+        let head = head.map_or(String::new(), |h| format!(" {h}"));
+        (format!("direct effect of {name}{head}{layer}"), value)
+    });
+    let whole = [("final norm's scale", clean.norm_scale[i]), ("logit", clean.dot[i])];
+    let whole = whole.map(|(name, value)| (name.to_string(), f64::from(value)));
+    named.chain(whole).find(|(_, value)| !value.is_finite()).map(|(name, _)| name)
 }
 
 /// Every component's dot product with u at row `i`: attention biases, embedding, heads, MLPs.

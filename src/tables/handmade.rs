@@ -10,7 +10,7 @@ use arrow::datatypes::{Field, Schema};
 use super::{Metadata, TableWriter};
 
 pub fn metadata() -> Metadata {
-    Metadata { run_id: "run".into(), fingerprint: "print".into() }
+    Metadata { run_id: "run".into(), fingerprint: "print".into(), ledger: None }
 }
 
 /// Writes `<out>/tables/<name>`: names of the columns, then rows, all separated by spaces; `-` is null. A column's name

@@ -2,10 +2,13 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use arrow::datatypes::{DataType, SchemaRef};
+use anyhow::{Context, Result, bail};
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, Float32Type, SchemaRef};
 use arrow::record_batch::RecordBatch;
+use arrow::util::display::array_value_to_string;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -13,8 +16,9 @@ use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use super::schema::{SCHEMA_VERSION, Table};
-use crate::run_folder::temporary;
+use super::schema::{MEASURED, NEURON_CURVES, SCHEMA_VERSION, Table};
+use crate::checksums::{Hashed, Ledger};
+use crate::run_folder::{Partial, temporary};
 
 /// What every file of a run says of itself.
 #[derive(Clone)]
@@ -22,6 +26,8 @@ pub struct Metadata {
     pub run_id: String,
     /// The fingerprint of the stage that wrote the file.
     pub fingerprint: String,
+    /// Where the checksums of the stage's files are kept; hand-made tables have none.
+    pub ledger: Option<Arc<Ledger>>,
 }
 
 const FINGERPRINT: &str = "pipeline.fingerprint";
@@ -31,8 +37,12 @@ const ROWS_IN_PAGE: usize = 8 * 1024;
 
 /// Writes one file of a table under a temporary name, and gives it its name when it is whole.
 pub struct TableWriter {
-    writer: ArrowWriter<File>,
+    writer: ArrowWriter<Hashed>,
     path: PathBuf,
+    _partial: Partial,
+    ledger: Option<Arc<Ledger>>,
+    /// Whether every number must be one.
+    finite: bool,
 }
 
 impl TableWriter {
@@ -42,19 +52,25 @@ impl TableWriter {
 
     /// A table whose columns a query decides; its first `key` columns sort it.
     pub fn with_schema(name: &str, schema: SchemaRef, key: usize, path: &Path, meta: &Metadata) -> Result<Self> {
-        let file = File::create(temporary(path)).with_context(|| format!("cannot create {}", path.display()))?;
+        let file = Hashed::create(&temporary(path)).with_context(|| format!("cannot create {}", path.display()))?;
         let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties(name, &schema, key, meta)?))?;
-        Ok(Self { writer, path: path.to_path_buf() })
+        let finite = MEASURED.iter().any(|t| t.name == name && t.name != NEURON_CURVES.name);
+        let (ledger, _partial) = (meta.ledger.clone(), Partial::of(path));
+        Ok(Self { writer, path: path.to_path_buf(), _partial, ledger, finite })
     }
 
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        if self.finite {
+            refuse_what_is_no_number(batch).with_context(|| format!("{} is not written", self.path.display()))?;
+        }
         self.writer.write(batch).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     pub fn finish(self) -> Result<()> {
         let place = || format!("cannot write {}", self.path.display());
-        self.writer.into_inner().with_context(place)?.sync_all().with_context(place)?;
-        fs::rename(temporary(&self.path), &self.path).with_context(place)
+        let sha256 = self.writer.into_inner().with_context(place)?.finish().with_context(place)?;
+        fs::rename(temporary(&self.path), &self.path).with_context(place)?;
+        self.ledger.map_or(Ok(()), |ledger| ledger.record(&self.path, sha256))
     }
 }
 
@@ -88,11 +104,29 @@ fn properties(name: &str, schema: &SchemaRef, key: usize, meta: &Metadata) -> Re
     Ok(builder.build())
 }
 
-/// Whether `path` is a complete Parquet file that a stage with this fingerprint wrote.
-pub fn is_whole(path: &Path, fingerprint: &str) -> bool {
+/// # Errors
+/// If a float is infinite or not a number; says which, and what the row is about. (The curves of neurons are exempt: a
+/// share of no change at all is none.)
+fn refuse_what_is_no_number(batch: &RecordBatch) -> Result<()> {
+    let schema = batch.schema();
+    for (column, field) in batch.columns().iter().zip(schema.fields()) {
+        let Some(values) = column.as_primitive_opt::<Float32Type>() else { continue };
+        let Some(row) = values.iter().position(|v| v.is_some_and(|v| !v.is_finite())) else { continue };
+        let keys = batch.columns().iter().zip(schema.fields()).filter(|(_, f)| f.data_type() != &DataType::Float32);
+        let about: Vec<String> = keys
+            .filter(|(column, _)| column.is_valid(row))
+            .map(|(column, f)| Ok(format!("{} {}", f.name(), array_value_to_string(column, row)?)))
+            .collect::<Result<_>>()?;
+        bail!("{} is {} at {}; the model's numbers overflow here", field.name(), values.value(row), about.join(", "));
+    }
+    Ok(())
+}
+
+/// Whether `path` is the complete Parquet file that the stage of `meta` wrote, byte for byte.
+pub fn is_whole(path: &Path, meta: &Metadata) -> bool {
     let Ok(file) = File::open(path) else { return false };
     let Ok(reader) = ParquetRecordBatchReaderBuilder::try_new(file) else { return false };
     let metadata = reader.metadata().file_metadata().key_value_metadata();
-    metadata
-        .is_some_and(|pairs| pairs.iter().any(|kv| kv.key == FINGERPRINT && kv.value.as_deref() == Some(fingerprint)))
+    let mine = |kv: &KeyValue| kv.key == FINGERPRINT && kv.value.as_deref() == Some(&meta.fingerprint);
+    metadata.is_some_and(|pairs| pairs.iter().any(mine)) && meta.ledger.as_ref().is_none_or(|ledger| ledger.holds(path))
 }

@@ -8,6 +8,9 @@ use super::GgufFile;
 /// Factors by which single rotary frequencies are divided (how Llama 3.1's scaling is stored).
 pub const ROPE_FACTORS: &str = "rope_freqs.weight";
 
+/// No model has more; a file that says so is damaged.
+const MOST_LAYERS: u64 = 10_000;
+
 impl GgufFile {
     /// The configuration that the family files read.
     ///
@@ -26,6 +29,8 @@ impl GgufFile {
             ensure!(value.is_none(), "{}: `{}` is not supported yet", self.path().display(), key(unsupported));
         }
         let (d_model, heads) = (size("embedding_length")?, size("attention.head_count")?);
+        let layers = size("block_count")?;
+        ensure!(layers <= MOST_LAYERS, "{}: `{}` is {layers}", self.path().display(), key("block_count"));
         ensure!(heads > 0, "{}: `{}` is 0", self.path().display(), key("attention.head_count"));
         let d_head = self.integer(&key("attention.key_length")).unwrap_or(d_model / heads);
         let rotary_dims = self.integer(&key("rope.dimension_count")).unwrap_or(d_head);
@@ -39,7 +44,7 @@ impl GgufFile {
         let special = |name: &str| self.integer(&format!("tokenizer.ggml.{name}_token_id"));
         let mut config = json!({
             "model_type": model_type(arch).with_context(|| self.path().display().to_string())?,
-            "num_hidden_layers": size("block_count")?,
+            "num_hidden_layers": layers,
             "hidden_size": d_model,
             "num_attention_heads": heads,
             "num_key_value_heads": self.integer(&key("attention.head_count_kv")).unwrap_or(heads),

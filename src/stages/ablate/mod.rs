@@ -28,6 +28,7 @@ use crate::bench::count_writing;
 use crate::config::Kind;
 use crate::corpus::Prompts;
 use crate::engine::{Crew, Engine};
+use crate::memory;
 use crate::pairing::pairings_within;
 use crate::progress;
 use crate::run_folder::Stage;
@@ -94,12 +95,12 @@ fn compute_shards(
     sender: SyncSender<Finished>,
     bar: &ProgressBar,
 ) -> Result<()> {
-    let fingerprint = run.fingerprint(Stage::Ablate);
+    let (meta, fingerprint) = (run.meta(Stage::Ablate), run.fingerprint(Stage::Ablate));
     let all: Vec<usize> = (0..plan.prompts.count()).collect();
     let shards: Vec<&[usize]> = all.chunks(plan.prompts_in_shard()).collect();
     let mut batches = Vec::new();
     for (number, group) in shards.iter().enumerate() {
-        if saved.contains(number) && ShardFiles::new(run, plan, number).are_whole(fingerprint) {
+        if saved.contains(number) && ShardFiles::new(run, plan, number).are_whole(&meta, saved.are_done()) {
             bar.inc((group.iter().map(|&p| plan.flops_of(p)).sum::<f64>() / 1e9) as u64);
         } else {
             batches.extend(batches_of(run, plan, number, group, crew.size()));
@@ -107,9 +108,9 @@ fn compute_shards(
     }
     let work = |engine: &mut Engine, batch: &Batch| {
         let prompts = &batch.prompts;
-        let mut part = Shard::new(plan, prompts, saved_sums_like(plan, run));
-        work::ablate_prompts(run, plan, engine, prompts, &mut part, bar)
-            .with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))?;
+        let part = ablate_batch(run, plan, engine, prompts, bar);
+        let part =
+            part.with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))?;
         Ok((batch.shard, part))
     };
     let mut current: Option<(usize, Shard)> = None;
@@ -133,6 +134,28 @@ fn compute_shards(
         Ok(())
     })?;
     current.map_or(Ok(()), |(number, whole)| finish(number, whole))
+}
+
+/// Every ablation of some prompts. Where memory is short, with smaller calls and fewer prompts at a time.
+fn ablate_batch(run: &Run, plan: &Plan, engine: &mut Engine, prompts: &[usize], bar: &ProgressBar) -> Result<Shard> {
+    let empty = || Shard::new(plan, prompts, saved_sums_like(plan, run));
+    loop {
+        let rows = run.rows_in_call();
+        let mut part = empty();
+        let Err(error) = work::ablate_prompts(run, plan, engine, prompts, &mut part, bar) else { return Ok(part) };
+        let smaller = || run.shrink(rows, plan.prompts.needed(prompts[0]).len()) || prompts.len() > 1;
+        if !memory::is_exhausted(&error) || !smaller() {
+            return Err(error);
+        }
+        if prompts.len() > 1 {
+            let (first, second) = prompts.split_at(prompts.len() / 2);
+            let mut whole = empty();
+            for half in [first, second] {
+                whole.absorb(plan, ablate_batch(run, plan, engine, half, bar)?);
+            }
+            return Ok(whole);
+        }
+    }
 }
 
 fn saved_sums_like(plan: &Plan, run: &Run) -> Sums {

@@ -15,6 +15,7 @@ use super::super::Run;
 use super::super::repair::Repair;
 use super::plan::Plan;
 use super::sums::{SavedSums, Sums};
+use crate::checksums::Hashed;
 use crate::components::Ablatable;
 use crate::run_folder::{temporary, write_atomically};
 use crate::tables::{
@@ -83,9 +84,11 @@ impl ShardFiles {
         }
     }
 
-    pub fn are_whole(&self, fingerprint: &str) -> bool {
+    /// Samples of neurons are removed once the medians are `done`.
+    pub fn are_whole(&self, meta: &Metadata, done: bool) -> bool {
         let neurons = self.neurons.iter().flat_map(|(a, b)| [a, b]);
-        neurons.chain([&self.repairs, &self.ablations]).all(|path| is_whole(path, fingerprint))
+        let samples = self.neurons.is_none() || done || meta.ledger.as_ref().is_none_or(|l| l.holds(&self.samples));
+        samples && neurons.chain([&self.repairs, &self.ablations]).all(|path| is_whole(path, meta))
     }
 }
 
@@ -217,7 +220,8 @@ impl Finished {
         if let Some((neurons, totals)) = &self.files.neurons {
             self.write_neurons(neurons, meta)?;
             self.write_totals(totals, meta)?;
-            write_samples(&self.shard.samples, &self.files.samples)?;
+            let sha256 = write_samples(&self.shard.samples, &self.files.samples)?;
+            meta.ledger.as_ref().map_or(Ok(()), |ledger| ledger.record(&self.files.samples, sha256))?;
         }
         self.write_ablations(meta)?;
         if let Some((path, bytes)) = &self.sums {
@@ -375,8 +379,8 @@ fn repair_columns(rows: &[Repair]) -> Vec<ArrayRef> {
     ]
 }
 
-/// Keeps neurons' direct effects until the medians are taken: (curve, [M]).
-fn write_samples(samples: &[(u32, Vec<f32>)], path: &Path) -> Result<()> {
+/// Keeps neurons' direct effects until the medians are taken: (curve, [M]). Returns the file's checksum.
+fn write_samples(samples: &[(u32, Vec<f32>)], path: &Path) -> Result<String> {
     let width = samples.first().map_or(0, |s| s.1.len()) as i32;
     let item = Arc::new(Field::new("item", DataType::Float32, false));
     let fields = vec![
@@ -385,7 +389,7 @@ fn write_samples(samples: &[(u32, Vec<f32>)], path: &Path) -> Result<()> {
     ];
     let schema = Arc::new(Schema::new(fields));
     let place = || format!("cannot write {}", path.display());
-    let mut writer = FileWriter::try_new(File::create(temporary(path)).with_context(place)?, &schema)?;
+    let mut writer = FileWriter::try_new(Hashed::create(&temporary(path)).with_context(place)?, &schema)?;
     if !samples.is_empty() {
         let values = Float32Array::from_iter_values(samples.iter().flat_map(|s| s.1.iter().copied()));
         let columns: Vec<ArrayRef> = vec![
@@ -395,8 +399,9 @@ fn write_samples(samples: &[(u32, Vec<f32>)], path: &Path) -> Result<()> {
         writer.write(&RecordBatch::try_new(schema, columns)?).with_context(place)?;
     }
     writer.finish().with_context(place)?;
-    writer.get_ref().sync_all().with_context(place)?;
-    std::fs::rename(temporary(path), path).with_context(place)
+    let sha256 = writer.get_ref().finish().with_context(place)?;
+    std::fs::rename(temporary(path), path).with_context(place)?;
+    Ok(sha256)
 }
 
 /// Adds the samples of one file to those of each curve.

@@ -12,7 +12,7 @@ use super::super::Run;
 use super::plan::Plan;
 use super::shard::read_samples;
 use crate::components::{Ablatable, Component};
-use crate::run_folder::{Stage, files_below};
+use crate::run_folder::{Stage, files_below, sha256_of};
 use crate::tables::{Metadata, NEURON_CURVES, REPAIR_GRAPH, TableWriter, is_whole};
 
 /// Shares of the head's direct effect that a neuron's change is held against.
@@ -114,7 +114,9 @@ impl SavedSums {
         let folder = run.folder.sums();
         let path = folder.join("sums.f64");
         let fingerprint = run.fingerprint(Stage::Ablate);
-        let done = is_whole(&graph_path(run), fingerprint);
+        let meta = run.meta(Stage::Ablate);
+        let curves = plan.curves() == 0 || is_whole(&curves_path(run), &meta);
+        let done = curves && is_whole(&graph_path(run), &meta);
         let next = if done { usize::MAX } else { read_sums(&path, fingerprint, &mut sums.values) };
         Ok(Self { path, next, sums })
     }
@@ -124,6 +126,11 @@ impl SavedSums {
         shard < self.next
     }
 
+    /// Whether the tables made of the sums are there.
+    pub fn are_done(&self) -> bool {
+        self.next == usize::MAX
+    }
+
     /// Adds a shard that is not in the sums yet, and returns what to write into which file once the shard is written.
     pub fn merge(&mut self, shard: usize, sums: &Sums, fingerprint: &str) -> Option<(PathBuf, Vec<u8>)> {
         if self.contains(shard) {
@@ -131,21 +138,22 @@ impl SavedSums {
         }
         self.sums.add(sums);
         self.next = shard + 1;
-        let mut bytes = format!("{fingerprint} {}\n", self.next).into_bytes();
-        bytes.extend(self.sums.values.iter().flat_map(|v| v.to_le_bytes()));
+        let numbers: Vec<u8> = self.sums.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let mut bytes = header(fingerprint, self.next, &numbers).into_bytes();
+        bytes.extend(numbers);
         Some((self.path.clone(), bytes))
     }
 
     /// Writes `repair_graph` and `neuron_curves`, and removes what was kept until then.
     pub fn write_tables(mut self, run: &Run, plan: &Plan) -> Result<()> {
-        if self.next == usize::MAX {
-            return Ok(());
+        if !self.are_done() {
+            let meta = run.meta(Stage::Ablate);
+            if plan.curves() > 0 {
+                self.write_curves(run, plan, &meta)?;
+            }
+            self.write_graph(&graph_path(run), plan, &meta)?;
         }
-        let meta = run.meta(Stage::Ablate);
-        if plan.curves() > 0 {
-            self.write_curves(run, plan, &meta)?;
-        }
-        self.write_graph(&graph_path(run), plan, &meta)?;
+        // Also after a shard was written again that had been summed long before.
         for path in files_below(&run.folder.sums())? {
             std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
@@ -169,8 +177,7 @@ impl SavedSums {
                 read_samples(&path, &mut samples)?;
             }
         }
-        let path = run.folder.table(NEURON_CURVES.name).join("neuron_curves.parquet");
-        let mut writer = TableWriter::create(&NEURON_CURVES, &path, meta)?;
+        let mut writer = TableWriter::create(&NEURON_CURVES, &curves_path(run), meta)?;
         for target in 0..plan.targets() {
             for n in 0..plan.neuron_layers.len() {
                 let (kind, hold, component) = plan.parts(target);
@@ -192,14 +199,23 @@ fn graph_path(run: &Run) -> PathBuf {
     run.folder.table(REPAIR_GRAPH.name).join("repair_graph.parquet")
 }
 
+fn curves_path(run: &Run) -> PathBuf {
+    run.folder.table(NEURON_CURVES.name).join("neuron_curves.parquet")
+}
+
+/// The line before the sums: whose they are, of how many shards, and their checksum.
+fn header(fingerprint: &str, next: usize, numbers: &[u8]) -> String {
+    format!("{fingerprint} {next} {}\n", sha256_of(numbers))
+}
+
 /// Reads sums of that fingerprint and returns the number of shards in them; 0 if there are none.
 fn read_sums(path: &Path, fingerprint: &str, values: &mut [f64]) -> usize {
     let mut read = || -> Option<usize> {
         let bytes = std::fs::read(path).ok()?;
         let end = bytes.iter().position(|&b| b == b'\n')?;
-        let next = std::str::from_utf8(&bytes[..end]).ok()?.strip_prefix(fingerprint)?.trim().parse().ok()?;
+        let next = std::str::from_utf8(&bytes[..end]).ok()?.split(' ').nth(1)?.parse().ok()?;
         let numbers = &bytes[end + 1..];
-        if numbers.len() != 8 * values.len() {
+        if numbers.len() != 8 * values.len() || bytes[..=end] != *header(fingerprint, next, numbers).as_bytes() {
             return None;
         }
         for (value, chunk) in values.iter_mut().zip(numbers.chunks_exact(8)) {

@@ -77,7 +77,7 @@ impl TopTokens {
 
     pub fn write(&self, components: &[Ablatable], folder: &Path, meta: &Metadata) -> Result<()> {
         let path = folder.join("top_tokens.parquet");
-        if is_whole(&path, &meta.fingerprint) {
+        if is_whole(&path, meta) {
             return Ok(());
         }
         let mut writer = TableWriter::create(&TOP_TOKENS, &path, meta)?;

@@ -14,6 +14,7 @@ use super::tally::{NeuronSource, Tally};
 use crate::components::{Component, Hold};
 use crate::engine::runtime::{rows, view};
 use crate::engine::{Ablated, CleanBatch, Directions, Engine, HoldMasks, Kept, Suffix, TargetRow};
+use crate::interrupt;
 
 /// Everything that the ablations of some prompts of equal length read.
 pub struct Work<'a> {
@@ -55,6 +56,7 @@ pub fn ablate_prompts(
             let flops = engine.architecture.suffix_flops(&plan.components[members[0]]) * length as f64;
             let mut tally = Tally::new(plan, hold, members, batch);
             for runs in batches(&plan.items(members), batch.len(), run.rows_in_call() / length) {
+                interrupt::check()?;
                 work.run(engine, &group, &runs, shard, &mut tally)?;
                 bar.inc((flops * runs.len() as f64 / 1e9) as u64);
             }

@@ -1,0 +1,90 @@
+//! Memory: what the machine has to give, and what a call of the graphs takes. A batch that does not fit is made smaller;
+//! the values stay the same to float32 rounding.
+
+use std::fs;
+
+use anyhow::Error;
+
+use crate::config::RuntimeConfig;
+use crate::model::Architecture;
+
+/// Rows (runs × positions) in one call, unless the configuration says otherwise: activations of more rows fall out of
+/// the cache.
+const ROWS: usize = 600;
+
+/// Rows that the configuration asks for.
+pub fn rows_wanted(config: &RuntimeConfig) -> usize {
+    match config.batch {
+        0 => ROWS,
+        n => n,
+    }
+}
+
+/// Rows that fit into what a run may take, at least one prompt's.
+pub fn rows_that_fit(config: &RuntimeConfig, a: &Architecture, prompt_len: usize) -> usize {
+    let Some(bytes) = Some(config.memory).filter(|&m| m > 0).or_else(available) else { return usize::MAX };
+    // The weights, and the same again in the order that products want. Half of the rest may be activations.
+    let left = (bytes as f64 - 8.0 * a.parameters() as f64).max(0.0) / 2.0;
+    let heads = a.heads * (3 * a.d_head + 3 * prompt_len);
+    let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads) * config.thread_count();
+    // Logits, their exponentials and a copy, in the clean pass.
+    let at_the_end = 12 * a.vocab;
+    ((left / in_block.max(at_the_end) as f64) as usize).max(prompt_len)
+}
+
+/// Whether an error says that an allocation failed, in the words of ONNX Runtime, C++ or CUDA.
+pub fn is_exhausted(error: &Error) -> bool {
+    let words = ["bad_alloc", "bad allocation", "Failed to allocate", "failed to allocate", "out of memory"];
+    error.chain().any(|e| {
+        let text = e.to_string();
+        words.iter().any(|w| text.contains(w))
+    })
+}
+
+/// Bytes that this process can still have: the machine's, its control group's and its own limit. `None` where none of
+/// them can be asked.
+fn available() -> Option<u64> {
+    let limits = [of_machine(), of_group(), of_process()];
+    limits.into_iter().flatten().min()
+}
+
+fn of_machine() -> Option<u64> {
+    kilobytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
+fn of_group() -> Option<u64> {
+    let number = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+}
+
+/// The limit on address space (`ulimit -v`), less what is in use.
+fn of_process() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|l| l.strip_prefix("Max address space"))?;
+    let limit: u64 = line.split_whitespace().next()?.parse().ok()?;
+    let used = kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmSize:")?;
+    Some(limit.saturating_sub(used))
+}
+
+fn kilobytes(text: &str, key: &str) -> Option<u64> {
+    let value = text.lines().find_map(|l| l.strip_prefix(key))?;
+    Some(value.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allocation_failures_are_told_from_other_errors() {
+        let of = |text: &'static str| is_exhausted(&anyhow::anyhow!(text).context("running the graph mlp_03"));
+        assert!(of("std::bad_alloc") && of("Failed to allocate memory for requested buffer of size 1"));
+        assert!(!of("the graph mlp_03 lacks one of its outputs"));
+    }
+
+    #[test]
+    fn kilobytes_are_read_by_their_key() {
+        assert_eq!(kilobytes("MemFree:  1 kB\nMemAvailable:   2048 kB\n", "MemAvailable:"), Some(2 << 20));
+        assert_eq!(kilobytes("MemFree:  1 kB\n", "MemAvailable:"), None);
+    }
+}
