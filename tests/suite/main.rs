@@ -8,6 +8,7 @@ mod formats;
 mod gguf;
 mod graphs;
 mod hub;
+mod notebook;
 mod own_queries;
 mod pages;
 mod parity;
