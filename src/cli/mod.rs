@@ -5,6 +5,7 @@ mod completions;
 mod doctor;
 mod man;
 mod model;
+mod push;
 mod report;
 mod run;
 mod sql;
@@ -34,6 +35,7 @@ enum Command {
     Status(status::Args),
     Model(model::Args),
     Report(report::Args),
+    Push(push::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -48,6 +50,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Status(args) => status::run(args),
         Command::Model(args) => model::run(args),
         Command::Report(args) => report::run(args),
+        Command::Push(args) => push::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),

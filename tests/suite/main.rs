@@ -13,6 +13,7 @@ mod own_queries;
 mod pages;
 mod parity;
 mod provisioning;
+mod push;
 mod queries;
 mod questions;
 mod s3;
