@@ -3,6 +3,8 @@
 //! `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to Hugging Face's own tools. A token is
 //! only ever sent as a header: it is in no message and no table.
 
+mod upload;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,6 +15,8 @@ use indicatif::ProgressBar;
 
 use crate::progress;
 use crate::run_folder::sha256_of_file;
+
+pub use upload::{Content, DataSet, Pushed, Upload};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -42,17 +46,9 @@ const RETRIES: usize = 5;
 impl HubRepo {
     /// `name` is `owner/name`, or a name alone for the hub's first models.
     pub fn new(kind: Kind, name: &str, revision: &str) -> Result<Self> {
-        let plain = |part: &str| {
-            !part.is_empty()
-                && !part.starts_with('.')
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        };
-        ensure!(
-            name.split('/').count() <= 2 && name.split('/').all(plain),
-            "hf:{name} is not a repository's name; expected hf:owner/name"
-        );
+        checked_name(name)?;
         let revision = if revision.is_empty() { "main" } else { revision };
-        ensure!(revision.split('/').all(plain), "`{revision}` is not a revision; expected a branch, tag or commit");
+        ensure!(revision.split('/').all(is_plain), "`{revision}` is not a revision; expected a branch, tag or commit");
         let kind = match kind {
             Kind::Model => RepoType::Model,
             Kind::Dataset => RepoType::Dataset,
@@ -70,8 +66,7 @@ impl HubRepo {
     /// Asks the hub which commit the revision is, and takes every file from that one: what is cached of an older one is
     /// never mixed in.
     fn connect(&mut self, cache: &Cache, named: Repo, kind: RepoType) -> Result<()> {
-        let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()).or_else(|| cache.token());
-        let api = ApiBuilder::from_env().with_token(token).with_retries(RETRIES).build();
+        let api = ApiBuilder::from_env().with_token(token(cache)).with_retries(RETRIES).build();
         let api = api.map_err(|e| anyhow::anyhow!("cannot set up the hub client: {e}"))?;
         let info = api.repo(named).info().map_err(|e| self.failed("listing the files", &e))?;
         ensure!(is_identifier(&info.sha), "hf:{}: the hub names the commit `{}`, which is none", self.name, info.sha);
@@ -178,6 +173,25 @@ impl HubRepo {
         };
         anyhow::anyhow!("hf:{}: {doing}: {advice}", self.name)
     }
+}
+
+/// The user's token: `HF_TOKEN`, or what Hugging Face's own login wrote.
+fn token(cache: &Cache) -> Option<String> {
+    let set = std::env::var("HF_TOKEN").ok().map(|t| t.trim().to_string()).filter(|t| !t.is_empty());
+    set.or_else(|| cache.token())
+}
+
+fn checked_name(name: &str) -> Result<()> {
+    ensure!(
+        name.split('/').count() <= 2 && name.split('/').all(is_plain),
+        "hf:{name} is not a repository's name; expected hf:owner/name"
+    );
+    Ok(())
+}
+
+/// What can be part of an address or of a path without meaning anything else.
+fn is_plain(part: &str) -> bool {
+    !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 fn is_identifier(id: &str) -> bool {

@@ -22,6 +22,7 @@ pub mod model;
 pub mod pairing;
 pub mod progress;
 pub mod provision;
+pub mod push;
 pub mod report;
 pub mod run_folder;
 pub mod sql;

@@ -194,7 +194,7 @@ fn write(query: &Query, tables: &Tables, out: &Path, config: &AnalysisConfig, me
     tables.add(&query.name, out)
 }
 
-/// One Parquet file of a derived table: floats as Float32, with the descriptions of the query's header.
+/// One Parquet file of a derived table: floats as Float32, text as Utf8, with the descriptions of the query's header.
 fn write_rows(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) -> Result<()> {
     let Some(first) = rows.first() else { bail!("the query gave no rows at all, not even their columns") };
     own::check_columns(query, &first.schema())?;
@@ -202,7 +202,7 @@ fn write_rows(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) 
     let field = |f: &Arc<Field>| {
         let data_type = match f.data_type() {
             DataType::Float64 => DataType::Float32,
-            DataType::Utf8View => DataType::Utf8,
+            DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
             other => other.clone(),
         };
         let (description, unit) = descriptions.get(f.name().as_str()).cloned().unwrap_or_default();
@@ -210,7 +210,8 @@ fn write_rows(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) 
         Field::new(f.name(), data_type, f.is_nullable()).with_metadata(metadata.into())
     };
     let fields: Vec<Field> = first.schema().fields().iter().map(field).collect();
-    let schema = Arc::new(Schema::new_with_metadata(fields, [("grain".to_string(), query.grain())].into()));
+    let said = [("question".to_string(), query.question()), ("grain".to_string(), query.grain())];
+    let schema = Arc::new(Schema::new_with_metadata(fields, said.into()));
     let path = out.join("tables").join(&*query.name).join(format!("{}.parquet", query.name));
     let mut writer = TableWriter::with_schema(&query.name, schema.clone(), 0, &path, meta)?;
     for batch in rows {

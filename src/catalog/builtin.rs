@@ -102,16 +102,27 @@ fn as_written(schema: &Schema) -> Schema {
     Schema::new(schema.fields().iter().map(|f| narrow(f)).collect::<Vec<_>>())
 }
 
-/// The columns that a query orders its rows by.
+/// The columns that a query orders its rows by, as its result calls them.
 fn order_of(sql: &str) -> Result<Vec<String>> {
     let statement = DFParser::parse_sql(sql)?.pop_front();
     let Some(Statement::Statement(statement)) = statement else { return Ok(Vec::new()) };
     let ast::Statement::Query(query) = *statement else { return Ok(Vec::new()) };
     let Some(ast::OrderByKind::Expressions(by)) = query.order_by.map(|o| o.kind) else { return Ok(Vec::new()) };
+    let selected = match *query.body {
+        ast::SetExpr::Select(select) => select.projection,
+        _ => Vec::new(),
+    };
+    // `order by a.component` of what is selected as `a.component as repairer`.
+    let alias = |ordered: &ast::Expr| {
+        selected.iter().find_map(|item| match item {
+            ast::SelectItem::ExprWithAlias { expr, alias } if expr == ordered => Some(alias.value.clone()),
+            _ => None,
+        })
+    };
     let name = |expr: &ast::Expr| match expr {
         ast::Expr::Identifier(name) => name.value.clone(),
         ast::Expr::CompoundIdentifier(parts) => parts.last().map(|p| p.value.clone()).unwrap_or_default(),
         other => other.to_string(),
     };
-    Ok(by.iter().map(|o| name(&o.expr)).collect())
+    Ok(by.iter().map(|o| alias(&o.expr).unwrap_or_else(|| name(&o.expr))).collect())
 }

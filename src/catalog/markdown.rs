@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use super::{TableDoc, built_in};
+use super::{TableDoc, built_in, tables_of_run};
+use crate::sql::Tables;
 
 /// The documentation of every built-in table and view as Markdown.
 pub fn markdown() -> Result<String> {
@@ -17,11 +18,23 @@ pub fn markdown() -> Result<String> {
          `pipeline sql` is asked for them.\n\n\
          | table | kind | one row for |\n| --- | --- | --- |\n",
     );
-    for table in &all {
+    sections(&mut text, &all)?;
+    Ok(text)
+}
+
+/// The documentation of a run's tables, its own among them.
+pub fn markdown_of_run(tables: &Tables) -> Result<String> {
+    let mut text = String::from("# Tables\n\n| table | kind | one row for |\n| --- | --- | --- |\n");
+    sections(&mut text, &tables_of_run(tables)?)?;
+    Ok(text)
+}
+
+/// Rows of the table of contents, then a section for each.
+fn sections(text: &mut String, all: &[TableDoc]) -> Result<()> {
+    for table in all {
         writeln!(text, "| [`{0}`](#{0}) | {1} | {2} |", table.name, table.kind, cell(&table.grain))?;
     }
-    all.iter().try_for_each(|table| section(&mut text, table))?;
-    Ok(text)
+    all.iter().try_for_each(|table| section(text, table))
 }
 
 fn section(text: &mut String, table: &TableDoc) -> Result<()> {

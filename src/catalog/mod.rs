@@ -13,8 +13,8 @@ use anyhow::{Context, Result};
 use arrow::datatypes::{DataType, Schema};
 
 pub use builtin::built_in;
-pub use markdown::markdown;
-pub use of_run::{list_of_run, list_of_session, rows, table_of_session, thousands};
+pub use markdown::{markdown, markdown_of_run};
+pub use of_run::{list_of_run, list_of_session, rows, table_of_session, tables_of_run, thousands};
 
 /// One table or view.
 pub struct TableDoc {

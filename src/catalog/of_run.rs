@@ -1,5 +1,6 @@
 //! The tables of a run: how large they are, and those that only this run has.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -44,15 +45,27 @@ pub fn table_of_session(tables: &Tables, name: &str) -> Result<String> {
     if !names.iter().any(|n| n == name) {
         anyhow::bail!("{}", unknown(name, &names));
     }
-    let schema = tables.schema(name)?;
     let known = built_in()?.into_iter().find(|t| t.name == name);
+    Ok(described(tables, name, known)?.text())
+}
+
+/// The documentation of every table of a run, but of no view.
+pub fn tables_of_run(tables: &Tables) -> Result<Vec<TableDoc>> {
+    let mut known: BTreeMap<String, TableDoc> = built_in()?.into_iter().map(|t| (t.name.clone(), t)).collect();
+    let names = tables.names().into_iter().filter(|name| kind_and_grain(name).0 != "view");
+    names.map(|name| described(tables, &name, known.remove(&name))).collect()
+}
+
+/// What is known of a table, with the columns that it has.
+fn described(tables: &Tables, name: &str, known: Option<TableDoc>) -> Result<TableDoc> {
+    let schema = tables.schema(name)?;
     let described = |column: &str| {
         let known = known.as_ref()?.columns.iter().find(|c| c.name == column)?;
         Some((known.description.clone(), known.unit.clone()))
     };
     let columns = columns_of(&schema, described);
     let said = |key: &str| schema.metadata().get(key).cloned().unwrap_or_default();
-    let doc = match known {
+    Ok(match known {
         Some(known) => TableDoc { columns, ..known },
         None => TableDoc {
             name: name.to_string(),
@@ -63,8 +76,7 @@ pub fn table_of_session(tables: &Tables, name: &str) -> Result<String> {
             columns,
             example: super::builtin::example(name),
         },
-    };
-    Ok(doc.text())
+    })
 }
 
 fn grain_of_file(tables: &Tables, name: &str) -> String {

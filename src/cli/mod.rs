@@ -6,6 +6,7 @@ mod doctor;
 mod man;
 mod model;
 mod prompts;
+mod push;
 mod report;
 mod run;
 mod sql;
@@ -36,6 +37,7 @@ enum Command {
     Model(model::Args),
     Prompts(prompts::Args),
     Report(report::Args),
+    Push(push::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -51,6 +53,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Model(args) => model::run(args),
         Command::Prompts(args) => prompts::run(args),
         Command::Report(args) => report::run(args),
+        Command::Push(args) => push::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),

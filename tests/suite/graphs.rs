@@ -1,25 +1,9 @@
 //! The exported files are ONNX that other tools open.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::*;
-
-/// A folder with Python's `onnx` package, installed once through pip below the build folder.
-fn python_with_onnx() -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("python-onnx-1.22");
-    if !folder.join("onnx").is_dir() {
-        let fresh = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let status = Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "onnx>=1.19,<2", "--target"])
-            .arg(fresh.path())
-            .status()
-            .unwrap();
-        assert!(status.success(), "pip install onnx failed");
-        std::fs::rename(fresh.keep(), &folder).unwrap();
-    }
-    folder
-}
 
 /// One family of each kind: norms, biases, windows, parallel residual, norms of q and k, scaled embedding.
 #[test]
@@ -45,7 +29,7 @@ fn onnx_checker_accepts_every_graph() {
                   for path in sys.argv[1:]: onnx.checker.check_model(path, full_check=True)\n\
                   print(onnx.__version__, len(sys.argv) - 1)";
     let output = Command::new("python3")
-        .env("PYTHONPATH", python_with_onnx())
+        .env("PYTHONPATH", python_with("onnx-1.22", &["onnx>=1.19,<2"]))
         .args(["-c", script])
         .args(&graphs)
         .output()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Mutex;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::{cast, concat_batches};
@@ -22,6 +23,18 @@ pub const TINY_SETTINGS: [&str; 7] = [
     "ablation.resample.samples=2",
 ];
 
+/// With these too, a run has rows in every table but those of [`TABLES_OF_OTHER_RUNS`].
+pub const EVERYTHING: [&str; 5] = [
+    "ablation.mlps=all",
+    "ablation.attention=all",
+    "ablation.blocks=all",
+    "ablation.hold=[\"erasers\"]",
+    "iterative.prompts=2",
+];
+
+/// Tables of runs over a prompt set, and of runs whose model the paper's authors published numbers for.
+pub const TABLES_OF_OTHER_RUNS: [&str; 4] = ["targets", "task_summary", "paper_comparison", "paper_agreement"];
+
 pub fn pipeline() -> Command {
     Command::new(env!("CARGO_BIN_EXE_pipeline"))
 }
@@ -38,6 +51,12 @@ pub fn run(stage: &str, out: &Path, settings: &[&str]) -> Output {
 
 pub fn run_tiny(stage: &str, out: &Path, more: &[&str]) -> Output {
     run(stage, out, &[&TINY_SETTINGS, more].concat())
+}
+
+/// The blocks of code of a language in a page of Markdown.
+pub fn code_blocks(page: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    page.split(&fence).skip(1).filter_map(|rest| rest.split("```").next()).map(str::to_string).collect()
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -100,4 +119,25 @@ pub fn index(batch: &RecordBatch, key: &[&str]) -> BTreeMap<Vec<String>, usize> 
         })
         .collect();
     (0..batch.num_rows()).map(|i| (columns.iter().map(|c| c[i].clone()).collect(), i)).collect()
+}
+
+/// A folder with Python packages, installed once through pip below the build folder.
+pub fn python_with(name: &str, packages: &[&str]) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock();
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("python-{name}"));
+    if !folder.is_dir() {
+        let fresh = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet"]).args(packages).arg("--target").arg(fresh.path());
+        assert!(pip.status().unwrap().success(), "pip install {} failed", packages.join(" "));
+        std::fs::rename(fresh.keep(), &folder).unwrap();
+    }
+    folder
+}
+
+/// What `docs/notebook.ipynb` imports.
+pub fn python_for_notebooks() -> PathBuf {
+    let packages = ["pandas>=2.2", "polars>=1", "duckdb>=1.1", "pyarrow>=18", "matplotlib>=3.9", "datasets>=3"];
+    python_with("notebook-1", &packages)
 }

@@ -1,0 +1,76 @@
+//! The data card: what `datasets` reads (one configuration a table), and what a reader wants to know first.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+
+use crate::catalog;
+use crate::config::Config;
+use crate::report::Rows;
+use crate::sql::Tables;
+
+/// The table that is loaded when none is named.
+const DEFAULT: &str = "head_summary";
+
+/// `README.md` of the data set `name`.
+pub fn card(tables: &Tables, config: &str, name: &str) -> Result<String> {
+    let config: Config = toml::from_str(config)?;
+    let measured = catalog::tables_of_run(tables)?;
+    let model = Rows::of(tables, "select name, architecture, layers, heads, source, revision, sha256 from model")?;
+    let counts = Rows::of(tables, "select count(distinct prompt) as prompts, count(*) as tokens from clean")?;
+    let said = |column: &str| -> Result<String> { Ok(model.texts(column)?.concat()) };
+    let kinds: Vec<&str> = config.ablation.kinds.iter().map(|k| k.name()).collect();
+
+    let mut card = format!("---\npretty_name: {}\n", quoted(&format!("Self-repair of {}", said("name")?)));
+    card.push_str("tags:\n- interpretability\n- self-repair\nconfigs:\n");
+    for table in &measured {
+        writeln!(card, "- config_name: {0}\n  data_files: tables/{0}/*.parquet", table.name)?;
+        if table.name == DEFAULT {
+            card.push_str("  default: true\n");
+        }
+    }
+    card.push_str("---\n\n");
+    writeln!(
+        card,
+        "# Self-repair of {}\n\n\
+         When a part of a language model is ablated, later parts change and make up for some of the loss. These tables \
+         measure that, as defined in *Explorations of Self-Repair in Language Models* (Rushing & Nanda, ICML 2024, \
+         [arXiv 2402.15390](https://arxiv.org/abs/2402.15390)).\n",
+        said("name")?
+    )?;
+    let revision = said("revision")?;
+    let revision = if revision.is_empty() { revision } else { format!(", revision `{revision}`") };
+    writeln!(
+        card,
+        "| | |\n| --- | --- |\n| model | `{}`{revision} ({}, {} layers of {} heads), SHA-256 `{}` |\n\
+         | text | `{}`: {} tokens of {} prompts measured |\n| ablations | {} |\n| made by | pipeline {} |\n",
+        said("source")?,
+        said("architecture")?,
+        model.number("layers")?,
+        model.number("heads")?,
+        said("sha256")?,
+        config.corpus.source,
+        catalog::thousands(counts.number("tokens")? as u64),
+        catalog::thousands(counts.number("prompts")? as u64),
+        kinds.join(", "),
+        env!("CARGO_PKG_VERSION")
+    )?;
+    writeln!(
+        card,
+        "```python\nfrom datasets import load_dataset\n\nheads = load_dataset(\"{name}\", \"{DEFAULT}\", \
+         split=\"train\").to_pandas()\n```\n\n\
+         `config.toml` is the configuration of the run, `report.html` its report, `figures/` its figures. What every \
+         column means: [tables.md](tables.md).\n\n| table | rows | one row for |\n| --- | --- | --- |"
+    )?;
+    for table in &measured {
+        let (_, rows) = tables.size(&table.name)?;
+        let grain = table.grain.replace('|', "\\|");
+        writeln!(card, "| `{}` | {} | {grain} |", table.name, catalog::thousands(rows))?;
+    }
+    Ok(card)
+}
+
+/// A scalar of YAML, which has the strings of JSON.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
