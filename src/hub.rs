@@ -70,7 +70,7 @@ impl HubRepo {
     /// Asks the hub which commit the revision is, and takes every file from that one: what is cached of an older one is
     /// never mixed in.
     fn connect(&mut self, cache: &Cache, named: Repo, kind: RepoType) -> Result<()> {
-        let token = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()).or_else(|| cache.token());
+        let token = token(cache);
         let api = ApiBuilder::from_env().with_token(token).with_retries(RETRIES).build();
         let api = api.map_err(|e| anyhow::anyhow!("cannot set up the hub client: {e}"))?;
         let info = api.repo(named).info().map_err(|e| self.failed("listing the files", &e))?;
@@ -177,6 +177,18 @@ impl HubRepo {
             _ => format!("{}; is there a network? (a download goes on where it stopped)", error),
         };
         anyhow::anyhow!("hf:{}: {doing}: {advice}", self.name)
+    }
+}
+
+fn token(cache: &Cache) -> Option<String> {
+    std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()).or_else(|| cache.token())
+}
+
+/// A text for a user, in which a hub may have echoed the token it was sent.
+pub fn without_token(text: &str) -> String {
+    match token(&Cache::from_env()) {
+        Some(token) if !token.is_empty() => text.replace(&token, "(token)"),
+        _ => text.to_string(),
     }
 }
 

@@ -12,6 +12,7 @@ mod own_queries;
 mod parity;
 mod provisioning;
 mod queries;
+mod reliability;
 mod s3;
 mod sql;
 mod sql_prompt;
