@@ -194,6 +194,14 @@ fn is_plain(part: &str) -> bool {
     !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
+/// A text for a user, in which a hub may have echoed the token it was sent.
+pub fn without_token(text: &str) -> String {
+    match token(&Cache::from_env()) {
+        Some(token) if !token.is_empty() => text.replace(&token, "(token)"),
+        _ => text.to_string(),
+    }
+}
+
 fn is_identifier(id: &str) -> bool {
     !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }

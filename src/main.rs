@@ -7,6 +7,7 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use pipeline::hub::without_token;
 use pipeline::interrupt::{EXIT, is_interruption};
 
 fn main() -> ExitCode {
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
             ExitCode::from(EXIT)
         }
         Err(e) => {
-            eprintln!("error: {e:#}");
+            eprintln!("error: {}", without_token(&format!("{e:#}")));
             ExitCode::FAILURE
         }
     }

@@ -8,7 +8,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::config::CorpusConfig;
-use crate::model::{Model, ModelSource};
+use crate::model::{GgufFile, Model, ModelSource};
 
 use super::gguf_tokenizer::from_gguf;
 
@@ -48,6 +48,12 @@ impl TextTokenizer {
             value.as_array().map_or(value, |list| &list[0]).as_u64().map(|n| n as u32)
         };
         Ok(Self { tokenizer, vocab, bos: id("bos_token_id"), eos: id("eos_token_id") })
+    }
+
+    /// The tokenizer inside a GGUF file, whatever model there is beside it.
+    pub fn of_gguf(gguf: &GgufFile) -> Result<Self> {
+        let tokenizer = from_gguf(gguf)?;
+        Ok(Self { vocab: tokenizer.get_vocab_size(true), tokenizer, bos: None, eos: None })
     }
 
     /// Token ids of a text, with no token added by a template.

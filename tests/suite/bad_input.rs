@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pipeline::run_folder::sha256_of_file;
+
 use crate::support::*;
 
 /// The tiny model copied, so that it can be spoilt.
@@ -192,7 +194,7 @@ fn a_check_that_fails_stops_the_run_and_shows_the_rows() {
     let dir = tempfile::tempdir().unwrap();
     succeeded(run_tiny("ablate", dir.path(), &[]));
     let path = files(&dir.path().join("tables/ablations"))[0].clone();
-    let size = fs::metadata(&path).unwrap().len();
+    let (size, sum) = (fs::metadata(&path).unwrap().len(), sha256_of_file(&path).unwrap());
     let batch = read(&path);
     let at = batch.schema().index_of("repair_mlp").unwrap();
     let mut columns = batch.columns().to_vec();
@@ -204,7 +206,8 @@ fn a_check_that_fails_stops_the_run_and_shows_the_rows() {
         parquet::arrow::ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch.schema(), None).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
-    // Tell the manifest the new size: the run must not notice by that.
+    // Tell the records the new size and checksum: the run must not notice by them.
+    edit(&dir.path().join("stages/ablate.sha256"), &sum, &sha256_of_file(&path).unwrap());
     let manifest = dir.path().join("stages/ablate.json");
     edit(&manifest, &size.to_string(), &fs::metadata(&path).unwrap().len().to_string());
 

@@ -16,6 +16,7 @@ mod provisioning;
 mod push;
 mod queries;
 mod questions;
+mod reliability;
 mod s3;
 mod sql;
 mod sql_prompt;

@@ -143,7 +143,11 @@ fn ablate_batch(run: &Run, plan: &Plan, engine: &mut Engine, prompts: &[usize], 
         let rows = run.rows_in_call();
         let mut part = empty();
         let Err(error) = work::ablate_prompts(run, plan, engine, prompts, &mut part, bar) else { return Ok(part) };
-        let smaller = || run.shrink(rows, plan.prompts.needed(prompts[0]).len()) || prompts.len() > 1;
+        let length = plan.prompts.needed(prompts[0]).len();
+        // What the largest call really had.
+        let runs = plan.groups.values().map(|members| plan.items(members).len()).max().unwrap_or(1);
+        let most = rows.min(length * runs.max(prompts.len()));
+        let smaller = || run.shrink(most, length) || prompts.len() > 1;
         if !memory::is_exhausted(&error) || !smaller() {
             return Err(error);
         }

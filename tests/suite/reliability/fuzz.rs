@@ -1,0 +1,320 @@
+//! Bytes from outside: whatever they are, the answer is a value or an error that names the file; never a panic, never
+//! more memory than the file could be worth.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use pipeline::config::{Config, CorpusConfig, Mode, ModelConfig};
+use pipeline::corpus::{self, TextTokenizer};
+use pipeline::model::{GgufFile, Model, ModelSource};
+use proptest::prelude::*;
+use proptest::test_runner::{Config as Cases, FileFailurePersistence, TestRunner};
+
+use super::*;
+
+/// A run of small files may make a process grow by this much, and not more.
+const MOST_MEMORY: u64 = 1 << 30;
+
+/// One change to a file.
+#[derive(Debug, Clone)]
+enum Edit {
+    Flip(usize, u8),
+    Insert(usize, Vec<u8>),
+    Remove(usize, usize),
+    Cut(usize),
+    /// A number as lengths and counts are stored, of a size that hurts.
+    Number(usize, u64),
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    // Half of the places near the beginning, where headers are.
+    let place = prop_oneof![0usize..600, any::<u32>().prop_map(|n| n as usize)];
+    let numbers = [0, 1, 0xff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 1 << 40, u64::MAX / 2, u64::MAX];
+    prop_oneof![
+        4 => (place.clone(), any::<u8>()).prop_map(|(at, by)| Edit::Flip(at, by)),
+        1 => (place.clone(), prop::collection::vec(any::<u8>(), 1..9)).prop_map(|(at, what)| Edit::Insert(at, what)),
+        1 => (place.clone(), 1usize..40).prop_map(|(at, n)| Edit::Remove(at, n)),
+        1 => place.clone().prop_map(Edit::Cut),
+        2 => (place, prop::sample::select(numbers.to_vec())).prop_map(|(at, n)| Edit::Number(at, n)),
+    ]
+}
+
+fn apply(bytes: &mut Vec<u8>, edit: &Edit) {
+    let within = |at: usize| at % bytes.len().max(1);
+    match edit {
+        _ if bytes.is_empty() => {}
+        Edit::Flip(at, by) => {
+            let at = within(*at);
+            bytes[at] ^= by;
+        }
+        Edit::Insert(at, what) => {
+            let at = within(*at);
+            bytes.splice(at..at, what.iter().copied());
+        }
+        Edit::Remove(at, n) => {
+            let at = within(*at);
+            bytes.drain(at..(at + n).min(bytes.len()));
+        }
+        Edit::Cut(at) => bytes.truncate(within(*at)),
+        Edit::Number(at, n) => {
+            let at = within(*at);
+            let end = (at + 8).min(bytes.len());
+            bytes[at..end].copy_from_slice(&n.to_le_bytes()[..end - at]);
+        }
+    }
+}
+
+/// Valid bytes with some edits, or bytes that are nothing.
+fn spoilt(valid: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+    let mutated = prop::collection::vec(edit(), 1..6).prop_map(move |edits| {
+        let mut bytes = valid.clone();
+        edits.iter().for_each(|e| apply(&mut bytes, e));
+        bytes
+    });
+    prop_oneof![9 => mutated, 1 => prop::collection::vec(any::<u8>(), 0..300)]
+}
+
+/// The most memory this process had so far, where the system says it.
+fn peak() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0");
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Has `read` read every spoilt version of the file `name` in `folder`.
+fn fuzz(what: &str, folder: &Path, name: &str, read: impl Fn(&Path) -> Result<()>) {
+    let path = folder.join(name);
+    let valid = fs::read(&path).unwrap();
+    read(&path).unwrap_or_else(|e| panic!("the unspoilt {name}: {e:#}"));
+    let cases = cases(60, 4000);
+    let config = Cases {
+        cases: cases as u32,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
+        ..Cases::default()
+    };
+    let before = peak();
+    let refused = std::cell::Cell::new(0);
+    let result = TestRunner::new(config).run(&spoilt(valid.clone()), |bytes| {
+        fs::write(&path, &bytes).unwrap();
+        if let Err(error) = read(&path) {
+            refused.set(refused.get() + 1);
+            let said = format!("{error:#}");
+            prop_assert!(said.contains(name) || said.contains(&*folder.to_string_lossy()), "names no file: {said}");
+        }
+        prop_assert!(peak() < before + MOST_MEMORY, "memory grew from {before} to {} bytes", peak());
+        Ok(())
+    });
+    fs::write(&path, valid).unwrap();
+    if let Err(error) = result {
+        panic!("{what}: {}", shortened(&error.to_string()));
+    }
+    println!("{what}: {cases} cases, {} refused", refused.get());
+}
+
+/// Enough of a failing case to see what it is about; its bytes may be a megabyte.
+fn shortened(text: &str) -> String {
+    let (head, tail) = (text.chars().take(1500), text.chars().skip(text.chars().count().saturating_sub(300)));
+    head.chain("…".chars()).chain(tail).collect()
+}
+
+/// Everything that a run reads of a model.
+fn read_model(source: &Path) -> Result<()> {
+    let config = ModelConfig { source: source.display().to_string(), ..Default::default() };
+    let model = Model::open(ModelSource::resolve(&config)?)?;
+    for layer in 0..model.architecture.layers {
+        model.layer(layer)?;
+    }
+    model.ends()?;
+    model.check_nothing_was_left_out()
+}
+
+fn read_tokenizer(source: &Path) -> Result<()> {
+    let config = ModelConfig { source: source.display().to_string(), ..Default::default() };
+    let model = Model::open(ModelSource::resolve(&config)?)?;
+    let tokenizer = TextTokenizer::of(&model)?;
+    let ids = tokenizer.encode("Hello wörld, it's 2024 and 1/2.\n\n  <|endoftext|> ok")?;
+    ids.iter().try_for_each(|&id| tokenizer.text_of(id).map(drop))
+}
+
+/// A folder with some files, to be spoilt.
+fn folder_with(files: &[PathBuf]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in files {
+        fs::copy(file, dir.path().join(file.file_name().unwrap())).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn gguf_files() {
+    for name in ["llama", "gpt2", "phi", "quants"] {
+        let dir = folder_with(&[Path::new("tests/fixtures/gguf").join(format!("{name}.gguf"))]);
+        let complete = read_model(&dir.path().join(format!("{name}.gguf"))).is_ok();
+        if complete {
+            fuzz(&format!("GGUF {name}"), dir.path(), &format!("{name}.gguf"), read_model);
+        }
+        assert!(complete || name == "quants", "{name}");
+    }
+}
+
+#[test]
+fn tokenizers_inside_gguf_files() {
+    for name in ["bpe", "spm"] {
+        let dir = folder_with(&[Path::new("tests/fixtures/gguf-tokenizers").join(format!("{name}.gguf"))]);
+        let read = |path: &Path| {
+            let tokenizer = TextTokenizer::of_gguf(&GgufFile::open(path)?)?;
+            tokenizer.encode("Hello wörld, it's 2024").map(drop)
+        };
+        fuzz(&format!("tokenizer {name}"), dir.path(), &format!("{name}.gguf"), read);
+    }
+}
+
+#[test]
+fn safetensors_configurations_and_tokenizers() {
+    let names = ["config.json", "model.safetensors", "tokenizer.json"];
+    let dir = folder_with(&names.map(|n| Path::new(TINY).join(n)));
+    fuzz("safetensors", dir.path(), "model.safetensors", |p| read_model(p.parent().unwrap()));
+    fuzz("config.json", dir.path(), "config.json", |p| read_model(p.parent().unwrap()));
+    fuzz("tokenizer.json", dir.path(), "tokenizer.json", |p| read_tokenizer(p.parent().unwrap()));
+}
+
+#[test]
+fn pytorch_files_and_their_index() {
+    let config = Path::new("tests/fixtures/families/opt/config.json").to_path_buf();
+    let pickles = Path::new("tests/fixtures/pickles");
+    let dir = folder_with(&[config.clone(), pickles.join("single/pytorch_model.bin")]);
+    fuzz("PyTorch", dir.path(), "pytorch_model.bin", |p| read_model(p.parent().unwrap()));
+    let dir = folder_with(&[vec![config], files(&pickles.join("sharded"))].concat());
+    fuzz("index of shards", dir.path(), "pytorch_model.bin.index.json", |p| read_model(p.parent().unwrap()));
+}
+
+/// The pickle itself, which a zip's checksum would else protect.
+#[test]
+fn pickles() {
+    let dir = folder_with(&[
+        Path::new("tests/fixtures/families/opt/config.json").to_path_buf(),
+        Path::new("tests/fixtures/pickles/single/pytorch_model.bin").to_path_buf(),
+    ]);
+    let model = dir.path().join("pytorch_model.bin");
+    let mut archive = zip::ZipArchive::new(fs::File::open(&model).unwrap()).unwrap();
+    let mut entries = Vec::new();
+    for i in 0..archive.len() {
+        let mut entry = archive.by_index(i).unwrap();
+        let mut bytes = Vec::new();
+        std::io::copy(&mut entry, &mut bytes).unwrap();
+        entries.push((entry.name().unwrap().to_string(), bytes));
+    }
+    let pickle = entries.iter().position(|e| e.0.ends_with("data.pkl")).unwrap();
+    fs::write(dir.path().join("data.pkl"), &entries[pickle].1).unwrap();
+    fuzz("pickle", dir.path(), "data.pkl", |path| {
+        let mut zip = zip::ZipWriter::new(fs::File::create(&model).unwrap());
+        for (i, (name, bytes)) in entries.iter().enumerate() {
+            let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+            zip.start_file(name.as_str(), stored).unwrap();
+            zip.write_all(if i == pickle { fs::read(path).unwrap() } else { bytes.clone() }.as_slice()).unwrap();
+        }
+        zip.finish().unwrap();
+        read_model(dir.path())
+    });
+}
+
+#[test]
+fn corpora_and_prompt_sets() {
+    let tiny = ModelConfig { source: TINY.into(), ..Default::default() };
+    let model = Model::open(ModelSource::resolve(&tiny).unwrap()).unwrap();
+    let tokenizer = TextTokenizer::of(&model).unwrap();
+    let read = |mode: Mode| {
+        let config = CorpusConfig { tokens: 200, prompt_len: 32, mode, ..Default::default() };
+        let tokenizer = &tokenizer;
+        move |path: &Path| corpus::prompts(&config, &[path.to_path_buf()], tokenizer).map(drop)
+    };
+    let texts = fs::read_to_string("tests/fixtures/corpus.txt").unwrap();
+    let json: String = texts.lines().take(30).map(|l| serde_json::json!({ "text": l }).to_string() + "\n").collect();
+    let prompts = fs::read_to_string("tests/fixtures/prompts.jsonl").unwrap();
+    for (mode, jsonl) in [(Mode::Packed, json), (Mode::Prompts, prompts)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gz.write_all(jsonl.as_bytes()).unwrap();
+        let column = |key: &str| -> arrow::array::ArrayRef {
+            let rows = jsonl.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+            std::sync::Arc::new(rows.map(|r| r[key].as_str().map(String::from)).collect::<arrow::array::StringArray>())
+        };
+        let columns = [("text", column("text")), ("answer", column("answer"))];
+        let batch = arrow::record_batch::RecordBatch::try_from_iter_with_nullable(
+            columns.into_iter().take(if mode == Mode::Packed { 1 } else { 2 }).map(|(k, c)| (k, c, true)),
+        )
+        .unwrap();
+        let mut parquet = parquet::arrow::ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+        parquet.write(&batch).unwrap();
+        let files = [
+            ("a.jsonl", jsonl.clone().into_bytes()),
+            ("a.jsonl.gz", gz.finish().unwrap()),
+            ("a.jsonl.zst", zstd::encode_all(jsonl.as_bytes(), 1).unwrap()),
+            ("a.parquet", parquet.into_inner().unwrap()),
+        ];
+        for (name, bytes) in files {
+            fs::write(dir.path().join(name), bytes).unwrap();
+            fuzz(&format!("{mode:?} {name}"), dir.path(), name, read(mode));
+        }
+        if mode == Mode::Packed {
+            fs::write(dir.path().join("a.txt"), &texts).unwrap();
+            fuzz("text", dir.path(), "a.txt", read(mode));
+        }
+    }
+}
+
+#[test]
+fn configurations_and_settings() {
+    let dir = folder_with(&[Path::new("pipeline/quick.toml").to_path_buf()]);
+    // Values out of range name their key, which a file's name would not make clearer.
+    fuzz("configuration", dir.path(), "quick.toml", |path| {
+        Config::load(Some(path), &[]).map(drop).map_err(|e| e.context(path.display().to_string()))
+    });
+    let keys =
+        ["corpus.tokens", "corpus.prompt_len", "ablation.heads", "neurons.layers", "runtime.batch", "x", "a.b.c", ""];
+    let value = prop_oneof![
+        any::<i64>().prop_map(|n| n.to_string()),
+        any::<f64>().prop_map(|x| x.to_string()),
+        "[-\\[\\]\"LH0-9, .=a-z{}#]{0,30}",
+        any::<String>(),
+    ];
+    let setting = (prop::sample::select(keys.to_vec()), value, any::<bool>());
+    let count = cases(300, 100_000);
+    let config = Cases { cases: count as u32, failure_persistence: None, ..Cases::default() };
+    let result = TestRunner::new(config).run(&setting, |(key, value, whole)| {
+        let setting = if whole { format!("{key}={value}") } else { value };
+        if let Ok(config) = Config::load(None, &[setting]) {
+            // What follows from it is worked out, or refused, too.
+            config.ablation.components(3, 4).ok();
+            config.ablation.holds(3, 4).ok();
+            config.neurons.layers.layers("neurons.layers", 3).ok();
+        }
+        Ok(())
+    });
+    assert!(result.is_ok(), "{:?}", result.map_err(|e| shortened(&e.to_string())));
+    println!("settings: {count} cases");
+}
+
+/// Files that once were not refused as they should be, each in a folder with what belongs to it.
+#[test]
+fn files_that_once_did_harm() {
+    let mut seen = 0;
+    for path in files(Path::new("tests/fixtures/bad")) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let result = match name.rsplit('.').next().unwrap() {
+            "gguf" => read_model(&path),
+            "bin" => {
+                let dir = folder_with(&[Path::new("tests/fixtures/families/opt/config.json").to_path_buf()]);
+                fs::copy(&path, dir.path().join("pytorch_model.bin")).unwrap();
+                read_model(dir.path())
+            }
+            _ => continue,
+        };
+        let error = format!("{:#}", result.expect_err(&name));
+        assert!(error.contains(&name) || error.contains("pytorch_model.bin"), "{error}");
+        seen += 1;
+    }
+    assert!(seen > 0, "no such files are there");
+}

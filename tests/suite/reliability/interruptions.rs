@@ -1,0 +1,131 @@
+//! Killed and stopped runs, and two at once.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use pipeline::run_folder::{STAGES, manifest};
+
+use super::*;
+
+fn spawn(stage: &str, out: &Path) -> Child {
+    everything(stage, out).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The stage that a killed run was at: begun and not finished.
+fn stage_at_work(out: &Path) -> &'static str {
+    let begun = |s: &&_| manifest(out, **s).is_some_and(|m| !m.complete);
+    STAGES.iter().find(begun).map_or("between stages", |s| s.name())
+}
+
+/// Finished shards with their times.
+fn shards(out: &Path, table: &str) -> BTreeMap<PathBuf, SystemTime> {
+    let whole = files(&out.join("tables").join(table)).into_iter().filter(|p| p.extension().unwrap() == "parquet");
+    whole.map(|p| (p.clone(), p.metadata().unwrap().modified().unwrap())).collect()
+}
+
+/// How many of the shards that were there are not there as they were.
+fn lost(before: &BTreeMap<PathBuf, SystemTime>, out: &Path, table: &str) -> usize {
+    let now = shards(out, table);
+    before.iter().filter(|(path, time)| now.get(*path) != Some(time)).count()
+}
+
+#[test]
+fn a_run_killed_at_any_moment_resumes_to_the_same_bytes() {
+    let undisturbed = tempfile::tempdir().unwrap();
+    let start = Instant::now();
+    succeeded(everything("all", undisturbed.path()).output().unwrap());
+    let whole = start.elapsed();
+    let expected = contents(undisturbed.path());
+    for (table, count) in [("clean", 5), ("ablations", 3)] {
+        assert_eq!(shards(undisturbed.path(), table).len(), count, "{table}");
+    }
+
+    let mut dice = Dice::new();
+    let (wanted, mut kills) = (cases(12, 400), BTreeMap::<&str, usize>::new());
+    while kills.values().sum::<usize>() < wanted {
+        let dir = tempfile::tempdir().unwrap();
+        let mut before: [BTreeMap<_, _>; 2] = Default::default();
+        for _ in 0..8 {
+            let mut child = spawn("all", dir.path());
+            std::thread::sleep(whole.mul_f64(dice.below(1000) as f64 / 1000.0));
+            let ended = child.try_wait().unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            for (before, table) in before.iter_mut().zip(["clean", "ablations"]) {
+                // A shard is lost if it has its name but its checksum was not written down yet.
+                assert!(lost(before, dir.path(), table) <= 1, "more than one shard of {table} was made again");
+                *before = shards(dir.path(), table);
+            }
+            if let Some(status) = ended {
+                assert!(status.success());
+                break;
+            }
+            *kills.entry(stage_at_work(dir.path())).or_default() += 1;
+        }
+        succeeded(everything("all", dir.path()).output().unwrap());
+        assert_same(dir.path(), &expected, &format!("kills {kills:?}"));
+    }
+    println!("killed and resumed: {kills:?}");
+    assert!(kills.len() >= cases(2, 5), "{kills:?}");
+}
+
+fn send(signal: &str, child: &Child) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn ctrl_c_and_sigterm_end_a_run_in_order_and_say_how_to_go_on() {
+    let undisturbed = tempfile::tempdir().unwrap();
+    let start = Instant::now();
+    succeeded(everything("analyze", undisturbed.path()).output().unwrap());
+    let whole = start.elapsed();
+    let expected = contents(undisturbed.path());
+    let (mut dice, mut stopped) = (Dice::new(), 0);
+    for case in 0..cases(6, 100) {
+        let dir = tempfile::tempdir().unwrap();
+        let child = spawn("analyze", dir.path());
+        // Signals are listened for before anything else; a process takes a moment to get there.
+        let delay = Duration::from_millis(60) + whole.mul_f64(dice.below(900) as f64 / 1000.0);
+        std::thread::sleep(delay);
+        send(["-INT", "-TERM"][case % 2], &child);
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert!(!said.contains("panicked") && !said.contains("error:"), "{said}");
+        if output.status.success() {
+            continue;
+        }
+        stopped += 1;
+        assert_eq!(output.status.code(), Some(130), "{said}");
+        assert!(said.contains("the same command goes on where this one stopped"), "{said}");
+        let half: Vec<_> =
+            files(dir.path()).into_iter().filter(|p| p.extension().is_some_and(|e| e == "partial")).collect();
+        assert!(half.is_empty(), "{half:?}");
+        succeeded(everything("analyze", dir.path()).output().unwrap());
+        assert_same(dir.path(), &expected, "a signal");
+    }
+    println!("stopped by signals and resumed: {stopped}");
+    assert!(stopped >= cases(2, 50), "{stopped}");
+}
+
+#[test]
+fn a_second_run_into_a_folder_is_refused_and_the_lock_of_a_dead_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = spawn("all", dir.path());
+    let lock = dir.path().join(".lock");
+    let start = Instant::now();
+    // It names its process once it holds the folder.
+    while fs::read_to_string(&lock).unwrap_or_default().trim() != first.id().to_string() {
+        assert!(start.elapsed() < Duration::from_secs(60) && first.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    send("-STOP", &first);
+    let error = failed(everything("all", dir.path()).output().unwrap());
+    assert!(error.contains(&format!("in use by another run (process {})", first.id())), "{error}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert_eq!(fs::read_to_string(&lock).unwrap().trim(), first.id().to_string(), "the lock still names the dead one");
+    succeeded(everything("corpus", dir.path()).output().unwrap());
+}

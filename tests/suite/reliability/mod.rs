@@ -1,0 +1,91 @@
+//! Nothing a machine or a file does loses a result or makes a wrong one.
+//!
+//! A quick version of every test runs always; `PIPELINE_LONG=1 cargo test --release reliability -- --nocapture` runs
+//! many more cases and says how many. `docs/reliability.md` says which promise each test stands for.
+
+mod faults;
+mod fuzz;
+mod interruptions;
+mod memory;
+mod numbers;
+mod places;
+mod secrets;
+mod threads;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::SystemTime;
+
+use crate::support::*;
+
+/// So many cases, or many more in the long suite.
+fn cases(quick: usize, long: usize) -> usize {
+    if std::env::var_os("PIPELINE_LONG").is_some() { long } else { quick }
+}
+
+/// Everything that can be measured, on enough prompts for five shards of `trace` and three of `ablate`.
+const EVERYTHING: [&str; 13] = [
+    "model.source=tests/fixtures/tiny-llama",
+    "corpus.source=tests/fixtures/corpus.txt",
+    "corpus.tokens=1120",
+    "corpus.prompt_len=8",
+    "trace.save=[\"residual_final\"]",
+    "ablation.kinds=[\"resample\", \"mean\"]",
+    "ablation.heads=[\"L0H1\", \"L2H2\"]",
+    "ablation.mlps=[\"L1\"]",
+    "ablation.blocks=[\"L0\"]",
+    "ablation.hold=[\"erasers\"]",
+    "ablation.distribution=true",
+    "neurons.layers=[\"L1-2\"]",
+    "iterative.prompts=4",
+];
+
+/// `pipeline run STAGE` with [`EVERYTHING`], to be spawned.
+fn everything(stage: &str, out: &Path) -> Command {
+    let mut command = pipeline();
+    command.args(["run", stage, "--out"]).arg(out);
+    EVERYTHING.iter().for_each(|s| {
+        command.args(["--set", s]);
+    });
+    command
+}
+
+/// Name and bytes of every file of a run but what holds times: manifests, the lock, and the page, which names its
+/// folder.
+fn contents(out: &Path) -> Vec<(String, Vec<u8>)> {
+    let folders = ["tables", "model", "work", "activations", "figures"];
+    let paths = folders.iter().flat_map(|folder| files(&out.join(folder)));
+    paths.map(|p| (p.strip_prefix(out).unwrap().display().to_string(), std::fs::read(&p).unwrap())).collect()
+}
+
+#[track_caller]
+fn assert_same(out: &Path, expected: &[(String, Vec<u8>)], when: &str) {
+    let found = contents(out);
+    let names = |files: &[(String, Vec<u8>)]| files.iter().map(|f| f.0.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&found), names(expected), "{when}");
+    for ((name, a), (_, b)) in found.iter().zip(expected) {
+        assert!(a == b, "{name} differs after {when}");
+    }
+}
+
+/// Numbers that look random and are the same every time, but for the long suite's, which say how to repeat them.
+struct Dice(u64);
+
+impl Dice {
+    fn new() -> Self {
+        let given = std::env::var("PIPELINE_SEED").ok().and_then(|s| s.parse().ok());
+        let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let seed = given.unwrap_or_else(|| if cases(0, 1) == 1 { now() } else { 1 });
+        println!("PIPELINE_SEED={seed}");
+        Self(seed)
+    }
+
+    /// From 0 to `n` − 1 (splitmix64).
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
+    }
+}

@@ -1,0 +1,147 @@
+//! Numbers that cannot be trusted are never written.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float32Array, RecordBatch, UInt32Array};
+use pipeline::run_folder::sha256_of_file;
+use pipeline::tables::{CLEAN, Metadata, TableWriter};
+
+use super::*;
+
+fn copy_of_tiny(dir: &Path) -> PathBuf {
+    let folder = dir.join("model");
+    fs::create_dir(&folder).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(Path::new(TINY).join(name), folder.join(name)).unwrap();
+    }
+    folder
+}
+
+/// Name, shape, and where the data lies, of every tensor of a safetensors file.
+fn tensors(bytes: &[u8]) -> Vec<(String, Vec<usize>, usize)> {
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let numbers = |v: &serde_json::Value| -> Vec<usize> {
+        v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect()
+    };
+    let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
+    tensors.map(|(name, t)| (name.clone(), numbers(&t["shape"]), 8 + length + numbers(&t["data_offsets"])[0])).collect()
+}
+
+#[test]
+fn a_weight_that_is_no_number_is_named_wherever_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = copy_of_tiny(dir.path());
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let all = tensors(&bytes);
+    let mut dice = Dice::new();
+    // The embedding, a norm and what a head writes always; then any.
+    let mut wanted: Vec<usize> =
+        ["model.embed_tokens.weight", "model.norm.weight", "model.layers.1.self_attn.o_proj.weight"]
+            .iter()
+            .map(|name| all.iter().position(|t| t.0 == *name).unwrap())
+            .collect();
+    wanted.extend((0..cases(3, 90)).map(|i| (i + dice.below(3)) % all.len()));
+    for (i, which) in wanted.iter().enumerate() {
+        let (name, shape, offset) = &all[*which];
+        let element = dice.below(shape.iter().product());
+        let value = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][i % 3];
+        let mut spoilt = bytes.clone();
+        spoilt[offset + 4 * element..][..4].copy_from_slice(&value.to_le_bytes());
+        fs::write(&path, spoilt).unwrap();
+        let out = dir.path().join("out");
+        let error = failed(run_tiny("ablate", &out, &[&format!("model.source={}", folder.display())]));
+        assert!(error.contains(&format!("`{name}`")) && error.contains(&format!("at element {element}")), "{error}");
+        assert!(files(&out.join("tables/clean")).is_empty());
+    }
+    println!("weights that are no numbers: {}", wanted.len());
+}
+
+/// Finite weights can give activations that are not.
+#[test]
+fn activations_that_overflow_stop_the_run_and_name_prompt_position_and_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = copy_of_tiny(dir.path());
+    let path = folder.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let (_, shape, offset) =
+        tensors(&bytes).into_iter().find(|t| t.0 == "model.layers.1.self_attn.o_proj.weight").unwrap();
+    // What head 2 of 4 writes: its twelve columns.
+    for row in 0..shape[0] {
+        for column in 24..36 {
+            let at = offset + 4 * (row * shape[1] + column);
+            bytes[at..at + 4].copy_from_slice(&3e38f32.to_le_bytes());
+        }
+    }
+    fs::write(&path, bytes).unwrap();
+    let out = dir.path().join("out");
+    let error = failed(run_tiny("ablate", &out, &[&format!("model.source={}", folder.display())]));
+    for words in ["prompt 0, position 0", "head 2 of layer 1", "overflow"] {
+        assert!(error.contains(words), "`{words}` is not in: {error}");
+    }
+    for table in ["clean", "direct_effects", "ablations"] {
+        assert!(files(&out.join("tables").join(table)).is_empty(), "{table}");
+    }
+}
+
+#[test]
+fn a_table_takes_no_number_that_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("00000.parquet");
+    let meta = Metadata { run_id: "r".into(), fingerprint: "f".into(), ledger: None };
+    let schema = CLEAN.schema();
+    let ints = |values: Vec<u32>| Arc::new(UInt32Array::from(values)) as ArrayRef;
+    let floats = |values: Vec<f32>| Arc::new(Float32Array::from(values)) as ArrayRef;
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut columns = vec![ints(vec![3, 3]), ints(vec![7, 8])];
+        columns.extend((2..schema.fields().len()).map(|i| floats(vec![1.0, if i == 3 { bad } else { 1.0 }])));
+        let mut writer = TableWriter::create(&CLEAN, &path, &meta).unwrap();
+        let batch = RecordBatch::try_new(schema.clone(), columns).unwrap();
+        let error = format!("{:#}", writer.write(&batch).unwrap_err());
+        let column = schema.field(3).name();
+        for words in ["00000.parquet is not written", &format!("{column} is {bad}"), "prompt 3, position 8"] {
+            assert!(error.contains(words), "`{words}` is not in: {error}");
+        }
+        drop(writer);
+        assert!(files(dir.path()).is_empty(), "not even half a file is left");
+    }
+}
+
+/// A table changed so that even its checksum agrees must not reach a summary; nor may older summaries stay.
+#[test]
+fn a_failed_check_leaves_no_derived_table() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("analyze", dir.path(), &[]));
+    let path = files(&dir.path().join("tables/ablations"))[0].clone();
+    let (size, sum) = (path.metadata().unwrap().len(), sha256_of_file(&path).unwrap());
+    let batch = read(&path);
+    let at = batch.schema().index_of("repair_mlp").unwrap();
+    let mut columns = batch.columns().to_vec();
+    columns[at] = Arc::new(Float32Array::from(vec![5.0; batch.num_rows()]));
+    let batch = RecordBatch::try_new(batch.schema(), columns).unwrap();
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    for (record, from, to) in [
+        ("ablate.json", size.to_string(), path.metadata().unwrap().len().to_string()),
+        ("ablate.sha256", sum, sha256_of_file(&path).unwrap()),
+    ] {
+        let record = dir.path().join("stages").join(record);
+        let text = fs::read_to_string(&record).unwrap();
+        assert!(text.contains(&from));
+        fs::write(&record, text.replace(&from, &to)).unwrap();
+    }
+    // Part of the derived tables is lost, so that they are made again under the same fingerprint.
+    fs::remove_file(&files(&dir.path().join("tables/head_summary"))[0]).unwrap();
+    let error = failed(run_tiny("analyze", dir.path(), &[]));
+    assert!(error.contains("the check causes_sum_to_self_repair failed"), "{error}");
+    for table in pipeline::analyze::derived_tables() {
+        assert!(files(&dir.path().join("tables").join(table)).is_empty(), "{table} is still there");
+    }
+    let status = succeeded(pipeline().arg("status").arg("--out").arg(dir.path()).output().unwrap());
+    assert!(status.lines().any(|l| l.starts_with("analyze  incomplete")), "{status}");
+}
