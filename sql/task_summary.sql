@@ -7,7 +7,7 @@
 -- logit: mean logit or difference [logits]
 -- logit_change: its mean change by the ablation [logits]
 -- self_repair: mean self-repair [logits]
--- preferred: share of prompts whose logit or difference is above 0 (of a difference: the answer is preferred)
+-- preferred: share of prompts on which the answer has the higher logit (null without `wrong`)
 -- ablated_preferred: the same after the ablation
 select
     a.ablation, a.hold, a.component, a.layer, a.head,
@@ -16,8 +16,9 @@ select
     avg(cast(c.logit as double)) as logit,
     avg(cast(a.logit_change as double)) as logit_change,
     avg(cast(a.self_repair as double)) as self_repair,
-    avg(case when c.logit > 0 then 1.0 else 0.0 end) as preferred,
-    avg(case when c.logit + a.logit_change > 0 then 1.0 else 0.0 end) as ablated_preferred
+    avg(case when t.wrong is null then null when c.logit > 0 then 1.0 else 0.0 end) as preferred,
+    avg(case when t.wrong is null then null when c.logit + a.logit_change > 0 then 1.0 else 0.0 end)
+        as ablated_preferred
 from ablations a
 join clean c on a.prompt = c.prompt and a.position = c.position
 join targets t on a.prompt = t.prompt

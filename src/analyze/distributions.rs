@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use arrow::array::{ArrayRef, AsArray, Float32Array, RecordBatch, StringArray, UInt16Array, UInt32Array};
-use arrow::datatypes::{Float32Type, UInt16Type};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float32Type, UInt16Type};
 use polars::prelude::{ChunkQuantile, Float32Chunked, NamedFrom, QuantileMethod};
 use polars::series::IsSorted;
 
@@ -64,7 +65,8 @@ pub fn write(tables: &Tables, out: &Path, meta: &Metadata) -> Result<()> {
         &[],
     )?;
     for batch in layers {
-        let text = |i: usize| batch.column(i).as_string::<i32>();
+        let texts: Vec<ArrayRef> = (0..3).map(|i| cast(batch.column(i), &DataType::Utf8)).collect::<Result<_, _>>()?;
+        let text = |i: usize| texts[i].as_string::<i32>();
         for row in 0..batch.num_rows() {
             let layer = Layer {
                 ablation: text(0).value(row),

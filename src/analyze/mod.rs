@@ -142,7 +142,7 @@ pub(crate) fn derive<'a>(
     paper::compare(tables, out, config, meta)
 }
 
-/// The measured tables, and `thresholds` (one column of that singular name) as the configuration has them.
+/// The measured tables, and `thresholds`, whose one column `threshold` has those of the configuration.
 pub fn open(out: &Path, config: &AnalysisConfig) -> Result<Tables> {
     let tables = Tables::measured(out, config)?;
     let schema = Schema::new(vec![Field::new("threshold", DataType::Float64, false)]);

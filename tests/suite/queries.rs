@@ -154,7 +154,12 @@ fn assert_cases(folder: &str, queries: &[Query]) {
         }
         let rows = tables.collect(&query.text, &[("top_fraction", config.top_fraction)]);
         let rows = rows.unwrap_or_else(|e| panic!("{path}: {e}"));
-        expected.assert_is(&concat_batches(&rows[0].schema(), &rows).unwrap(), &query.name);
+        let schema = rows[0].schema();
+        expected.assert_is(&concat_batches(&schema, &rows).unwrap(), &query.name);
+        let documented = query.columns();
+        for field in schema.fields().iter().filter(|_| !folder.ends_with("checks")) {
+            assert!(documented.contains_key(field.name().as_str()), "{}: what is {}?", query.name, field.name());
+        }
     }
 }
 
