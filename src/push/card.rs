@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use crate::catalog;
+use crate::catalog::{self, TableDoc};
 use crate::config::Config;
 use crate::report::Rows;
 use crate::sql::Tables;
@@ -15,7 +15,10 @@ const DEFAULT: &str = "head_summary";
 /// `README.md` of the data set `name`.
 pub fn card(tables: &Tables, config: &str, name: &str) -> Result<String> {
     let config: Config = toml::from_str(config)?;
-    let measured = catalog::tables_of_run(tables)?;
+    let measured: Vec<(TableDoc, u64)> = catalog::tables_of_run(tables)?
+        .into_iter()
+        .map(|table| tables.size(&table.name).map(|(_, rows)| (table, rows)))
+        .collect::<Result<_>>()?;
     let model = Rows::of(tables, "select name, architecture, layers, heads, source, revision, sha256 from model")?;
     let counts = Rows::of(tables, "select count(distinct prompt) as prompts, count(*) as tokens from clean")?;
     let said = |column: &str| -> Result<String> { Ok(model.texts(column)?.concat()) };
@@ -23,7 +26,8 @@ pub fn card(tables: &Tables, config: &str, name: &str) -> Result<String> {
 
     let mut card = format!("---\npretty_name: {}\n", quoted(&format!("Self-repair of {}", said("name")?)));
     card.push_str("tags:\n- interpretability\n- self-repair\nconfigs:\n");
-    for table in &measured {
+    // `datasets` takes an empty table for a mistake.
+    for (table, _) in measured.iter().filter(|(_, rows)| *rows > 0) {
         writeln!(card, "- config_name: {0}\n  data_files: tables/{0}/*.parquet", table.name)?;
         if table.name == DEFAULT {
             card.push_str("  default: true\n");
@@ -62,10 +66,9 @@ pub fn card(tables: &Tables, config: &str, name: &str) -> Result<String> {
          `config.toml` is the configuration of the run, `report.html` its report, `figures/` its figures. What every \
          column means: [tables.md](tables.md).\n\n| table | rows | one row for |\n| --- | --- | --- |"
     )?;
-    for table in &measured {
-        let (_, rows) = tables.size(&table.name)?;
+    for (table, rows) in &measured {
         let grain = table.grain.replace('|', "\\|");
-        writeln!(card, "| `{}` | {} | {grain} |", table.name, catalog::thousands(rows))?;
+        writeln!(card, "| `{}` | {} | {grain} |", table.name, catalog::thousands(*rows))?;
     }
     Ok(card)
 }

@@ -23,23 +23,29 @@ fn spans(page: &str) -> Vec<&str> {
     text.flat_map(|part| part.split('`').skip(1).step_by(2)).collect()
 }
 
-/// The words of each command in `sh` blocks, without quotes; a line that ends with a backslash goes on.
+/// The words of each command in `sh` blocks, without quotes or comments. A quote, or a backslash at a line's end, goes on
+/// in the next line.
 fn commands(page: &str) -> Vec<Vec<String>> {
     let mut commands = Vec::new();
     for block in code_blocks(page, "sh") {
-        for line in block.replace("\\\n", " ").lines().filter(|l| !l.starts_with('#')) {
-            let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
-            for c in line.chars() {
-                match quote {
-                    None if c == '\'' || c == '"' => quote = Some(c),
-                    None if c.is_whitespace() => words.push(std::mem::take(&mut word)),
-                    Some(q) if c == q => quote = None,
-                    _ => word.push(c),
+        let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+        let mut comment = false;
+        for c in block.replace("\\\n", " ").chars() {
+            comment &= c != '\n';
+            match quote {
+                _ if comment => {}
+                None if c == '#' && word.is_empty() => comment = true,
+                None if c == '\'' || c == '"' => quote = Some(c),
+                None if c.is_whitespace() => {
+                    words.push(std::mem::take(&mut word));
+                    words.retain(|w| !w.is_empty());
+                    if c == '\n' && !words.is_empty() {
+                        commands.push(std::mem::take(&mut words));
+                    }
                 }
+                Some(q) if c == q => quote = None,
+                _ => word.push(c),
             }
-            words.push(word);
-            words.retain(|w| !w.is_empty());
-            commands.push(words);
         }
     }
     commands
@@ -68,6 +74,19 @@ fn commands_are_understood_and_their_settings_exist() {
             let loaded = Config::load(file.as_deref().map(Path::new), &of("--set"));
             loaded.unwrap_or_else(|e| panic!("{name}: {}: {e:#}", words.join(" ")));
         }
+    }
+}
+
+#[test]
+fn the_queries_of_the_readme_run() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("analyze", dir.path(), &[]));
+    let session = pipeline::sql::Tables::open(dir.path()).unwrap();
+    let commands = commands(&page("README.md"));
+    let queries: Vec<&String> = commands.iter().filter(|c| c.len() == 3 && c[1] == "sql").map(|c| &c[2]).collect();
+    assert!(queries.len() >= 4, "{queries:?}");
+    for query in queries {
+        session.collect(query, &[]).unwrap_or_else(|e| panic!("{query}: {e:#}"));
     }
 }
 
