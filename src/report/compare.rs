@@ -52,7 +52,7 @@ struct Run {
 
 impl Run {
     fn open(out: &Path) -> Result<Self> {
-        let tables = Tables::open(out)?;
+        let tables = Tables::open_in_order(out)?;
         for table in ["model", "clean", "head_summary", "layer_summary", "repair_outcomes"] {
             ensure!(
                 tables.has(table)?,

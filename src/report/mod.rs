@@ -31,7 +31,7 @@ pub const VERSION: u32 = 2;
 /// # Errors
 /// If the folder has no tables of a finished run.
 pub fn report(out: &Path) -> Result<String> {
-    let tables = Tables::open(out)?;
+    let tables = Tables::open_in_order(out)?;
     if !tables.has("head_summary")? {
         anyhow::bail!("{} has no table head_summary; run `pipeline run all` to the end first", out.display());
     }

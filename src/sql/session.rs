@@ -61,8 +61,18 @@ impl Tables {
 
     /// The tables of several runs: each has a leading column `run`, the name of its folder.
     pub fn of_runs(folders: &[PathBuf]) -> Result<Self> {
+        Self::with_config(folders, SessionConfig::new())
+    }
+
+    /// As [`Tables::open`], on one core: rows come in the order of the files, and sums are taken in it, so that the same
+    /// run gives the same figures.
+    pub fn open_in_order(out: &Path) -> Result<Self> {
+        Self::with_config(&[out.to_path_buf()], SessionConfig::new().with_target_partitions(1))
+    }
+
+    fn with_config(folders: &[PathBuf], config: SessionConfig) -> Result<Self> {
         ensure!(!folders.is_empty(), "no run is named; name one with --out");
-        let config = SessionConfig::new().with_information_schema(true);
+        let config = config.with_information_schema(true);
         let (context, runtime) = new_session(config.clone())?;
         let mut runs = Vec::new();
         for (folder, name) in folders.iter().zip(run_names(folders)) {

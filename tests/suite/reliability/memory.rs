@@ -1,7 +1,6 @@
 //! A batch that does not fit into memory is made smaller, and the values stay.
 
 use std::path::Path;
-use std::process::Command;
 
 use super::*;
 
@@ -33,47 +32,4 @@ fn a_batch_is_fitted_to_the_memory_that_a_run_may_take() {
     succeeded(output);
     assert!(said.contains("rows instead of 100000000: more would not fit"), "{said}");
     assert_same_values(free.path(), tight.path());
-}
-
-/// The real thing: the system refuses an allocation in the middle of a graph (`ulimit -v`).
-#[test]
-fn an_allocation_that_fails_makes_the_batch_smaller() {
-    let expected = tempfile::tempdir().unwrap();
-    succeeded(run_tiny("ablate", expected.path(), &LARGE_BATCH[..4]));
-    let run = |out: &Path, kilobytes: usize| {
-        let mut command = pipeline();
-        command.args(["run", "ablate", "--out"]).arg(out);
-        // Told that there is plenty, so that only the refusal itself can make the batch smaller.
-        let told = ["runtime.memory=1000000000000000"];
-        TINY_SETTINGS.iter().chain(&LARGE_BATCH).chain(&told).for_each(|s| {
-            command.args(["--set", s]);
-        });
-        let words = std::iter::once(command.get_program()).chain(command.get_args());
-        let words: Vec<String> = words.map(|w| format!("'{}'", w.to_str().unwrap())).collect();
-        // One heap for all threads: with one each, mere reservations fill the address space.
-        let script = format!("export MALLOC_ARENA_MAX=1; ulimit -v {kilobytes}; exec {}", words.join(" "));
-        Command::new("sh").args(["-c", &script]).output().unwrap()
-    };
-    // How much address space the program itself takes differs between machines; from too little to enough.
-    let mut shrunk = 0;
-    for megabytes in (300..1500).step_by(cases(20, 5)) {
-        let out = tempfile::tempdir().unwrap();
-        let output = run(out.path(), megabytes * 1024);
-        let said = text(&output.stderr);
-        if !output.status.success() {
-            continue;
-        }
-        assert_same_values(expected.path(), out.path());
-        match said.contains("none left for batches of") {
-            true => shrunk += 1,
-            // Twice as much as the program takes is enough for everything.
-            false if megabytes > 1000 => break,
-            false => {}
-        }
-        if shrunk >= cases(1, 20) {
-            break;
-        }
-    }
-    println!("limits at which the batch shrank and the run went on: {shrunk}");
-    assert!(shrunk > 0, "at no limit did the batch shrink");
 }
