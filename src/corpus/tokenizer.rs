@@ -95,8 +95,7 @@ impl TextTokenizer {
 fn from_directory(folder: &Path) -> Result<Tokenizer> {
     let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.json"));
     if json.is_file() {
-        let mut tokenizer =
-            Tokenizer::from_file(&json).map_err(|e| anyhow!("{} is not a tokenizer: {e}", json.display()))?;
+        let mut tokenizer = from_json(&json)?;
         // A prompt's length is ours to choose.
         tokenizer.with_truncation(None).map_err(|e| anyhow!("{e}"))?;
         tokenizer.with_padding(None);
@@ -109,6 +108,17 @@ fn from_directory(folder: &Path) -> Result<Tokenizer> {
         json.display()
     );
     from_vocab(&vocab, &merges, &folder.join("special_tokens_map.json"))
+}
+
+/// Reads `tokenizer.json`. The library that knows the format panics on some files that are cut off or have a value of
+/// another type, so the JSON is looked at first, and a panic is an error like any other.
+fn from_json(path: &Path) -> Result<Tokenizer> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let place = || format!("{} is not a tokenizer", path.display());
+    serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).with_context(place)?;
+    let read = std::panic::catch_unwind(|| Tokenizer::from_bytes(&bytes));
+    let read = read.map_err(|_| anyhow!("a part of it has the wrong form")).with_context(place)?;
+    read.map_err(|e| anyhow!("{e}")).with_context(place)
 }
 
 /// GPT-2's byte-level BPE, which is what a model with these two files has (GPT-2, GPT-Neo, OPT).

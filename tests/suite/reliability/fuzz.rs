@@ -10,7 +10,7 @@ use pipeline::config::{Config, CorpusConfig, Mode, ModelConfig};
 use pipeline::corpus::{self, TextTokenizer};
 use pipeline::model::{GgufFile, Model, ModelSource};
 use proptest::prelude::*;
-use proptest::test_runner::{Config as Cases, FileFailurePersistence, TestRunner};
+use proptest::test_runner::{Config as Cases, FileFailurePersistence, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
 
@@ -96,7 +96,12 @@ fn fuzz(what: &str, folder: &Path, name: &str, read: impl Fn(&Path) -> Result<()
     };
     let before = peak();
     let refused = std::cell::Cell::new(0);
-    let result = TestRunner::new(config).run(&spoilt(valid.clone()), |bytes| {
+    // The quick version tries the same cases every time; the long one others.
+    let mut runner = match std::env::var_os("PIPELINE_LONG").is_some() {
+        true => TestRunner::new(config),
+        false => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
+    };
+    let result = runner.run(&spoilt(valid.clone()), |bytes| {
         fs::write(&path, &bytes).unwrap();
         if let Err(error) = read(&path) {
             refused.set(refused.get() + 1);
@@ -283,7 +288,12 @@ fn configurations_and_settings() {
     let setting = (prop::sample::select(keys.to_vec()), value, any::<bool>());
     let count = cases(300, 100_000);
     let config = Cases { cases: count as u32, failure_persistence: None, ..Cases::default() };
-    let result = TestRunner::new(config).run(&setting, |(key, value, whole)| {
+    // The quick version tries the same cases every time; the long one others.
+    let mut runner = match std::env::var_os("PIPELINE_LONG").is_some() {
+        true => TestRunner::new(config),
+        false => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
+    };
+    let result = runner.run(&setting, |(key, value, whole)| {
         let setting = if whole { format!("{key}={value}") } else { value };
         if let Ok(config) = Config::load(None, &[setting]) {
             // What follows from it is worked out, or refused, too.
