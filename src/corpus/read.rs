@@ -9,7 +9,7 @@ use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
 pub type Documents = Box<dyn Iterator<Item = Result<String>>>;
 
@@ -52,9 +52,15 @@ fn json_lines(path: &Path, reader: impl Read + 'static, key: &str) -> Documents 
     }))
 }
 
+/// Columns have the types that Parquet itself says: the Arrow types that a writer may have put beside them are read by
+/// code that panics on spoilt bytes, and texts need none.
+fn by_parquet_types() -> ArrowReaderOptions {
+    ArrowReaderOptions::new().with_skip_arrow_metadata(true)
+}
+
 fn parquet_rows(path: &Path, file: File, column: &str) -> Result<Documents> {
     let name = path.display().to_string();
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file)
+    let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, by_parquet_types())
         .with_context(|| format!("{name} is not a complete Parquet file"))?;
     let schema = builder.schema().clone();
     let is_text = |t: &DataType| matches!(t, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
@@ -128,7 +134,9 @@ pub fn rows(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
 fn parquet_as_json(path: &Path, file: File) -> Result<Vec<u8>> {
     let place = || format!("{} is not a complete Parquet file", path.display());
     let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
-    for batch in ParquetRecordBatchReaderBuilder::try_new(file).with_context(place)?.build()? {
+    for batch in
+        ParquetRecordBatchReaderBuilder::try_new_with_options(file, by_parquet_types()).with_context(place)?.build()?
+    {
         writer.write(&batch.with_context(place)?)?;
     }
     writer.finish()?;
