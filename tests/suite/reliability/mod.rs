@@ -1,7 +1,7 @@
 //! Nothing a machine or a file does loses a result or makes a wrong one.
 //!
 //! A quick version of every test runs always; `PIPELINE_LONG=1 cargo test --release reliability -- --nocapture` runs
-//! many more cases and says how many. `docs/reliability.md` says which promise each test stands for.
+//! many more cases and says how many.
 
 mod faults;
 mod fuzz;
