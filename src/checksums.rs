@@ -35,6 +35,11 @@ impl Ledger {
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads anew what is on disk.
+    pub fn reload(&self) {
+        *self.sums() = read(&self.path).unwrap_or_default();
+    }
+
     /// Forgets everything.
     pub fn clear(&self) -> Result<()> {
         self.sums().clear();

@@ -25,6 +25,7 @@ pub mod provision;
 pub mod push;
 pub mod report;
 pub mod run_folder;
+pub mod sharing;
 pub mod sql;
 pub mod stages;
 pub mod status;

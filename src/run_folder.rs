@@ -5,7 +5,7 @@
 //! two configurations are never mixed. A folder that has such sub-folders without being a run is refused, not cleared.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::checksums::{self, Ledger};
+use crate::sharing::{Lock, ShardSet};
 
 /// The stages in the order in which they depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,43 +87,29 @@ pub struct RunFolder {
     ledgers: [Arc<Ledger>; 6],
     /// When the stage at work began.
     began: Mutex<Option<Instant>>,
-    /// Held until the run ends; the operating system releases it if the process dies.
-    _lock: File,
+    pub lock: Lock,
 }
 
 impl RunFolder {
-    /// Creates the folder if needed and takes it for this process.
+    /// Creates the folder if needed and takes it, or a set of its shards, for this process.
     ///
     /// # Errors
     /// If the folder has a sub-folder of a run's names but is none, or an input lies in one of them: clearing it would
     /// destroy what is not ours.
-    pub fn open(root: &Path, run_id: String, inputs: &[PathBuf]) -> Result<Self> {
+    pub fn open(root: &Path, run_id: String, inputs: &[PathBuf], set: Option<ShardSet>) -> Result<Self> {
         refuse_what_is_not_ours(root, inputs)?;
         fs::create_dir_all(root.join("tables")).with_context(|| format!("cannot create {}", root.display()))?;
         fs::create_dir_all(root.join("stages")).with_context(|| format!("cannot create {}", root.display()))?;
-        let path = root.join(".lock");
-        let place = || format!("cannot write {}", path.display());
-        let lock = File::options().create(true).truncate(false).read(true).write(true).open(&path);
-        let mut lock = lock.with_context(place)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let holder = fs::read_to_string(&path).unwrap_or_default();
-                bail!(
-                    "{} is in use by another run (process {}); wait for it or choose another --out",
-                    root.display(),
-                    holder.trim()
-                );
-            }
-            Err(TryLockError::Error(e)) => return Err(e).context(format!("cannot lock {}", path.display())),
-        }
+        let lock = match set {
+            None => Lock::alone(root)?,
+            Some(set) => Lock::of_set(root, set)?,
+        };
         let marked =
             fs::write(root.join(MARKER), "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n");
         marked.with_context(|| format!("cannot write {}", root.join(MARKER).display()))?;
-        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).with_context(place)?;
         let ledgers = STAGES.map(|stage| Arc::new(Ledger::open(root, stage)));
         let (parts, began) = Default::default();
-        Ok(Self { root: root.to_path_buf(), run_id, parts, ledgers, began, _lock: lock })
+        Ok(Self { root: root.to_path_buf(), run_id, parts, ledgers, began, lock })
     }
 
     /// Has manifests say what the stages' fingerprints are made of.
@@ -133,6 +120,11 @@ impl RunFolder {
     /// What a stage's fingerprint is made of.
     pub fn parts(&self, stage: Stage) -> &Parts {
         &self.parts[stage as usize]
+    }
+
+    /// Reads what other processes have recorded meanwhile.
+    pub fn reload(&self) {
+        self.ledgers.iter().for_each(|ledger| ledger.reload());
     }
 
     /// Checksums of what a stage wrote so far.
@@ -189,6 +181,11 @@ impl RunFolder {
         checksums::damaged(&self.root, stage, &files).into_iter().map(|file| self.root.join(file)).collect()
     }
 
+    /// Whether the stage has begun under this fingerprint.
+    pub fn has_begun(&self, stage: Stage, fingerprint: &str) -> bool {
+        self.manifest(stage).is_some_and(|m| m.fingerprint == fingerprint)
+    }
+
     /// Whether the stage left something under another fingerprint than this one.
     pub fn is_stale(&self, stage: Stage, fingerprint: &str) -> bool {
         self.manifest(stage).is_some_and(|m| m.fingerprint != fingerprint)
@@ -210,7 +207,7 @@ impl RunFolder {
 
     /// Begins (or resumes) a stage that writes into `folders`, removing what another fingerprint left there.
     pub fn begin(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
-        let resumes = self.manifest(stage).is_some_and(|m| m.fingerprint == fingerprint);
+        let resumes = self.has_begun(stage, fingerprint);
         if !resumes {
             self.ledger(stage).clear()?;
         }
@@ -358,6 +355,15 @@ fn remove_temporary_files(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The files of a folder, sorted.
+pub fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut paths: Vec<PathBuf> = entries.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
+    paths.retain(|path| !path.is_dir());
+    paths.sort();
+    Ok(paths)
+}
+
 /// All files below a folder, sorted.
 pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut out = Vec::new();
@@ -404,7 +410,7 @@ mod tests {
     #[test]
     fn a_stage_is_current_until_its_fingerprint_or_a_file_changes() {
         let dir = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(dir.path(), "id".into(), &[]).unwrap();
+        let run = RunFolder::open(dir.path(), "id".into(), &[], None).unwrap();
         let folders = [run.table("tokens")];
         run.begin(Stage::Corpus, "a", &folders).unwrap();
         assert!(!run.is_current(Stage::Corpus, "a"));
@@ -419,7 +425,7 @@ mod tests {
     #[test]
     fn another_fingerprint_removes_the_old_files_and_the_same_one_keeps_them() {
         let dir = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(dir.path(), "id".into(), &[]).unwrap();
+        let run = RunFolder::open(dir.path(), "id".into(), &[], None).unwrap();
         let folders = [run.table("ablations")];
         run.begin(Stage::Ablate, "a", &folders).unwrap();
         fs::write(folders[0].join("0.parquet"), "whole").unwrap();
@@ -436,7 +442,7 @@ mod tests {
         let model = dir.path().join("model");
         fs::create_dir(&model).unwrap();
         fs::write(model.join("model.safetensors"), "weights").unwrap();
-        let error = RunFolder::open(dir.path(), "id".into(), &[]).err().unwrap().to_string();
+        let error = RunFolder::open(dir.path(), "id".into(), &[], None).err().unwrap().to_string();
         assert!(error.contains("holds `model` but is no run"), "{error}");
         assert!(model.join("model.safetensors").exists());
     }
@@ -444,18 +450,19 @@ mod tests {
     #[test]
     fn an_input_inside_the_run_is_refused_and_kept() {
         let dir = tempfile::tempdir().unwrap();
-        drop(RunFolder::open(dir.path(), "id".into(), &[]).unwrap());
+        drop(RunFolder::open(dir.path(), "id".into(), &[], None).unwrap());
         let input = dir.path().join("tables/corpus.txt");
         fs::write(&input, "text").unwrap();
-        let error = RunFolder::open(dir.path(), "id".into(), std::slice::from_ref(&input)).err().unwrap().to_string();
+        let error =
+            RunFolder::open(dir.path(), "id".into(), std::slice::from_ref(&input), None).err().unwrap().to_string();
         assert!(error.contains("lies in `tables`") && input.exists(), "{error}");
     }
 
     #[test]
     fn a_second_run_into_the_same_folder_is_refused_and_names_the_first() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = RunFolder::open(dir.path(), "id".into(), &[]).unwrap();
-        let error = RunFolder::open(dir.path(), "id".into(), &[]).err().unwrap().to_string();
+        let _first = RunFolder::open(dir.path(), "id".into(), &[], None).unwrap();
+        let error = RunFolder::open(dir.path(), "id".into(), &[], None).err().unwrap().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! What a run has done: which stages are current, which are not and why, and what lies in the folder.
 
 use std::fmt::Write;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
@@ -11,6 +11,7 @@ use crate::checksums::damaged;
 use crate::config::Config;
 use crate::progress;
 use crate::run_folder::{Manifest, Parts, STAGES, Stage, files_below, manifest};
+use crate::sharing;
 use crate::stages::Prepared;
 
 /// Whether a stage's files are what they should be.
@@ -135,8 +136,8 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
     );
     let wanted = config.map(Prepared::of).transpose()?;
     let mut text = String::new();
-    if let Some(process) = holder(out) {
-        writeln!(text, "a run is going on in process {process}\n")?;
+    if !sharing::holders(out)?.is_empty() {
+        writeln!(text, "a run is going on in {}\n", sharing::named(out))?;
     }
     writeln!(text, "{:8} {:10} {:>7} {:>13} {:>9} {:>9}  finished", "stage", "state", "files", "rows", "size", "time")?;
     for stage in STAGES {
@@ -177,16 +178,6 @@ fn row(text: &mut String, out: &Path, stage: Stage, state: &State, found: &Manif
         writeln!(text, "{:8} {}", "", state.why())?;
     }
     Ok(())
-}
-
-/// The process that holds the folder, if a run is going on.
-fn holder(out: &Path) -> Option<String> {
-    let path = out.join(".lock");
-    let lock = File::open(&path).ok()?;
-    match lock.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => Some(fs::read_to_string(path).unwrap_or_default().trim().to_string()),
-        _ => None,
-    }
 }
 
 /// `2026-11-23 14:05 UTC` of seconds since 1970.

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use pipeline::config::Config;
 use pipeline::interrupt;
 use pipeline::run_folder::Stage;
+use pipeline::sharing::ShardSet;
 use pipeline::stages;
 
 /// Bring a stage up to date, running what it needs before it
@@ -27,6 +28,12 @@ pub struct Args {
     /// Do every stage anew
     #[arg(long)]
     fresh: bool,
+    /// Compute the i-th of n sets of shards of `ablate` only, for several processes on one run
+    ///
+    /// All of them get the same configuration and folder. The first one there runs the stages before, and the last one
+    /// to end those after; the tables are the same, byte for byte, as those of one process.
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["fresh", "dry_run"])]
+    shard: Option<ShardSet>,
     /// Say which stages would run and why, and what they would take; run nothing
     ///
     /// The folder is left as it is. The model and the corpus are read, and fetched if they are not there.
@@ -53,7 +60,8 @@ const EXAMPLES: &str = "Examples:
   pipeline run all --dry-run --set corpus.tokens=100000
   pipeline run all --set ablation.heads=all --set 'ablation.kinds=[\"resample\", \"mean\", \"zero\"]'
   pipeline run all --set model.source=./my-llama --set ablation.heads=all --set corpus.source=./texts.jsonl --out out/mine
-  pipeline run trace --config my.toml --fresh";
+  pipeline run trace --config my.toml --fresh
+  pipeline run all --device cuda:0 --shard 1/2 & pipeline run all --device cuda:1 --shard 2/2";
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Last {
@@ -99,5 +107,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     rayon::ThreadPoolBuilder::new().num_threads(config.runtime.thread_count()).build_global()?;
     interrupt::watch(super::RESUME.to_string())?;
-    super::say(&stages::run(config, &args.out, args.stage.stage(), args.fresh)?)
+    let last = args.stage.stage();
+    super::say(&match args.shard {
+        Some(set) => stages::run_set(config, &args.out, last, set)?,
+        None => stages::run(config, &args.out, last, args.fresh)?,
+    })
 }

@@ -9,6 +9,7 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 
+use super::after_head::combined;
 use super::runtime::Runtime;
 use super::weights::SharedWeights;
 use super::{Engine, Needs};
@@ -33,8 +34,9 @@ impl Crew {
         let weights = SharedWeights::new(directory);
         let count = if runtime.is_gpu() { 1 } else { config.thread_count() };
         let bar = crate::progress::bar("load", (count * a.layers) as u64, "layers");
+        let combined = combined(a, directory, &runtime, &weights, needs)?;
         let load = |_| {
-            let engine = Engine::load_shared(a, directory, &runtime, &weights, needs)?;
+            let engine = Engine::load_shared(a, directory, &runtime, &weights, &combined, needs)?;
             bar.inc(a.layers as u64);
             Ok(engine)
         };
@@ -114,5 +116,29 @@ impl Crew {
             drop(receiver);
             result
         })
+    }
+
+    /// As [`Crew::each`], for items that belong to shards, all of one after those of another. A shard begins with
+    /// `open`, takes the results of its items by `absorb`, and is handed to `finish` when the last is in, while the
+    /// engines are at work on the next.
+    pub fn each_of_shards<I: Sync, T: Send, S>(
+        &mut self,
+        items: &[(usize, I)],
+        work: impl Fn(&mut Engine, &I) -> Result<T> + Sync,
+        open: impl Fn(usize) -> Result<S>,
+        mut absorb: impl FnMut(&mut S, T) -> Result<()>,
+        mut finish: impl FnMut(usize, S) -> Result<()>,
+    ) -> Result<()> {
+        let mut current: Option<(usize, S)> = None;
+        let of_item = |engine: &mut Engine, (shard, item): &(usize, I)| Ok((*shard, work(engine, item)?));
+        self.each(items, of_item, |(number, part)| {
+            if current.as_ref().is_none_or(|(open, _)| *open != number)
+                && let Some((number, whole)) = current.replace((number, open(number)?))
+            {
+                finish(number, whole)?;
+            }
+            current.as_mut().map_or(Ok(()), |(_, shard)| absorb(shard, part))
+        })?;
+        current.map_or(Ok(()), |(number, whole)| finish(number, whole))
     }
 }

@@ -3,6 +3,7 @@
 //! Shapes as in `export::graphs`: B runs, S positions, D = d_model, H heads. Effects are dot products with the unscaled
 //! direction `u`; they become direct effects when divided by the clean scale of the final norm.
 
+mod after_head;
 mod clean;
 mod crew;
 mod iterate;
@@ -11,11 +12,15 @@ pub mod runtime;
 mod suffix;
 mod weights;
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ort::value::DynValue;
 
+pub use after_head::HeadChange;
+use after_head::{Combined, FirstReaders};
 pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, TargetRow};
 pub use crew::Crew;
 pub use suffix::{Ablated, HoldMasks, Place, Suffix};
@@ -43,6 +48,8 @@ pub struct Engine {
     attention_masked: Vec<Graph>,
     head_outputs: Vec<Graph>,
     neuron_directions: Vec<Option<Graph>>,
+    /// Of the layers that read a replaced head first.
+    first_readers: BTreeMap<usize, FirstReaders>,
 }
 
 /// What an engine is loaded for, besides clean passes and running suffixes.
@@ -60,6 +67,8 @@ pub struct Needs {
     pub iterate: bool,
     /// Layers whose neurons are measured one by one.
     pub neurons: Vec<usize>,
+    /// Layers that read a replaced head first, and are to do so by its difference.
+    pub first_readers: Vec<usize>,
 }
 
 impl Needs {
@@ -72,7 +81,9 @@ impl Needs {
 impl Engine {
     /// Loads the graphs that `export` wrote into `directory`.
     pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, needs: &Needs) -> Result<Self> {
-        Self::load_shared(a, directory, &Runtime::get(config)?, &SharedWeights::new(directory), needs)
+        let (runtime, weights) = (Runtime::get(config)?, SharedWeights::new(directory));
+        let combined = after_head::combined(a, directory, &runtime, &weights, needs)?;
+        Self::load_shared(a, directory, &runtime, &weights, &combined, needs)
     }
 
     /// As [`Engine::load`], with weights that other engines use too.
@@ -81,6 +92,7 @@ impl Engine {
         directory: &Path,
         runtime: &Runtime,
         weights: &SharedWeights,
+        combined: &BTreeMap<usize, Arc<Combined>>,
         needs: &Needs,
     ) -> Result<Self> {
         let load = |name: &str| runtime.load(&directory.join(format!("{name}.onnx")), weights);
@@ -88,6 +100,7 @@ impl Engine {
             (0..if wanted { a.layers } else { 0 }).map(|l| load(&name(l))).collect()
         };
         let some = |wanted: bool, name: &str| wanted.then(|| load(name)).transpose();
+        let readers = combined.iter().map(|(&l, combined)| Ok((l, FirstReaders::load(a, l, combined, load)?)));
         let neurons = |l| some(needs.neurons.contains(&l), &export::neuron_directions_graph(l));
         Ok(Self {
             architecture: a.clone(),
@@ -104,6 +117,7 @@ impl Engine {
             attention_masked: each(needs.iterate, export::attention_masked_graph)?,
             head_outputs: each(needs.iterate, export::head_outputs_graph)?,
             neuron_directions: (0..a.layers).map(neurons).collect::<Result<_>>()?,
+            first_readers: readers.collect::<Result<_>>()?,
         })
     }
 

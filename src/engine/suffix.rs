@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 use ort::value::DynValue;
 
 use super::Engine;
+use super::after_head::{HeadChange, Part};
 use super::clean::{CleanBatch, Directions, position_tensor};
-use super::runtime::{Input, bool_tensor, int_tensor, rows, rows_of, tensor, view};
+use super::runtime::{Input, bool_tensor, rows, rows_of, view};
 
 /// Where in a block a suffix starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +28,8 @@ pub struct Suffix<'a> {
     pub stream: DynValue,
     /// The prompts of the clean batch that the runs are of: one that all share, or one each.
     pub prompts: Range<usize>,
+    /// If each run replaced one head and nothing is held: how its first readers get to know.
+    pub change: Option<HeadChange<'a>>,
     /// Later components held at their clean values; the clean pass must have kept every layer's z and MLP output.
     pub hold: Option<&'a HoldMasks>,
     /// Layers whose neurons are wanted.
@@ -35,6 +38,17 @@ pub struct Suffix<'a> {
     pub residual_final: bool,
     pub clean: &'a CleanBatch,
     pub directions: &'a Directions,
+}
+
+impl Suffix<'_> {
+    /// The layer that reads first what the stream became.
+    fn first_reader(&self) -> usize {
+        if self.place == Place::Mid { self.layer } else { self.layer + 1 }
+    }
+
+    fn reads_first(&self, layer: usize) -> bool {
+        layer == self.first_reader()
+    }
 }
 
 /// Which components are held where, for every prompt of a clean batch.
@@ -88,21 +102,19 @@ pub struct Ablated {
 
 impl Engine {
     /// The clean streams of `prompts` with one head's z changed in each run, [B, S, D]: after attention, or after the
-    /// whole block where the two are parallel. `z_changes` is [B, S, d_head], replacement less clean.
+    /// whole block where the two are parallel. `z_changes` is [B, S, d_head], replacement less clean, and `heads` \[B\]
+    /// says whose.
     pub fn replace_heads(
         &mut self,
         layer: usize,
         base: &DynValue,
         prompts: Range<usize>,
-        heads: Vec<i64>,
-        z_changes: Vec<f32>,
+        heads: &DynValue,
+        z_changes: &DynValue,
     ) -> Result<DynValue> {
-        let (batch, d_head) = (heads.len(), self.architecture.d_head);
-        let change = tensor(&[batch, z_changes.len() / (batch * d_head), d_head], z_changes)?;
         let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
-        let heads = int_tensor(&[batch], heads)?;
         let inputs =
-            [("residual", rows(base, prompts)?), ("z_change", Input::from(&change)), ("head", Input::from(&heads))];
+            [("residual", rows(base, prompts)?), ("z_change", Input::from(z_changes)), ("head", Input::from(heads))];
         let [ablated] = graph.run(inputs, ["ablated"])?;
         Ok(ablated)
     }
@@ -111,7 +123,7 @@ impl Engine {
     pub fn suffix(&mut self, s: Suffix) -> Result<Ablated> {
         let (layers, shape) = (self.architecture.layers, s.stream.shape().to_vec());
         let place = position_tensor(shape[0] as usize, shape[1] as usize)?;
-        let first_mlp = if s.place == Place::Mid { s.layer } else { s.layer + 1 };
+        let first_mlp = s.first_reader();
         let (mut head_effects, mut mlp_effects, mut posts) = (vec![], vec![], vec![]);
         let mut residual = None;
         for l in s.layer..layers {
@@ -150,9 +162,13 @@ impl Engine {
     ) -> Result<(DynValue, DynValue)> {
         let v = rows(&s.directions.v[layer], s.prompts.clone())?;
         let names = ["residual_mid", "head_effects"];
-        let mut outputs = match s.hold {
-            None => self.attention(layer, Input::from(residual), place, v, &names)?,
-            Some(masks) => {
+        let mut outputs = match (&s.change, s.hold) {
+            (Some(change), _) if s.reads_first(layer) => {
+                let inputs = vec![("residual", Input::from(residual)), ("positions", Input::from(place)), ("v", v)];
+                self.read_first(layer, Part::Attention, inputs, s.prompts.clone(), change, &names)?
+            }
+            (_, None) => self.attention(layer, Input::from(residual), place, v, &names)?,
+            (_, Some(masks)) => {
                 let z = s.clean.layers[layer].z.as_ref().context("the clean pass did not keep z")?;
                 let inputs = [
                     ("residual", Input::from(residual)),
@@ -174,6 +190,11 @@ impl Engine {
         let mut names = vec!["residual_post", "mlp_effect"];
         names.extend(s.neurons.contains(&layer).then_some("post"));
         let u = rows(&s.directions.u, s.prompts.clone())?;
+        if let Some(change) = s.change.as_ref().filter(|_| s.reads_first(layer)) {
+            let mut inputs = vec![("residual_mid", Input::from(mid)), ("u", u)];
+            inputs.extend(self.architecture.parallel.then(|| ("residual", Input::from(residual))));
+            return self.read_first(layer, Part::Mlp, inputs, s.prompts.clone(), change, &names);
+        }
         let Some(masks) = s.hold else { return self.mlp(layer, residual, mid, u, &names) };
         let output = s.clean.layers[layer].mlp_out.as_ref().context("the clean pass did not keep the MLP's output")?;
         let mut inputs = vec![

@@ -6,6 +6,7 @@
 //! second pass once its scale is known.
 
 use super::onnx::{Dim, GraphBuilder, Stored, float, int, ints, string};
+use super::readers::Reading;
 use super::stored::StoredLayer;
 use crate::model::{Activation, Architecture, Norm};
 
@@ -21,6 +22,8 @@ pub enum Variant {
     Held,
     /// Who attends to whom is an input, not the causal order.
     Masked,
+    /// The first to read a head that was replaced (see [`super::readers`]).
+    AfterHead,
 }
 
 /// residual [B, S, D] → residual after attention, z [B, S, H·d_head] and each head's dot product with `u`.
@@ -39,17 +42,21 @@ pub fn attention(
         Variant::Plain => super::attention_graph(layer),
         Variant::Held => super::attention_held_graph(layer),
         Variant::Masked => super::attention_masked_graph(layer),
+        Variant::AfterHead => super::attention_after_head_graph(layer),
     };
     let mut g = GraphBuilder::new(&name, &doc, weights);
     let residual = g.input("residual", &[B, S, d], "the stream before this block");
     let positions = g.int_input("positions", &[B, S], "0, 1, … S - 1 in every row");
     let v = g.input("v", &[P, S, width], "W_O u of every head: its dot product with z is the head's effect");
 
-    let normed = norm(&mut g, a, &residual, &w.attention_norm, "normed");
-    let mut q = project(&mut g, &normed, &w.w_q, &w.b_q, "q");
-    let mut k = project(&mut g, &normed, &w.w_k, &w.b_k, "k");
+    let read = match variant {
+        Variant::AfterHead => Reading::after_head(&mut g, a, &residual),
+        _ => Reading::normed(&mut g, a, &residual, &w.attention_norm),
+    };
+    let mut q = read.project(&mut g, &w.w_q, &w.b_q, "q");
+    let mut k = read.project(&mut g, &w.w_k, &w.b_k, "k");
     // Without the value bias, which is folded into b_O: z is free of it.
-    let values = project(&mut g, &normed, &w.w_v, &None, "values");
+    let values = read.project(&mut g, &w.w_v, &None, "values");
     if let Some((q_norm, k_norm)) = &w.qk_norm {
         q = norm_heads(&mut g, a, &q, q_norm, "q_normed", a.heads);
         k = norm_heads(&mut g, a, &k, k_norm, "k_normed", a.kv_heads);
@@ -123,19 +130,26 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, varia
     let d = Dim::Size(a.d_model);
     let doc = format!("MLP of block {layer}, with its dot product with a direction.");
     let is_held = variant == Variant::Held;
-    let name = if is_held { super::mlp_held_graph(layer) } else { super::mlp_graph(layer) };
+    let name = match variant {
+        Variant::Held => super::mlp_held_graph(layer),
+        Variant::AfterHead => super::mlp_after_head_graph(layer),
+        _ => super::mlp_graph(layer),
+    };
     let mut g = GraphBuilder::new(&name, &doc, weights);
     let mid = g.input("residual_mid", &[B, S, d], "the stream with this block's attention added");
     let u = g.input("u", &[P, S, d], "the direction γ ⊙ Ŵ[target]");
-    let read = match a.parallel {
+    let stream = match a.parallel {
         true => g.input("residual", &[B, S, d], "the stream before this block"),
         false => mid.clone(),
     };
-    let normed = norm(&mut g, a, &read, &w.mlp_norm, "normed");
-    let hidden = project(&mut g, &normed, &w.w_in, &w.b_in, "hidden");
+    let read = match variant {
+        Variant::AfterHead => Reading::after_head(&mut g, a, &stream),
+        _ => Reading::normed(&mut g, a, &stream, &w.mlp_norm),
+    };
+    let hidden = read.project(&mut g, &w.w_in, &w.b_in, "hidden");
     let post = match &w.w_gate {
         Some(w_gate) => {
-            let gate = project(&mut g, &normed, w_gate, &w.b_gate, "gate");
+            let gate = read.project(&mut g, w_gate, &w.b_gate, "gate");
             let gate = activate(&mut g, a.activation, &gate, "gate_activated");
             g.node("Mul", &[&gate, &hidden], "post", vec![])
         }
@@ -204,7 +218,7 @@ pub fn ablate(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) ->
 }
 
 /// x W + b.
-fn project(g: &mut GraphBuilder, x: &str, w: &Stored, b: &Option<Stored>, name: &str) -> String {
+pub fn project(g: &mut GraphBuilder, x: &str, w: &Stored, b: &Option<Stored>, name: &str) -> String {
     let w = g.weight(w);
     match b {
         None => g.node("MatMul", &[x, &w], name, vec![]),

@@ -5,11 +5,13 @@
 //! with the target's direction), `directions` (u and W_O u of every layer) and `ablate_LL` (the stream with one head's
 //! output replaced). Further graphs for what only some runs measure: blocks with components held at given values or
 //! with another order of attention, neurons' directions, each head's output, and `divergence` (two distributions
-//! compared). All refer to `weights.bin` by offset, so no weight is stored twice.
+//! compared). `readers` has what reads a replaced head first. All refer to `weights.bin` by offset, so no weight is stored
+//! twice.
 
 mod ends;
 mod graphs;
 mod onnx;
+mod readers;
 mod stored;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +24,7 @@ use crate::progress;
 use graphs::Variant;
 use onnx::{Dim, GraphBuilder, WeightsFile};
 pub use onnx::{ExternalWeight, external_weights};
+pub use readers::{Reader, readers};
 use stored::{EndWeights, StoredLayer};
 
 /// Names of the graph files, shared with the engine.
@@ -50,6 +53,26 @@ pub fn attention_masked_graph(layer: usize) -> String {
 /// As [`mlp_graph`], with the output held at a given value.
 pub fn mlp_held_graph(layer: usize) -> String {
     format!("mlp_held_{layer:02}")
+}
+
+/// As [`attention_graph`], the first to read a replaced head.
+pub fn attention_after_head_graph(layer: usize) -> String {
+    format!("attention_after_head_{layer:02}")
+}
+
+/// As [`mlp_graph`], the first to read a replaced head.
+pub fn mlp_after_head_graph(layer: usize) -> String {
+    format!("mlp_after_head_{layer:02}")
+}
+
+/// What the first readers of a replaced head read of the clean stream.
+pub fn clean_reads_graph(layer: usize) -> String {
+    format!("clean_reads_{layer:02}")
+}
+
+/// What they read of each head.
+pub fn combined_graph(layer: usize) -> String {
+    format!("combined_{layer:02}")
 }
 
 pub fn neuron_directions_graph(layer: usize) -> String {
@@ -90,6 +113,15 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
         graphs::neuron_directions(a, l, &stored, weights.name()).save(directory)?;
         graphs::head_outputs(a, l, &stored, weights.name()).save(directory)?;
         graphs::ablate(a, l, &stored, weights.name()).save(directory)?;
+        let written_before = if a.parallel { l.checked_sub(1).map(|before| &w_o[before]) } else { Some(&stored.w_o) };
+        if let Some(w_o) = written_before {
+            if a.parallel {
+                graphs::attention(a, l, &stored, prompt_len, weights.name(), Variant::AfterHead).save(directory)?;
+            }
+            graphs::mlp(a, l, &stored, weights.name(), Variant::AfterHead).save(directory)?;
+            readers::clean_reads(a, l, &stored, weights.name()).save(directory)?;
+            readers::combined(a, l, &stored, w_o, weights.name()).save(directory)?;
+        }
         w_o.push(stored.into_w_o());
         bar.inc(1);
     }

@@ -166,6 +166,11 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Size of the last dimension.
+    pub fn columns(&self) -> usize {
+        self.dims[self.dims.len() - 1]
+    }
+
     /// The same bytes as a tensor of another shape.
     pub fn reshaped(&self, dims: &[usize]) -> Self {
         assert_eq!(dims.iter().product::<usize>(), self.dims.iter().product::<usize>());

@@ -39,59 +39,30 @@ pub fn paths(run: &Run, shard: usize) -> Vec<PathBuf> {
 pub struct Writers(Vec<Saved>);
 
 struct Saved {
-    what: Activation,
     writer: FileWriter<Hashed>,
     path: PathBuf,
     _partial: Partial,
-    schema: SchemaRef,
-    width: usize,
 }
 
 impl Writers {
     pub fn create(run: &Run, a: &Architecture, shard: usize) -> Result<Self> {
         let open = |&what: &Activation| -> Result<Saved> {
-            let (name, path) = (name(what), path(run, what, shard));
-            let shape = match what {
-                Activation::HeadZ => vec![a.layers, a.heads, a.d_head],
-                Activation::MlpPost => vec![a.layers, a.d_mlp],
-                Activation::ResidualFinal => vec![a.d_model],
-            };
+            let path = path(run, what, shard);
             let folder = path.parent().unwrap_or(&path);
             std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-            let width: usize = shape.iter().product();
-            let item = Arc::new(Field::new("item", DataType::Float32, false));
-            let metadata = [("shape".to_string(), format!("{shape:?}"))].into_iter().collect();
-            let list = Field::new(name, DataType::FixedSizeList(item, width as i32), false).with_metadata(metadata);
-            let key = |name: &str| Field::new(name, DataType::UInt32, false);
-            let schema = Arc::new(Schema::new(vec![key("prompt"), key("position"), list]));
+            let schema = schema(a, what);
             let file =
                 Hashed::create(&temporary(&path)).with_context(|| format!("cannot create {}", path.display()))?;
             let (writer, _partial) = (FileWriter::try_new(file, &schema)?, Partial::of(&path));
-            Ok(Saved { what, writer, path, _partial, schema, width })
+            Ok(Saved { writer, path, _partial })
         };
         Ok(Self(run.config.trace.save.iter().map(open).collect::<Result<_>>()?))
     }
 
-    pub fn write(&mut self, clean: &CleanBatch, group: &[usize]) -> Result<()> {
-        let rows = clean.effects.prompts * clean.effects.positions;
-        let prompt = (0..rows).map(|i| group[i / clean.effects.positions] as u32);
-        let position = (0..rows).map(|i| (i % clean.effects.positions) as u32);
-        for saved in &mut self.0 {
-            let values = match saved.what {
-                Activation::HeadZ => by_position(clean.layers.iter().filter_map(|l| l.z.as_ref()), rows)?,
-                Activation::MlpPost => by_position(clean.layers.iter().filter_map(|l| l.post.as_ref()), rows)?,
-                Activation::ResidualFinal => view(&clean.residual_final)?.to_vec(),
-            };
-            let item = Arc::new(Field::new("item", DataType::Float32, false));
-            let list =
-                FixedSizeListArray::try_new(item, saved.width as i32, Arc::new(Float32Array::from(values)), None)?;
-            let columns: Vec<ArrayRef> = vec![
-                Arc::new(UInt32Array::from_iter_values(prompt.clone())),
-                Arc::new(UInt32Array::from_iter_values(position.clone())),
-                Arc::new(list),
-            ];
-            let written = saved.writer.write(&RecordBatch::try_new(saved.schema.clone(), columns)?);
-            written.with_context(|| format!("cannot write {}", saved.path.display()))?;
+    /// A batch of each file, as [`batches`] gives them.
+    pub fn write(&mut self, batches: Vec<RecordBatch>) -> Result<()> {
+        for (saved, batch) in self.0.iter_mut().zip(batches) {
+            saved.writer.write(&batch).with_context(|| format!("cannot write {}", saved.path.display()))?;
         }
         Ok(())
     }
@@ -106,6 +77,41 @@ impl Writers {
         }
         Ok(())
     }
+}
+
+fn schema(a: &Architecture, what: Activation) -> SchemaRef {
+    let shape = match what {
+        Activation::HeadZ => vec![a.layers, a.heads, a.d_head],
+        Activation::MlpPost => vec![a.layers, a.d_mlp],
+        Activation::ResidualFinal => vec![a.d_model],
+    };
+    let width: usize = shape.iter().product();
+    let item = Arc::new(Field::new("item", DataType::Float32, false));
+    let metadata = [("shape".to_string(), format!("{shape:?}"))].into_iter().collect();
+    let list = Field::new(name(what), DataType::FixedSizeList(item, width as i32), false).with_metadata(metadata);
+    let key = |name: &str| Field::new(name, DataType::UInt32, false);
+    Arc::new(Schema::new(vec![key("prompt"), key("position"), list]))
+}
+
+/// What a clean pass over the prompts `group` adds to each file of `trace.save`, in its order.
+pub fn batches(run: &Run, a: &Architecture, clean: &CleanBatch, group: &[usize]) -> Result<Vec<RecordBatch>> {
+    let (positions, rows) = (clean.effects.positions, clean.effects.prompts * clean.effects.positions);
+    let batch = |&what: &Activation| -> Result<RecordBatch> {
+        let values = match what {
+            Activation::HeadZ => by_position(clean.layers.iter().filter_map(|l| l.z.as_ref()), rows)?,
+            Activation::MlpPost => by_position(clean.layers.iter().filter_map(|l| l.post.as_ref()), rows)?,
+            Activation::ResidualFinal => view(&clean.residual_final)?.to_vec(),
+        };
+        let item = Arc::new(Field::new("item", DataType::Float32, false));
+        let width = (values.len() / rows) as i32;
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(UInt32Array::from_iter_values((0..rows).map(|i| group[i / positions] as u32))),
+            Arc::new(UInt32Array::from_iter_values((0..rows).map(|i| (i % positions) as u32))),
+            Arc::new(FixedSizeListArray::try_new(item, width, Arc::new(Float32Array::from(values)), None)?),
+        ];
+        Ok(RecordBatch::try_new(schema(a, what), columns)?)
+    };
+    run.config.trace.save.iter().map(batch).collect()
 }
 
 /// Layer after layer of [rows, n] as [rows, layers · n].

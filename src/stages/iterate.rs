@@ -14,7 +14,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use super::Run;
 use crate::corpus::Prompts;
 use crate::engine::runtime::view;
-use crate::engine::{CleanBatch, Crew, Directions, Engine, Keep};
+use crate::engine::{CleanBatch, Crew, Directions, Engine, Keep, Needs};
 use crate::interrupt;
 use crate::model::{Architecture, Norm};
 use crate::progress;
@@ -24,7 +24,7 @@ use crate::tables::{HEAD_SIMILARITY, SELF_ADDITIONS, Table, TableWriter, is_whol
 /// What is added, in the order of the table.
 const ADDED: [&str; 3] = ["own", "random_direction", "random_head"];
 
-pub fn iterate(run: &Run, prompts: &Prompts, crew: &mut Crew) -> Result<()> {
+pub fn iterate(run: &Run, prompts: &Prompts, needs: &Needs) -> Result<()> {
     let count = run.config.iterative.prompts.min(prompts.count());
     let path = |table: &Table| run.folder.table(table.name).join(format!("{}.parquet", table.name));
     let whole = |table: &Table| is_whole(&path(table), &run.meta(Stage::Ablate));
@@ -32,6 +32,7 @@ pub fn iterate(run: &Run, prompts: &Prompts, crew: &mut Crew) -> Result<()> {
         return Ok(());
     }
     let a = &run.model.architecture;
+    let mut crew = Crew::load(a, &run.folder.model(), &run.config.runtime, needs)?;
     let mut additions = Additions::new(run, a);
     let mut similarity = Similarity::new(a);
     let bar = progress::bar("iterate", (count * a.layers) as u64, "layers");

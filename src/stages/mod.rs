@@ -7,6 +7,7 @@ mod iterate;
 mod parts;
 mod plan;
 mod repair;
+mod shared;
 mod trace;
 
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ use crate::report;
 use crate::run_folder::{
     Parts, RunFolder, STAGES, Stage, files_below, fingerprint, sha256_of, sha256_of_file, write_atomically,
 };
+use crate::sharing::ShardSet;
 use crate::status::state;
 use crate::tables::{
     ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, Metadata, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS,
@@ -39,6 +41,7 @@ use crate::tables::{
 };
 
 pub use plan::{Estimate, dry_run};
+pub use shared::run_set;
 
 /// A run with its inputs found and read as far as every stage needs.
 pub struct Run {
@@ -85,10 +88,7 @@ pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<Strin
     run.announce();
     run.clear_what_is_stale()?;
     run.bring_up_to(last)?;
-    match last {
-        Stage::Report => report::summary(run.folder.root()),
-        _ => Ok(format!("{} is up to date in {}", last.name(), run.folder.root().display())),
-    }
+    run.summary(last)
 }
 
 impl Prepared {
@@ -150,11 +150,16 @@ impl Prepared {
 }
 
 impl Run {
-    /// Takes the folder for a configuration whose inputs were found.
+    /// Finds the inputs of a configuration and takes the folder for it.
     pub fn open(config: Config, out: &Path) -> Result<Self> {
+        Self::open_with(config, out, None)
+    }
+
+    /// As [`Run::open`]; of a set of shards, without taking the folder yet.
+    fn open_with(config: Config, out: &Path, set: Option<ShardSet>) -> Result<Self> {
         let Prepared { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id } =
             Prepared::of(config)?;
-        let folder = RunFolder::open(out, run_id, &inputs)?.with_parts(parts);
+        let folder = RunFolder::open(out, run_id, &inputs, set)?.with_parts(parts);
         let analysis_tables = analyze::tables_of(&config.analysis)?;
         let wanted = memory::rows_wanted(&config.runtime);
         let fit = memory::rows_that_fit(&config.runtime, &model.architecture, config.corpus.prompt_len);
@@ -185,6 +190,14 @@ impl Run {
                 progress::bytes(memory as u64),
             ),
         );
+    }
+
+    /// What to say at the end.
+    fn summary(&self, last: Stage) -> Result<String> {
+        match last {
+            Stage::Report => report::summary(self.folder.root()),
+            _ => Ok(format!("{} is up to date in {}", last.name(), self.folder.root().display())),
+        }
     }
 
     fn fingerprint(&self, stage: Stage) -> &str {
@@ -407,6 +420,20 @@ impl Run {
     /// About how many rows (runs × positions) one call of a graph has.
     fn rows_in_call(&self) -> usize {
         self.rows.load(Relaxed)
+    }
+
+    /// Prompts of a shard, grouped by length, in batches that fill a call and leave none of the engines without work.
+    fn batches_of(
+        &self,
+        by_length: Vec<Vec<usize>>,
+        length: impl Fn(usize) -> usize,
+        engines: usize,
+    ) -> Vec<Vec<usize>> {
+        let batches = by_length.iter().flat_map(|equal| {
+            let most = (self.rows_in_call() / length(equal[0])).min(equal.len().div_ceil(engines));
+            balanced(equal, most).map(<[usize]>::to_vec)
+        });
+        batches.collect()
     }
 
     /// After a call of so many rows found no memory: smaller calls from now on. False if a call is already as small as

@@ -1,7 +1,6 @@
 //! The `trace` stage: one clean pass over the corpus. Tables `clean` and `direct_effects`, the sums behind the mean
 //! ablation, and activations on request.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,13 +8,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
+use indicatif::ProgressBar;
 
-use super::{Run, activations, balanced};
+use super::{Run, activations};
 use crate::bench::count_writing;
 use crate::config::Activation;
 use crate::corpus::Prompts;
 use crate::engine::runtime::view;
-use crate::engine::{CleanBatch, CleanEffects, Engine, Keep, Needs, TargetRow};
+use crate::engine::{CleanBatch, CleanEffects, Crew, Engine, Keep, Needs, TargetRow};
 use crate::interrupt;
 use crate::memory;
 use crate::model::Architecture;
@@ -28,17 +28,37 @@ const PROMPTS_IN_SHARD: usize = 32;
 
 pub fn trace(run: &Run, prompts: &Prompts) -> Result<String> {
     let a = &run.model.architecture;
-    let mut engine = Engine::load(a, &run.folder.model(), &run.config.runtime, &Needs::trace())?;
     let bar = progress::bar("trace", prompts.tokens() as u64, "tokens");
     let all: Vec<usize> = (0..prompts.count()).collect();
-    let mut bar_before = 0;
-    for (number, shard) in all.chunks(PROMPTS_IN_SHARD).enumerate() {
-        let files = ShardFiles::new(run, number);
-        if !files.are_whole(run) {
-            trace_shard(run, &mut engine, prompts, shard, &files, &bar)?;
+    let shards: Vec<&[usize]> = all.chunks(PROMPTS_IN_SHARD).collect();
+    let (mut pending, mut batches) = (vec![], vec![]);
+    for (number, shard) in shards.iter().enumerate() {
+        match ShardFiles::new(run, number).are_whole(run) {
+            true => bar.inc(shard.iter().map(|&p| prompts.prompt(p).len() as u64).sum()),
+            false => pending.push((number, shard)),
         }
-        bar.set_position(shard.iter().map(|&p| prompts.prompt(p).len() as u64).sum::<u64>() + bar_before);
-        bar_before = bar.position();
+    }
+    if !pending.is_empty() {
+        let mut crew = Crew::load(a, &run.folder.model(), &run.config.runtime, &Needs::trace())?;
+        for (number, shard) in pending {
+            let of_shard = run.batches_of(prompts.by_length(shard), |p| prompts.prompt(p).len(), crew.size());
+            batches.extend(of_shard.into_iter().map(|batch| (number, batch)));
+        }
+        crew.each_of_shards(
+            &batches,
+            |engine, batch: &Vec<usize>| trace_batch(run, engine, prompts, batch, &bar),
+            |number| Ok((activations::Writers::create(run, a, number)?, Vec::new())),
+            |(saved, traced), parts| {
+                for mut part in parts {
+                    saved.write(std::mem::take(&mut part.activations))?;
+                    traced.push(part);
+                }
+                Ok(())
+            },
+            |number, (saved, traced)| {
+                count_writing(|| write_shard(run, prompts, &traced, saved, &ShardFiles::new(run, number)))
+            },
+        )?;
     }
     bar.finish_and_clear();
     Ok(format!("{} tokens", prompts.tokens()))
@@ -51,7 +71,6 @@ struct ShardFiles {
     sums: PathBuf,
     /// Raw activations, if any are saved.
     activations: Vec<PathBuf>,
-    number: usize,
 }
 
 impl ShardFiles {
@@ -59,7 +78,7 @@ impl ShardFiles {
         let file = |table: &str| run.folder.table(table).join(format!("{number:05}.parquet"));
         let sums = sums_path(&run.folder.work(), number);
         let activations = activations::paths(run, number);
-        Self { clean: file("clean"), direct_effects: file("direct_effects"), sums, activations, number }
+        Self { clean: file("clean"), direct_effects: file("direct_effects"), sums, activations }
     }
 
     fn are_whole(&self, run: &Run) -> bool {
@@ -74,98 +93,96 @@ fn sums_path(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("sums-{number:05}.f64"))
 }
 
-/// What a clean pass gave for one prompt, until the shard's rows are written in order.
+/// What a clean pass gave for some prompts of equal length, until the shard's rows are written in order.
 struct Traced {
-    prompt: usize,
-    /// Row of the prompt's first position in the batch.
-    first: usize,
-    batch: std::rc::Rc<(CleanEffects, Vec<f32>)>,
+    prompts: Vec<usize>,
+    effects: CleanEffects,
+    log_probs: Vec<f32>,
+    sums: Sums,
+    /// What is saved on request.
+    activations: Vec<RecordBatch>,
 }
 
-fn trace_shard(
+/// One prompt of a clean pass.
+struct Row<'a> {
+    prompt: usize,
+    /// Row of the prompt's first position in the pass.
+    first: usize,
+    of: &'a Traced,
+}
+
+/// The clean pass of prompts of equal length; in halves where memory is short.
+fn trace_batch(
     run: &Run,
     engine: &mut Engine,
     prompts: &Prompts,
-    shard: &[usize],
-    files: &ShardFiles,
-    bar: &indicatif::ProgressBar,
-) -> Result<()> {
-    let a = engine.architecture.clone();
-    let save = &run.config.trace.save;
-    let post = save.contains(&Activation::MlpPost);
-    let keep = Keep { z: true, attention_out: true, mlp_out: true, post, ..Default::default() };
-    let keeps = vec![keep; a.layers];
-    let mut saved = activations::Writers::create(run, &a, files.number)?;
-    let mut sums = Sums::new(&a);
-    let mut traced = Vec::new();
-    for equal in prompts.by_length(shard) {
-        let length = prompts.prompt(equal[0]).len();
-        let mut groups: VecDeque<&[usize]> = balanced(&equal, run.rows_in_call() / length).collect();
-        while let Some(group) = groups.pop_front() {
-            interrupt::check()?;
-            let rows = run.rows_in_call();
-            let clean = match trace_group(engine, prompts, group, &keeps) {
-                Err(e) if memory::is_exhausted(&e) && group.len() > 1 => {
-                    run.shrink(rows.min(group.len() * length), length);
-                    let (first, second) = group.split_at(group.len() / 2);
-                    groups.push_front(second);
-                    groups.push_front(first);
-                    continue;
-                }
-                result => result?,
-            };
-            let (clean, log_probs) = clean;
-            sums.add(&clean)?;
-            saved.write(&clean, group)?;
-            let batch = std::rc::Rc::new((clean.effects, log_probs));
-            traced.extend(group.iter().enumerate().map(|(i, &prompt)| Traced {
-                prompt,
-                first: i * length,
-                batch: batch.clone(),
-            }));
-            bar.inc((group.len() * length) as u64);
+    batch: &[usize],
+    bar: &ProgressBar,
+) -> Result<Vec<Traced>> {
+    interrupt::check()?;
+    let (rows, length) = (run.rows_in_call(), prompts.prompt(batch[0]).len());
+    match trace_group(run, engine, prompts, batch) {
+        Err(e) if memory::is_exhausted(&e) && batch.len() > 1 => {
+            run.shrink(rows.min(batch.len() * length), length);
+            let (first, second) = batch.split_at(batch.len() / 2);
+            let mut parts = trace_batch(run, engine, prompts, first, bar)?;
+            parts.extend(trace_batch(run, engine, prompts, second, bar)?);
+            Ok(parts)
+        }
+        result => {
+            bar.inc((batch.len() * length) as u64);
+            Ok(vec![result?])
         }
     }
-    traced.sort_by_key(|t| t.prompt);
-    count_writing(|| write_shard(run, prompts, &traced, files, &mut sums))?;
-    saved.finish(run.folder.ledger(Stage::Trace))?;
-    // Last: if it is there, so are the others.
-    write_clean(run, prompts, &traced, files)
 }
 
-/// The clean pass of prompts of equal length, and the log-probabilities of their targets.
-fn trace_group(
-    engine: &mut Engine,
-    prompts: &Prompts,
-    group: &[usize],
-    keeps: &[Keep],
-) -> Result<(CleanBatch, Vec<f32>)> {
+fn trace_group(run: &Run, engine: &mut Engine, prompts: &Prompts, group: &[usize]) -> Result<Traced> {
+    let a = engine.architecture.clone();
+    let post = run.config.trace.save.contains(&Activation::MlpPost);
+    let keep = Keep { z: true, attention_out: true, mlp_out: true, post, ..Default::default() };
     let tokens: Vec<&[u32]> = group.iter().map(|&p| prompts.prompt(p)).collect();
     let targets: Vec<TargetRow> = group.iter().map(|&p| prompts.target_row(p, tokens[0].len())).collect();
     let directions = engine.directions(&targets)?;
-    let clean = engine.clean(&tokens, &directions, keeps)?;
+    let clean = engine.clean(&tokens, &directions, &vec![keep; a.layers])?;
     let log_probs = engine.log_probs(&clean, &targets)?;
     check(&clean.effects, group, &targets)?;
-    Ok((clean, log_probs))
+    let mut sums = Sums::new(&a);
+    sums.add(&clean)?;
+    let activations = activations::batches(run, &a, &clean, group)?;
+    Ok(Traced { prompts: group.to_vec(), effects: clean.effects, log_probs, sums, activations })
 }
 
-/// Everything of a shard but `clean`.
-fn write_shard(run: &Run, prompts: &Prompts, traced: &[Traced], files: &ShardFiles, sums: &mut Sums) -> Result<()> {
-    let mut writer = TableWriter::create(&DIRECT_EFFECTS, &files.direct_effects, &run.meta(Stage::Trace))?;
-    for t in traced {
-        writer.write(&direct_effects(t, prompts.measured(t.prompt))?)?;
+/// `clean` last: if it is there, so are the others.
+fn write_shard(
+    run: &Run,
+    prompts: &Prompts,
+    traced: &[Traced],
+    saved: activations::Writers,
+    files: &ShardFiles,
+) -> Result<()> {
+    let (a, meta, ledger) = (&run.model.architecture, run.meta(Stage::Trace), run.folder.ledger(Stage::Trace));
+    let mut rows: Vec<Row> = traced
+        .iter()
+        .flat_map(|of| {
+            let prompts = of.prompts.iter().enumerate();
+            prompts.map(move |(i, &prompt)| Row { prompt, first: i * of.effects.positions, of })
+        })
+        .collect();
+    rows.sort_by_key(|row| row.prompt);
+    let mut writer = TableWriter::create(&DIRECT_EFFECTS, &files.direct_effects, &meta)?;
+    for row in &rows {
+        writer.write(&direct_effects(row, prompts.measured(row.prompt))?)?;
     }
     writer.finish()?;
+    let mut sums = Sums::new(a);
+    traced.iter().for_each(|part| sums.append(&part.sums));
     let bytes = sums.bytes();
     write_atomically(&files.sums, &bytes)?;
-    run.folder.ledger(Stage::Trace).record(&files.sums, sha256_of(&bytes))
-}
-
-fn write_clean(run: &Run, prompts: &Prompts, traced: &[Traced], files: &ShardFiles) -> Result<()> {
-    let a = &run.model.architecture;
-    let mut writer = TableWriter::create(&CLEAN, &files.clean, &run.meta(Stage::Trace))?;
-    for t in traced {
-        writer.write(&clean_rows(t, prompts.measured(t.prompt), |s| a.residual_norm(s))?)?;
+    ledger.record(&files.sums, sha256_of(&bytes))?;
+    saved.finish(ledger)?;
+    let mut writer = TableWriter::create(&CLEAN, &files.clean, &meta)?;
+    for row in &rows {
+        writer.write(&clean_rows(row, prompts.measured(row.prompt), |s| a.residual_norm(s))?)?;
     }
     writer.finish()
 }
@@ -202,6 +219,13 @@ impl Sums {
             }
         }
         Ok(())
+    }
+
+    fn append(&mut self, other: &Sums) {
+        let others = [&other.z, &other.attention_out, &other.mlp_out];
+        for (sum, other) in self.parts().into_iter().zip(others) {
+            sum.iter_mut().zip(other).for_each(|(sum, &v)| *sum += v);
+        }
     }
 
     fn bytes(&mut self) -> Vec<u8> {
@@ -311,13 +335,13 @@ fn keys(prompt: usize, positions: impl Iterator<Item = usize> + Clone) -> (Array
     (Arc::new(prompts), Arc::new(UInt32Array::from_iter_values(positions.map(|s| s as u32))))
 }
 
-fn clean_rows(t: &Traced, measured: Range<usize>, residual_norm: impl Fn(f64) -> f64) -> Result<RecordBatch> {
-    let (clean, log_probs) = &*t.batch;
+fn clean_rows(row: &Row, measured: Range<usize>, residual_norm: impl Fn(f64) -> f64) -> Result<RecordBatch> {
+    let (clean, log_probs) = (&row.of.effects, &row.of.log_probs);
     let floats = |f: &dyn Fn(usize) -> f32| {
-        let values = measured.clone().map(|s| f(t.first + s));
+        let values = measured.clone().map(|s| f(row.first + s));
         Arc::new(Float32Array::from_iter_values(values)) as ArrayRef
     };
-    let (prompt, position) = keys(t.prompt, measured.clone());
+    let (prompt, position) = keys(row.prompt, measured.clone());
     let columns = vec![
         prompt,
         position,
@@ -340,14 +364,14 @@ pub fn component_keys(layers: usize, heads: usize, biases: usize) -> Vec<(&'stat
 }
 
 /// Rows sorted by (prompt, position, component, layer, head).
-fn direct_effects(t: &Traced, measured: Range<usize>) -> Result<RecordBatch> {
-    let clean = &t.batch.0;
+fn direct_effects(row: &Row, measured: Range<usize>) -> Result<RecordBatch> {
+    let clean = &row.of.effects;
     let tokens = clean.prompts * clean.positions;
     let biases = clean.attention_bias.len() / tokens;
     let keys_of_token = component_keys(clean.heads.len(), clean.heads[0].len() / tokens, biases);
     let mut values: Vec<f32> = Vec::with_capacity(measured.len() * keys_of_token.len());
     for s in measured.clone() {
-        let i = t.first + s;
+        let i = row.first + s;
         let scale = f64::from(clean.norm_scale[i]);
         let mut effects = component_dots(clean, i).map(|dot| (dot / scale) as f32);
         values.extend(effects.by_ref().take(biases));
@@ -356,7 +380,7 @@ fn direct_effects(t: &Traced, measured: Range<usize>) -> Result<RecordBatch> {
         values.extend(effects);
     }
     let n = keys_of_token.len();
-    let (prompt, position) = keys(t.prompt, measured.clone().flat_map(|s| std::iter::repeat_n(s, n)));
+    let (prompt, position) = keys(row.prompt, measured.clone().flat_map(|s| std::iter::repeat_n(s, n)));
     let each = || measured.clone().flat_map(|_| keys_of_token.iter());
     let columns: Vec<ArrayRef> = vec![
         prompt,

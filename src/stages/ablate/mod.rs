@@ -14,7 +14,7 @@ mod work;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
@@ -23,7 +23,7 @@ use arrow::record_batch::RecordBatch;
 use indicatif::ProgressBar;
 
 use super::trace::Means;
-use super::{Run, balanced, iterate};
+use super::{Run, iterate};
 use crate::bench::count_writing;
 use crate::config::Kind;
 use crate::corpus::Prompts;
@@ -32,15 +32,32 @@ use crate::memory;
 use crate::pairing::pairings_within;
 use crate::progress;
 use crate::run_folder::Stage;
-use crate::tables::{Metadata, PAIRS, TableWriter};
+use crate::sharing::ShardSet;
+use crate::tables::{Metadata, PAIRS, TableWriter, is_whole};
 use plan::Plan;
 use shard::{Finished, Shard, ShardFiles};
-use sums::{SavedSums, Sums};
+use sums::SavedSums;
 use top::TopTokens;
 
 pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
-    let a = &run.model.architecture;
+    let plan = begin(run, prompts)?;
+    ablate_shards(run, &plan, ShardSet::ALL)?;
+    SavedSums::open(run, &plan, ShardSet::ALL)?.write_tables(run, &plan)?;
+    iterate::iterate(run, prompts, &plan.needs())?;
+    let tokens = prompts.measured_tokens();
+    Ok(format!("{} components × {tokens} tokens", run.components.len()))
+}
+
+/// What is decided before the first shard, with its tables: partners and top tokens.
+pub fn begin<'a>(run: &'a Run, prompts: &'a Prompts) -> Result<Plan<'a>> {
+    let plan = plan(run, prompts)?;
     let meta = run.meta(Stage::Ablate);
+    write_pairs(&plan.pairings, &run.folder.table("pairs"), &meta)?;
+    plan.top.write(&run.components, &run.folder.table("top_tokens"), &meta)?;
+    Ok(plan)
+}
+
+fn plan<'a>(run: &'a Run, prompts: &'a Prompts) -> Result<Plan<'a>> {
     let all: Vec<usize> = (0..prompts.count()).collect();
     let pairings = match run.has(Kind::Resample) {
         true => {
@@ -49,23 +66,85 @@ pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
         }
         false => vec![],
     };
-    write_pairs(&pairings, &run.folder.table("pairs"), &meta)?;
     let top = TopTokens::find(run, prompts)?;
-    top.write(&run.components, &run.folder.table("top_tokens"), &meta)?;
     let means = run.has(Kind::Mean).then(|| Means::read(run, prompts)).transpose()?;
-    let plan = Plan::new(run, prompts, pairings, means, top)?;
-
-    let mut crew = Crew::load(a, &run.folder.model(), &run.config.runtime, &plan.needs())?;
-    ablate_shards(run, &plan, &mut crew)?;
-    iterate::iterate(run, prompts, &mut crew)?;
-    let tokens = prompts.measured_tokens();
-    Ok(format!("{} components × {tokens} tokens", run.components.len()))
+    Plan::new(run, prompts, pairings, means, top)
 }
 
-fn ablate_shards(run: &Run, plan: &Plan, crew: &mut Crew) -> Result<()> {
-    let saved = SavedSums::open(run, plan)?;
-    let bar = progress::bar("ablate", (plan.flops() / 1e9) as u64, "GFLOP");
-    let bar = &bar;
+/// Whether what [`begin`] writes is there, so that shards can be computed.
+pub fn has_begun(run: &Run) -> bool {
+    let meta = run.meta(Stage::Ablate);
+    let whole = |table: &str| is_whole(&run.folder.table(table).join(format!("{table}.parquet")), &meta);
+    run.folder.has_begun(Stage::Ablate, run.fingerprint(Stage::Ablate)) && whole("pairs") && whole("top_tokens")
+}
+
+/// Computes the shards of one of several processes.
+pub fn ablate_set(run: &Run, prompts: &Prompts, set: ShardSet) -> Result<()> {
+    ablate_shards(run, &plan(run, prompts)?, set)
+}
+
+/// Sets of shards, divided as `set` is, of which some are still to be computed.
+pub fn sets_left(run: &Run, prompts: &Prompts, set: ShardSet) -> Result<Vec<ShardSet>> {
+    let plan = plan(run, prompts)?;
+    let saved = SavedSums::open(run, &plan, set)?;
+    let count = prompts.count().div_ceil(plan.prompts_in_shard());
+    let mut left = Vec::new();
+    for of in (0..count).filter(|&number| !is_done(run, &plan, &saved, number)).map(|number| set.holding(number)) {
+        if !left.contains(&of) {
+            left.push(of);
+        }
+    }
+    Ok(left)
+}
+
+/// Whether a shard's rows are written and summed.
+fn is_done(run: &Run, plan: &Plan, saved: &SavedSums, number: usize) -> bool {
+    saved.contains(number) && ShardFiles::new(run, plan, number).are_whole(&run.meta(Stage::Ablate), saved.are_done())
+}
+
+/// Computes the shards of a set that are not done yet.
+fn ablate_shards(run: &Run, plan: &Plan, set: ShardSet) -> Result<()> {
+    let saved = SavedSums::open(run, plan, set)?;
+    let all: Vec<usize> = (0..plan.prompts.count()).collect();
+    let shards: Vec<&[usize]> = all.chunks(plan.prompts_in_shard()).collect();
+    let gflop = |numbers: &[usize]| {
+        let prompts = numbers.iter().flat_map(|&number| shards[number]);
+        (prompts.map(|&p| plan.flops_of(p)).sum::<f64>() / 1e9) as u64
+    };
+    let of_set: Vec<usize> = (0..shards.len()).filter(|&number| set.contains(number)).collect();
+    let (done, left): (Vec<usize>, Vec<usize>) = of_set.iter().partition(|&&number| is_done(run, plan, &saved, number));
+    let bar = progress::bar("ablate", gflop(&of_set), "GFLOP");
+    bar.inc(gflop(&done));
+    if !left.is_empty() {
+        compute_shards(run, plan, saved, &shards, &left, &bar)?;
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn compute_shards(
+    run: &Run,
+    plan: &Plan,
+    mut saved: SavedSums,
+    shards: &[&[usize]],
+    left: &[usize],
+    bar: &ProgressBar,
+) -> Result<()> {
+    let mut crew = Crew::load(plan.architecture, &run.folder.model(), &run.config.runtime, &plan.needs())?;
+    let length = |p: usize| plan.prompts.needed(p).len();
+    let mut batches = Vec::new();
+    for &number in left {
+        let of_shard = run.batches_of(plan.prompts.by_length(shards[number]), length, crew.size());
+        batches.extend(of_shard.into_iter().map(|prompts| (number, prompts)));
+    }
+    let work = |engine: &mut Engine, prompts: &Vec<usize>| {
+        let part = ablate_batch(run, plan, engine, prompts, bar);
+        part.with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))
+    };
+    let absorb = |shard: &mut Shard, part| {
+        shard.absorb(plan, part);
+        Ok(())
+    };
     // Files are written by a thread of their own, so that the arithmetic never waits for Parquet. One finished shard
     // is handed over at a time; more would let memory grow, and a kill lose more.
     thread::scope(|scope| {
@@ -73,72 +152,22 @@ fn ablate_shards(run: &Run, plan: &Plan, crew: &mut Crew) -> Result<()> {
         let meta = run.meta(Stage::Ablate);
         let writer =
             scope.spawn(move || receiver.iter().try_for_each(|finished| count_writing(|| finished.write(&meta))));
-        let computed = compute_shards(run, plan, crew, saved, sender, bar);
+        // The sender goes with it, which ends the writer.
+        let finish = move |number: usize, shard: Shard| {
+            // A shard that vanished after its sums were saved is written again, but not summed again.
+            let finished = Finished::new(plan, shard, ShardFiles::new(run, plan, number), &mut saved, number)?;
+            sender.send(finished).map_err(|_| anyhow!("the writer has stopped"))
+        };
+        let open = |number: usize| Ok(Shard::new(plan, shards[number]));
+        let computed = crew.each_of_shards(&batches, work, open, absorb, finish);
         let written = writer.join().map_err(|_| anyhow!("the writer thread panicked"))?;
         written.and(computed)
-    })?;
-    bar.finish_and_clear();
-    SavedSums::open(run, plan)?.write_tables(run, plan)
-}
-
-/// Prompts of equal length that are ablated together.
-struct Batch {
-    shard: usize,
-    prompts: Vec<usize>,
-}
-
-fn compute_shards(
-    run: &Run,
-    plan: &Plan,
-    crew: &mut Crew,
-    mut saved: SavedSums,
-    sender: SyncSender<Finished>,
-    bar: &ProgressBar,
-) -> Result<()> {
-    let (meta, fingerprint) = (run.meta(Stage::Ablate), run.fingerprint(Stage::Ablate));
-    let all: Vec<usize> = (0..plan.prompts.count()).collect();
-    let shards: Vec<&[usize]> = all.chunks(plan.prompts_in_shard()).collect();
-    let mut batches = Vec::new();
-    for (number, group) in shards.iter().enumerate() {
-        if saved.contains(number) && ShardFiles::new(run, plan, number).are_whole(&meta, saved.are_done()) {
-            bar.inc((group.iter().map(|&p| plan.flops_of(p)).sum::<f64>() / 1e9) as u64);
-        } else {
-            batches.extend(batches_of(run, plan, number, group, crew.size()));
-        }
-    }
-    let work = |engine: &mut Engine, batch: &Batch| {
-        let prompts = &batch.prompts;
-        let part = ablate_batch(run, plan, engine, prompts, bar);
-        let part =
-            part.with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))?;
-        Ok((batch.shard, part))
-    };
-    let mut current: Option<(usize, Shard)> = None;
-    let mut finish = |number: usize, shard: Shard| {
-        // A shard that vanished after its sums were saved is written again, but not summed again.
-        let files = ShardFiles::new(run, plan, number);
-        let finished = Finished::new(plan, shard, files, &mut saved, number, fingerprint);
-        sender.send(finished).map_err(|_| anyhow!("the writer has stopped"))
-    };
-    crew.each(&batches, work, |(number, part)| {
-        match &mut current {
-            Some((open, shard)) if *open == number => shard.absorb(plan, part),
-            _ => {
-                let mut shard = Shard::new(plan, shards[number], saved_sums_like(plan, run));
-                shard.absorb(plan, part);
-                if let Some((number, whole)) = current.replace((number, shard)) {
-                    finish(number, whole)?;
-                }
-            }
-        }
-        Ok(())
-    })?;
-    current.map_or(Ok(()), |(number, whole)| finish(number, whole))
+    })
 }
 
 /// Every ablation of some prompts. Where memory is short, with smaller calls and fewer prompts at a time.
 fn ablate_batch(run: &Run, plan: &Plan, engine: &mut Engine, prompts: &[usize], bar: &ProgressBar) -> Result<Shard> {
-    let empty = || Shard::new(plan, prompts, saved_sums_like(plan, run));
+    let empty = || Shard::new(plan, prompts);
     loop {
         let rows = run.rows_in_call();
         let mut part = empty();
@@ -160,21 +189,6 @@ fn ablate_batch(run: &Run, plan: &Plan, engine: &mut Engine, prompts: &[usize], 
             return Ok(whole);
         }
     }
-}
-
-fn saved_sums_like(plan: &Plan, run: &Run) -> Sums {
-    Sums::new(plan, if plan.curves() > 0 { run.model.architecture.d_mlp } else { 0 })
-}
-
-/// The prompts of a shard in batches that fill a call and leave nobody without work.
-fn batches_of(run: &Run, plan: &Plan, shard: usize, group: &[usize], crew: usize) -> Vec<Batch> {
-    let mut batches = Vec::new();
-    for equal in plan.prompts.by_length(group) {
-        let length = plan.prompts.needed(equal[0]).len();
-        let most = (run.rows_in_call() / length).min(equal.len().div_ceil(crew));
-        batches.extend(balanced(&equal, most).map(|prompts| Batch { shard, prompts: prompts.to_vec() }));
-    }
-    batches
 }
 
 fn write_pairs(pairings: &[Vec<usize>], folder: &Path, meta: &Metadata) -> Result<()> {

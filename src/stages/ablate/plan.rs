@@ -32,7 +32,7 @@ pub struct Plan<'a> {
     /// Whether the ablated runs' distributions are measured.
     pub distribution: bool,
     pub slots: Slots,
-    architecture: &'a Architecture,
+    pub architecture: &'a Architecture,
     iterates: bool,
 }
 
@@ -91,7 +91,23 @@ impl<'a> Plan<'a> {
             divergence: self.distribution,
             iterate: self.iterates,
             neurons: self.neuron_layers.clone(),
+            first_readers: self.first_readers(),
         }
+    }
+
+    /// The layer that reads first what heads of `layer` write.
+    pub fn first_reader(&self, layer: usize) -> usize {
+        if self.own_mlp_reacts() { layer } else { layer + 1 }
+    }
+
+    /// Layers that read ablated heads first, where they can do so by differences: projections along u are none of z.
+    fn first_readers(&self) -> Vec<usize> {
+        if !self.kinds.iter().any(|kind| matches!(kind, Kind::Resample | Kind::Mean | Kind::Zero)) {
+            return vec![];
+        }
+        let heads = self.groups.keys().filter(|(_, component)| *component == Component::Head);
+        let readers = heads.map(|&(layer, _)| self.first_reader(layer));
+        readers.filter(|&layer| layer < self.architecture.layers).collect()
     }
 
     /// Necessary operations of ablating one prompt.

@@ -9,7 +9,7 @@ use super::plan::{Item, Plan, place};
 use super::work::Work;
 use crate::components::Component;
 use crate::config::Kind;
-use crate::engine::runtime::{tensor, view, view_mut};
+use crate::engine::runtime::{int_tensor, tensor, view, view_mut};
 use crate::engine::{Engine, Kept, Place};
 use crate::model::Architecture;
 
@@ -18,6 +18,8 @@ pub struct Replacement {
     pub stream: DynValue,
     /// What the replacement did to the component's own effect, unscaled; [B][S].
     pub own_changes: Vec<Vec<f64>>,
+    /// Where the stream changed by the heads' z alone: what changed, [B, S, d_head], and which heads, \[B\].
+    pub heads: Option<(DynValue, DynValue)>,
 }
 
 const MISSING: &str = "the pass did not keep an output that an ablation needs";
@@ -50,9 +52,13 @@ impl Replacement {
             heads.push(head as i64);
             z_changes.extend(z);
         }
-        let mut stream = engine.replace_heads(layer, base, prompts, heads, z_changes)?;
+        let d_head = engine.architecture.d_head;
+        let z_changes = tensor(&[runs.len(), z_changes.len() / (runs.len() * d_head), d_head], z_changes)?;
+        let heads = int_tensor(&[runs.len()], heads)?;
+        let mut stream = engine.replace_heads(layer, base, prompts, &heads, &z_changes)?;
         add_along_u(work, view_mut(&mut stream)?, runs, &along)?;
-        Ok(Self { stream, own_changes })
+        let by_z_alone = along.iter().all(Option::is_none);
+        Ok(Self { stream, own_changes, heads: by_z_alone.then_some((z_changes, heads)) })
     }
 
     fn of_outputs(work: &Work, engine: &Engine, component: Component, runs: &[(usize, Item)]) -> Result<Self> {
@@ -78,12 +84,12 @@ impl Replacement {
             streams.extend(base[rows].iter().zip(&change).map(|(r, c)| r + c));
         }
         add_along_u(work, &mut streams, runs, &along)?;
-        Ok(Self { stream: tensor(&[runs.len(), positions, d], streams)?, own_changes })
+        Ok(Self { stream: tensor(&[runs.len(), positions, d], streams)?, own_changes, heads: None })
     }
 }
 
 /// The clean stream that a component wrote to last before the suffix reads it, [prompts, S, D].
-fn base<'w>(work: &'w Work, a: &Architecture, layer: usize, component: Component) -> Result<&'w DynValue> {
+pub fn base<'w>(work: &'w Work, a: &Architecture, layer: usize, component: Component) -> Result<&'w DynValue> {
     let kept = &work.clean.layers[layer];
     let stream = match place(a, component) {
         Place::Mid => kept.mid.as_ref(),

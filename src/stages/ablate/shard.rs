@@ -58,12 +58,6 @@ pub struct NeuronTotal {
     pub top_percent: f32,
 }
 
-/// Of one or more tokens of an ablated run.
-pub struct Distribution {
-    pub log_prob: Vec<f32>,
-    pub kl: Vec<f32>,
-}
-
 /// Where a shard's files lie. `ablations` is written last: if it is there, so are the others.
 pub struct ShardFiles {
     ablations: PathBuf,
@@ -114,7 +108,7 @@ pub struct Shard {
 
 impl Shard {
     /// No rows yet, for the prompts of a shard or of a part of one.
-    pub fn new(plan: &Plan, group: &[usize], sums: Sums) -> Self {
+    pub fn new(plan: &Plan, group: &[usize]) -> Self {
         let mut starts = Vec::new();
         let mut block = 0;
         for &p in group {
@@ -133,7 +127,7 @@ impl Shard {
             neurons: vec![],
             totals: vec![],
             samples: vec![],
-            sums,
+            sums: Sums::new(plan),
         }
     }
 
@@ -143,15 +137,15 @@ impl Shard {
         prompt: usize,
         position: usize,
         r: &Repair,
-        distribution: Option<Distribution>,
+        distribution: Option<(f32, f32)>,
         weight: f64,
     ) {
         let i = self.prompts.partition_point(|&p| p < prompt);
         let row = target * self.block + self.starts[i] + position - self.first_positions[i];
         self.rows[row].add(r, weight);
-        if let Some(d) = distribution {
-            self.distributions[row].0 += weight * f64::from(d.log_prob[0]);
-            self.distributions[row].1 += weight * f64::from(d.kl[0]);
+        if let Some((log_prob, kl)) = distribution {
+            self.distributions[row].0 += weight * f64::from(log_prob);
+            self.distributions[row].1 += weight * f64::from(kl);
         }
     }
 }
@@ -195,20 +189,13 @@ struct TargetKey {
 }
 
 impl Finished {
-    pub fn new(
-        plan: &Plan,
-        shard: Shard,
-        files: ShardFiles,
-        saved: &mut SavedSums,
-        number: usize,
-        fingerprint: &str,
-    ) -> Self {
+    pub fn new(plan: &Plan, shard: Shard, files: ShardFiles, saved: &mut SavedSums, number: usize) -> Result<Self> {
         let key = |target| {
             let (kind, hold, component) = plan.parts(target);
             TargetKey { ablation: kind.name(), hold: hold.name(), component }
         };
-        let sums = saved.merge(number, &shard.sums, fingerprint);
-        Self { keys: (0..plan.targets()).map(key).collect(), shard, files, sums }
+        let sums = saved.merge(number, &shard.sums)?;
+        Ok(Self { keys: (0..plan.targets()).map(key).collect(), shard, files, sums })
     }
 
     pub fn write(mut self, meta: &Metadata) -> Result<()> {

@@ -1,10 +1,12 @@
 //! What is summed over the whole corpus while shards come and go: the repair graph and the neurons' curves. The sums
-//! after each shard are kept in one file, so that a killed run goes on where it was, and storage does not grow.
+//! after each shard are kept in one file a process, so that a killed run goes on where it was, and storage does not grow.
+//! Shards are added as whole numbers: in any order, and divided among processes in any way, they give the same bytes.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
 
@@ -13,6 +15,7 @@ use super::plan::Plan;
 use super::shard::read_samples;
 use crate::components::{Ablatable, Component};
 use crate::run_folder::{Stage, files_below, sha256_of};
+use crate::sharing::ShardSet;
 use crate::tables::{Metadata, NEURON_CURVES, REPAIR_GRAPH, TableWriter, is_whole};
 
 /// Shares of the head's direct effect that a neuron's change is held against.
@@ -33,8 +36,8 @@ impl Sums {
     pub const ALL: usize = 0;
     pub const TOP: usize = 1;
 
-    pub fn new(plan: &Plan, neurons: usize) -> Self {
-        let slots = plan.slots.count();
+    pub fn new(plan: &Plan) -> Self {
+        let (slots, neurons) = (plan.slots.count(), plan.neurons());
         let curves_from = plan.targets() * 2 * (3 + 3 * slots);
         let curves = plan.curves() * (2 + neurons * (1 + SHARES.len()));
         Self { values: vec![0.0; curves_from + curves], slots, curves_from, neurons }
@@ -98,60 +101,94 @@ fn mean_and_error(counts: &[f64], sums: &[f64]) -> (f64, Option<f64>) {
     (mean, error)
 }
 
+/// What a whole number stands for in the sums of several shards. Of a shard's sums, which are float64 and far below
+/// 2⁶², nothing is lost but what is smaller than this.
+const UNIT: f64 = 1.0 / (1u128 << 64) as f64;
+
 /// The sums after some shards, and where they are kept.
 pub struct SavedSums {
+    folder: PathBuf,
+    fingerprint: String,
+    /// Of this process's set; it writes no other.
     path: PathBuf,
-    /// Shards that are in the sums: those before this number.
-    next: usize,
-    sums: Sums,
+    /// Shards that are in the sums of `path`, and in those of other files.
+    shards: BTreeSet<usize>,
+    others: BTreeSet<usize>,
+    values: Vec<i128>,
+    /// Whether the tables made of the sums are there.
+    done: bool,
 }
 
 impl SavedSums {
-    /// What an earlier run left, else nothing.
-    pub fn open(run: &Run, plan: &Plan) -> Result<Self> {
-        let neurons = if plan.curves() > 0 { run.model.architecture.d_mlp } else { 0 };
-        let mut sums = Sums::new(plan, neurons);
-        let folder = run.folder.sums();
-        let path = folder.join("sums.f64");
-        let fingerprint = run.fingerprint(Stage::Ablate);
-        let meta = run.meta(Stage::Ablate);
+    /// What earlier runs left, to be gone on with by a process that computes the shards of `set`.
+    pub fn open(run: &Run, plan: &Plan, set: ShardSet) -> Result<Self> {
+        let (fingerprint, meta) = (run.fingerprint(Stage::Ablate), run.meta(Stage::Ablate));
         let curves = plan.curves() == 0 || is_whole(&curves_path(run), &meta);
         let done = curves && is_whole(&graph_path(run), &meta);
-        let next = if done { usize::MAX } else { read_sums(&path, fingerprint, &mut sums.values) };
-        Ok(Self { path, next, sums })
+        let folder = run.folder.sums();
+        let path = folder.join(format!("{}.sums", set.name()));
+        let length = Sums::new(plan).values.len();
+        let (shards, values) = read_sums(&path, fingerprint, length).unwrap_or_else(|| (vec![], vec![0; length]));
+        let mut others = BTreeSet::new();
+        for other in sums_files(&folder)?.iter().filter(|&other| *other != path) {
+            others.extend(read_sums(other, fingerprint, length).map(|(shards, _)| shards).unwrap_or_default());
+        }
+        let shards = shards.into_iter().collect();
+        Ok(Self { folder, fingerprint: fingerprint.into(), path, shards, others, values, done })
     }
 
     /// Whether a shard is in the sums.
     pub fn contains(&self, shard: usize) -> bool {
-        shard < self.next
+        self.done || self.shards.contains(&shard) || self.others.contains(&shard)
     }
 
     /// Whether the tables made of the sums are there.
     pub fn are_done(&self) -> bool {
-        self.next == usize::MAX
+        self.done
     }
 
     /// Adds a shard that is not in the sums yet, and returns what to write into which file once the shard is written.
-    pub fn merge(&mut self, shard: usize, sums: &Sums, fingerprint: &str) -> Option<(PathBuf, Vec<u8>)> {
+    ///
+    /// # Errors
+    /// If a sum is not a number.
+    pub fn merge(&mut self, shard: usize, sums: &Sums) -> Result<Option<(PathBuf, Vec<u8>)>> {
         if self.contains(shard) {
-            return None;
+            return Ok(None);
         }
-        self.sums.add(sums);
-        self.next = shard + 1;
-        let numbers: Vec<u8> = self.sums.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let mut bytes = header(fingerprint, self.next, &numbers).into_bytes();
+        for (total, &x) in self.values.iter_mut().zip(&sums.values) {
+            ensure!(x.is_finite(), "a sum over shard {shard} is {x}; the model's numbers overflow here");
+            *total += (x / UNIT).round() as i128;
+        }
+        self.shards.insert(shard);
+        let numbers: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let shards: Vec<usize> = self.shards.iter().copied().collect();
+        let mut bytes = header(&self.fingerprint, &shards, &numbers).into_bytes();
         bytes.extend(numbers);
-        Some((self.path.clone(), bytes))
+        Ok(Some((self.path.clone(), bytes)))
+    }
+
+    /// The sums of all shards.
+    fn total(&self, plan: &Plan) -> Result<Sums> {
+        let mut values = self.values.clone();
+        for other in sums_files(&self.folder)?.iter().filter(|&other| *other != self.path) {
+            let (_, others) = read_sums(other, &self.fingerprint, values.len())
+                .with_context(|| format!("{} is not what was written; run with --fresh", other.display()))?;
+            values.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+        }
+        let mut sums = Sums::new(plan);
+        sums.values.iter_mut().zip(values).for_each(|(sum, v)| *sum = v as f64 * UNIT);
+        Ok(sums)
     }
 
     /// Writes `repair_graph` and `neuron_curves`, and removes what was kept until then.
-    pub fn write_tables(mut self, run: &Run, plan: &Plan) -> Result<()> {
+    pub fn write_tables(&self, run: &Run, plan: &Plan) -> Result<()> {
         if !self.are_done() {
             let meta = run.meta(Stage::Ablate);
+            let mut sums = self.total(plan)?;
             if plan.curves() > 0 {
-                self.write_curves(run, plan, &meta)?;
+                sums.write_curves(run, plan, &meta)?;
             }
-            self.write_graph(&graph_path(run), plan, &meta)?;
+            sums.write_graph(&graph_path(run), plan, &meta)?;
         }
         // Also after a shard was written again that had been summed long before.
         for path in files_below(&run.folder.sums())? {
@@ -159,12 +196,14 @@ impl SavedSums {
         }
         Ok(())
     }
+}
 
+impl Sums {
     fn write_graph(&mut self, path: &Path, plan: &Plan, meta: &Metadata) -> Result<()> {
         let mut writer = TableWriter::create(&REPAIR_GRAPH, path, meta)?;
         for target in 0..plan.targets() {
             for (subset, name) in [(Sums::ALL, "all"), (Sums::TOP, "top")] {
-                writer.write(&graph_rows(plan, target, name, self.sums.graph(target, subset))?)?;
+                writer.write(&graph_rows(plan, target, name, self.graph(target, subset))?)?;
             }
         }
         writer.finish()
@@ -183,10 +222,10 @@ impl SavedSums {
                 let (kind, hold, component) = plan.parts(target);
                 if plan.measures_neurons(hold, &component) {
                     let curve = plan.curve(target, n);
-                    let medians = medians(&samples[curve], self.sums.neurons);
-                    if self.sums.curve(curve)[0] > 0.0 {
+                    let medians = medians(&samples[curve], self.neurons);
+                    if self.curve(curve)[0] > 0.0 {
                         let key = (kind.name(), component.layer, component.head.unwrap_or(0), plan.neuron_layers[n]);
-                        writer.write(&curve_rows(key, self.sums.curve(curve), medians)?)?;
+                        writer.write(&curve_rows(key, self.curve(curve), medians)?)?;
                     }
                 }
             }
@@ -203,27 +242,30 @@ fn curves_path(run: &Run) -> PathBuf {
     run.folder.table(NEURON_CURVES.name).join("neuron_curves.parquet")
 }
 
-/// The line before the sums: whose they are, of how many shards, and their checksum.
-fn header(fingerprint: &str, next: usize, numbers: &[u8]) -> String {
-    format!("{fingerprint} {next} {}\n", sha256_of(numbers))
+fn sums_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = files_below(folder)?;
+    paths.retain(|path| path.extension().is_some_and(|e| e == "sums"));
+    Ok(paths)
 }
 
-/// Reads sums of that fingerprint and returns the number of shards in them; 0 if there are none.
-fn read_sums(path: &Path, fingerprint: &str, values: &mut [f64]) -> usize {
-    let mut read = || -> Option<usize> {
-        let bytes = std::fs::read(path).ok()?;
-        let end = bytes.iter().position(|&b| b == b'\n')?;
-        let next = std::str::from_utf8(&bytes[..end]).ok()?.split(' ').nth(1)?.parse().ok()?;
-        let numbers = &bytes[end + 1..];
-        if numbers.len() != 8 * values.len() || bytes[..=end] != *header(fingerprint, next, numbers).as_bytes() {
-            return None;
-        }
-        for (value, chunk) in values.iter_mut().zip(numbers.chunks_exact(8)) {
-            *value = f64::from_le_bytes(chunk.try_into().ok()?);
-        }
-        Some(next)
-    };
-    read().unwrap_or(0)
+/// The line before the sums: whose they are, of which shards, and their checksum.
+fn header(fingerprint: &str, shards: &[usize], numbers: &[u8]) -> String {
+    let shards: Vec<String> = shards.iter().map(usize::to_string).collect();
+    format!("{fingerprint} {} {}\n", shards.join(","), sha256_of(numbers))
+}
+
+/// Reads sums of that fingerprint, and the shards that are in them. `None` if the file has no such sums.
+fn read_sums(path: &Path, fingerprint: &str, length: usize) -> Option<(Vec<usize>, Vec<i128>)> {
+    let bytes = std::fs::read(path).ok()?;
+    let end = bytes.iter().position(|&b| b == b'\n')?;
+    let listed = std::str::from_utf8(&bytes[..end]).ok()?.split(' ').nth(1)?;
+    let shards: Vec<usize> = listed.split(',').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    let numbers = &bytes[end + 1..];
+    if numbers.len() != 16 * length || bytes[..=end] != *header(fingerprint, &shards, numbers).as_bytes() {
+        return None;
+    }
+    let values = numbers.chunks_exact(16).map(|chunk| chunk.try_into().ok().map(i128::from_le_bytes));
+    Some((shards, values.collect::<Option<_>>()?))
 }
 
 fn graph_rows(plan: &Plan, target: usize, subset: &str, sums: &[f64]) -> Result<RecordBatch> {
@@ -309,6 +351,11 @@ impl Plan<'_> {
     /// Curves of neurons, a target and measured layer each.
     pub fn curves(&self) -> usize {
         self.targets() * self.neuron_layers.len()
+    }
+
+    /// Neurons in a curve.
+    fn neurons(&self) -> usize {
+        if self.curves() > 0 { self.architecture.d_mlp } else { 0 }
     }
 
     pub fn curve(&self, target: usize, neuron_layer: usize) -> usize {

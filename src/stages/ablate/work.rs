@@ -4,16 +4,17 @@ use std::ops::Range;
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
+use ort::value::DynValue;
 
 use super::super::repair::{AblatedComponent, repair};
 use super::super::{Run, balanced};
 use super::plan::{Item, Plan, place};
-use super::replace::Replacement;
-use super::shard::{Distribution, Shard};
+use super::replace::{Replacement, base};
+use super::shard::Shard;
 use super::tally::{NeuronSource, Tally};
 use crate::components::{Component, Hold};
 use crate::engine::runtime::{rows, view};
-use crate::engine::{Ablated, CleanBatch, Directions, Engine, HoldMasks, Kept, Suffix, TargetRow};
+use crate::engine::{Ablated, CleanBatch, Directions, Engine, HeadChange, HoldMasks, Kept, Suffix, TargetRow};
 use crate::interrupt;
 
 /// Everything that the ablations of some prompts of equal length read.
@@ -37,6 +38,8 @@ struct Group<'a> {
     component: Component,
     hold: usize,
     masks: Option<&'a HoldMasks>,
+    /// What the first readers of heads read of the clean stream, if they are to read by differences.
+    clean_reads: Option<Vec<DynValue>>,
 }
 
 /// The clean pass of some prompts and of their partners, then every ablation of them.
@@ -52,7 +55,11 @@ pub fn ablate_prompts(
     let length = work.clean.effects.positions;
     for (hold, masks) in work.masks()?.iter().enumerate() {
         for (&(layer, component), members) in &plan.groups {
-            let group = Group { layer, component, hold, masks: masks.as_ref() };
+            let clean_reads = match (component, masks) {
+                (Component::Head, None) => work.clean_reads(engine, layer)?,
+                _ => None,
+            };
+            let group = Group { layer, component, hold, masks: masks.as_ref(), clean_reads };
             let flops = engine.architecture.suffix_flops(&plan.components[members[0]]) * length as f64;
             let mut tally = Tally::new(plan, hold, members, batch);
             for runs in batches(&plan.items(members), batch.len(), run.rows_in_call() / length) {
@@ -96,6 +103,11 @@ impl<'a> Work<'a> {
         Ok(Self { plan, batch, targets, clean, directions, partners, u_squared, neurons })
     }
 
+    fn clean_reads(&self, engine: &mut Engine, layer: usize) -> Result<Option<Vec<DynValue>>> {
+        let reader = self.plan.first_reader(layer);
+        engine.clean_reads(reader, base(self, self.plan.architecture, layer, Component::Head)?)
+    }
+
     /// What each hold of the plan holds where.
     fn masks(&self) -> Result<Vec<Option<HoldMasks>>> {
         let effects = &self.clean.effects;
@@ -127,7 +139,11 @@ impl<'a> Work<'a> {
         let replacement = Replacement::of(self, engine, group.component, runs, prompts.clone())?;
         let hold = self.plan.holds[group.hold];
         let measures_neurons = self.plan.measures_neurons(hold, &self.plan.components[runs[0].1.component]);
+        let base = base(self, self.plan.architecture, group.layer, group.component)?;
+        let change = group.clean_reads.as_ref().zip(replacement.heads);
+        let change = change.map(|(reads, (z_change, heads))| HeadChange { z_change, heads, clean: base, reads });
         let ablated = engine.suffix(Suffix {
+            change,
             layer: group.layer,
             place: place(&engine.architecture, group.component),
             stream: replacement.stream,
@@ -174,8 +190,8 @@ impl<'a> Work<'a> {
             let mut token = repair(&self.clean.effects, i, ablated, j, &what, &mut changes)
                 .with_context(|| format!("{component}, prompt {prompt}, position {s}"))?;
             token.ablated_residual_norm = engine.architecture.residual_norm(token.ablated_norm_scale);
-            let of_token = |d: &Distribution| Distribution { log_prob: vec![d.log_prob[s]], kl: vec![d.kl[s]] };
-            shard.add(target, prompt, s, &token, distribution.as_ref().map(of_token), weight);
+            let of_token = distribution.as_ref().map(|(log_prob, kl)| (log_prob[s], kl[s]));
+            shard.add(target, prompt, s, &token, of_token, weight);
             tally.add(item, p, s, token.direct_effect, &changes, weight);
         }
         tally.add_neurons(item, p, b, ablated, &self.clean, &self.neurons, weight)
@@ -199,7 +215,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn distribution(&self, engine: &mut Engine, ablated: &Ablated, b: usize, p: usize) -> Result<Distribution> {
+    /// Log-probability and divergence at each position of run `b`.
+    fn distribution(&self, engine: &mut Engine, ablated: &Ablated, b: usize, p: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         let residual = ablated.residual_final.as_ref().context("the suffix did not keep the final stream")?;
         let row = |which: &TargetRow, engine: &mut Engine| {
             engine.divergence(rows(residual, b..b + 1)?, rows(&self.clean.residual_final, p..p + 1)?, which)
@@ -211,6 +228,6 @@ impl<'a> Work<'a> {
             let (wrong, _) = row(&wrong, engine)?;
             log_prob.iter_mut().zip(wrong).for_each(|(x, wrong)| *x -= wrong);
         }
-        Ok(Distribution { log_prob, kl })
+        Ok((log_prob, kl))
     }
 }

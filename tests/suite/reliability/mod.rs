@@ -10,6 +10,7 @@ mod memory;
 mod numbers;
 mod places;
 mod secrets;
+mod shards;
 mod threads;
 
 use std::path::Path;

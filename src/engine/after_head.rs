@@ -1,0 +1,124 @@
+//! The first readers of a replaced head, which read it by its difference from the clean stream (`export::readers` has the
+//! formula): products with d_head rows instead of d_model.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use ort::value::DynValue;
+
+use super::runtime::{Graph, Input, Runtime, rows};
+use super::weights::SharedWeights;
+use super::{Engine, Needs};
+use crate::export::{self, Reader};
+use crate::model::Architecture;
+
+/// W_O γ W of every head, [H, d_head, N], for the attention's readers and the MLP's.
+pub struct Combined {
+    attention: Vec<DynValue>,
+    mlp: Vec<DynValue>,
+}
+
+/// One layer's graphs.
+pub struct FirstReaders {
+    clean_reads: Graph,
+    /// Where attention is among the first readers.
+    attention: Option<Graph>,
+    mlp: Graph,
+    combined: Arc<Combined>,
+}
+
+/// Which half of a block reads.
+#[derive(Clone, Copy)]
+pub enum Part {
+    Attention,
+    Mlp,
+}
+
+/// What the first readers of B runs need besides the stream.
+pub struct HeadChange<'a> {
+    /// Replacement z less clean z, [B, S, d_head].
+    pub z_change: DynValue,
+    /// Which head each run replaces, [B].
+    pub heads: DynValue,
+    /// The clean stream that the heads wrote to, [P, S, D] over the clean batch.
+    pub clean: &'a DynValue,
+    /// What the readers read of it: [`Engine::clean_reads`].
+    pub reads: &'a [DynValue],
+}
+
+/// The combined weights of the layers that an engine needs them of, to be shared by engines.
+pub fn combined(
+    a: &Architecture,
+    directory: &Path,
+    runtime: &Runtime,
+    weights: &SharedWeights,
+    needs: &Needs,
+) -> Result<BTreeMap<usize, Arc<Combined>>> {
+    let (attention, mlp) = export::readers(a);
+    let names: Vec<&str> = attention.iter().chain(mlp).map(|reader| reader.of_heads).collect();
+    let of_layer = |&layer: &usize| {
+        let mut graph = runtime.load(&directory.join(format!("{}.onnx", export::combined_graph(layer))), weights)?;
+        let mut values = graph.run_all([], &names)?;
+        let mlp = values.split_off(attention.len());
+        Ok((layer, Arc::new(Combined { attention: values, mlp })))
+    };
+    needs.first_readers.iter().map(of_layer).collect()
+}
+
+impl FirstReaders {
+    pub fn load(
+        a: &Architecture,
+        layer: usize,
+        combined: &Arc<Combined>,
+        load: impl Fn(&str) -> Result<Graph>,
+    ) -> Result<Self> {
+        Ok(Self {
+            clean_reads: load(&export::clean_reads_graph(layer))?,
+            attention: a.parallel.then(|| load(&export::attention_after_head_graph(layer))).transpose()?,
+            mlp: load(&export::mlp_after_head_graph(layer))?,
+            combined: combined.clone(),
+        })
+    }
+}
+
+impl Engine {
+    /// What the first readers in `layer` read of a clean stream [P, S, D], [P, S, N] each; nothing if the engine was not
+    /// loaded to read by differences there.
+    pub fn clean_reads(&mut self, layer: usize, clean: &DynValue) -> Result<Option<Vec<DynValue>>> {
+        let Some(readers) = self.first_readers.get_mut(&layer) else { return Ok(None) };
+        let (attention, mlp) = export::readers(&self.architecture);
+        let names: Vec<&str> = attention.iter().chain(mlp).map(|reader| reader.clean).collect();
+        readers.clean_reads.run_all([("residual", Input::from(clean))], &names).map(Some)
+    }
+
+    /// Runs the attention or the MLP that reads a replaced head first; `inputs` are those of the usual graph.
+    pub(super) fn read_first(
+        &mut self,
+        layer: usize,
+        part: Part,
+        inputs: Vec<(&'static str, Input)>,
+        prompts: Range<usize>,
+        change: &HeadChange,
+        outputs: &[&str],
+    ) -> Result<Vec<DynValue>> {
+        let (attention, mlp) = export::readers(&self.architecture);
+        let own = self.first_readers.get_mut(&layer).context("this engine was not loaded to read by differences")?;
+        let (of_attention, of_mlp) = change.reads.split_at(attention.len());
+        let (graph, readers, reads, combined) = match part {
+            Part::Attention => (own.attention.as_mut(), attention, of_attention, &own.combined.attention),
+            Part::Mlp => (Some(&mut own.mlp), mlp, of_mlp, &own.combined.mlp),
+        };
+        let mut inputs = inputs;
+        inputs.push(("clean", rows(change.clean, prompts.clone())?));
+        inputs.push(("z_change", Input::from(&change.z_change)));
+        inputs.push(("head", Input::from(&change.heads)));
+        for ((Reader { clean, of_heads, .. }, read), combined) in readers.iter().zip(reads).zip(combined) {
+            inputs.push((clean, rows(read, prompts.clone())?));
+            inputs.push((of_heads, Input::from(combined)));
+        }
+        graph.context("this attention is not among the first readers")?.run_all(inputs, outputs)
+    }
+}

@@ -1,0 +1,167 @@
+//! How a block's projections read the stream: through the norm, or, right after one head was replaced, from what they read
+//! of the clean stream.
+//!
+//! Replacing a head changes the stream r by Δz W_O, of rank d_head. With s and s' the norm's scales before and after, what
+//! a projection W behind a norm with γ reads of it is
+//!
+//! x' W = (s (x W) + Δz (W_O γ W)) / s'
+//!
+//! where x = γ r / s is the clean normed stream (under layer norms r and W_O are centred). x W is computed once for all
+//! heads of a layer, and W_O γ W once for the run, so that the product with Δz has d_head rows instead of D.
+
+use super::graphs::{B, P, S, norm, project};
+use super::onnx::{Dim, GraphBuilder, Stored, int};
+use super::stored::StoredLayer;
+use crate::model::{Architecture, Norm};
+
+/// A projection that reads a replaced head first, and the names of what it then reads instead of the stream.
+pub struct Reader {
+    pub projection: &'static str,
+    /// What it read of the clean stream, before its bias.
+    pub clean: &'static str,
+    /// W_O γ W of every head.
+    pub of_heads: &'static str,
+}
+
+macro_rules! reader {
+    ($name:literal) => {
+        Reader { projection: $name, clean: concat!($name, "_clean"), of_heads: concat!($name, "_of_heads") }
+    };
+}
+
+const ATTENTION: [Reader; 3] = [reader!("q"), reader!("k"), reader!("values")];
+const MLP: [Reader; 2] = [reader!("hidden"), reader!("gate")];
+
+/// The projections of a block's attention and of its MLP that read a head's change first: those of its own MLP, or, where
+/// attention and MLP are parallel, of the next block's attention and MLP.
+pub fn readers(a: &Architecture) -> (&'static [Reader], &'static [Reader]) {
+    (&ATTENTION[..if a.parallel { 3 } else { 0 }], &MLP[..if a.gated { 2 } else { 1 }])
+}
+
+/// The stream as a block's projections read it.
+pub enum Reading {
+    /// Normed.
+    Normed(String),
+    /// By its difference from the clean stream.
+    AfterHead {
+        /// s / s', [B, S, 1].
+        ratio: String,
+        /// Δz / s', [B, S, d_head].
+        change: String,
+        head: String,
+        heads: usize,
+        d_head: usize,
+    },
+}
+
+impl Reading {
+    pub fn normed(g: &mut GraphBuilder, a: &Architecture, stream: &str, gamma: &Stored) -> Self {
+        Self::Normed(norm(g, a, stream, gamma, "normed"))
+    }
+
+    /// `stream` is the changed one.
+    pub fn after_head(g: &mut GraphBuilder, a: &Architecture, stream: &str) -> Self {
+        let clean = g.input("clean", &[P, S, Dim::Size(a.d_model)], "the same stream before the head was replaced");
+        let z_change = g.input("z_change", &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
+        let head = g.int_input("head", &[B], "which head");
+        let before = norm_scale(g, a, &clean, "clean_scale");
+        let after = norm_scale(g, a, stream, "scale");
+        let ratio = g.node("Div", &[&before, &after], "ratio", vec![]);
+        let change = g.node("Div", &[&z_change, &after], "z_change_scaled", vec![]);
+        Self::AfterHead { ratio, change, head, heads: a.heads, d_head: a.d_head }
+    }
+
+    /// x W + b.
+    pub fn project(&self, g: &mut GraphBuilder, w: &Stored, b: &Option<Stored>, name: &str) -> String {
+        let (ratio, change, head, heads, d_head) = match self {
+            Self::Normed(x) => return project(g, x, w, b, name),
+            Self::AfterHead { ratio, change, head, heads, d_head } => (ratio, change, head, *heads, *d_head),
+        };
+        let width = Dim::Size(w.columns());
+        let clean = g.input(&format!("{name}_clean"), &[P, S, width], "what it reads of the clean stream");
+        let sizes = [Dim::Size(heads), Dim::Size(d_head), width];
+        let combined = g.input(&format!("{name}_of_heads"), &sizes, "W_O γ W of every head");
+        let of_head = g.node("Gather", &[&combined, head], &format!("{name}_of_head"), vec![]);
+        let product = g.node("MatMul", &[change, &of_head], &format!("{name}_change"), vec![]);
+        let scaled = g.node("Mul", &[&clean, ratio], &format!("{name}_scaled"), vec![]);
+        match b {
+            None => g.node("Add", &[&scaled, &product], name, vec![]),
+            Some(b) => {
+                let sum = g.node("Add", &[&scaled, &product], &format!("{name}_product"), vec![]);
+                let b = g.weight(b);
+                g.node("Add", &[&sum, &b], name, vec![])
+            }
+        }
+    }
+}
+
+/// √(mean x² + ε), of the centred stream under layer norms: [.., S, 1].
+fn norm_scale(g: &mut GraphBuilder, a: &Architecture, x: &str, name: &str) -> String {
+    let axis = g.int_constant(&format!("axis_of_{name}"), &[2]);
+    let mean =
+        |g: &mut GraphBuilder, x: &str, name: &str| g.node("ReduceMean", &[x, &axis], name, vec![int("keepdims", 1)]);
+    let x = match a.norm {
+        Norm::Rms => x.to_string(),
+        Norm::Layer => {
+            let mean = mean(g, x, &format!("{name}_mean"));
+            g.node("Sub", &[x, &mean], &format!("{name}_centred"), vec![])
+        }
+    };
+    let squares = g.node("Mul", &[&x, &x], &format!("{name}_squares"), vec![]);
+    let mean = mean(g, &squares, &format!("{name}_mean_square"));
+    let epsilon = g.constant(&format!("epsilon_of_{name}"), &[1], &[a.norm_eps]);
+    let sum = g.node("Add", &[&mean, &epsilon], &format!("{name}_squared"), vec![]);
+    g.node("Sqrt", &[&sum], name, vec![])
+}
+
+/// The first readers in a block, each with the γ of its norm and its weights.
+fn projections<'a>(
+    a: &Architecture,
+    w: &'a StoredLayer,
+) -> impl Iterator<Item = (&'static Reader, &'a Stored, &'a Stored)> {
+    let (attention, mlp) = readers(a);
+    attention.iter().chain(mlp).filter_map(|reader| {
+        let (gamma, w) = match reader.projection {
+            "q" => (&w.attention_norm, Some(&w.w_q)),
+            "k" => (&w.attention_norm, Some(&w.w_k)),
+            "values" => (&w.attention_norm, Some(&w.w_v)),
+            "gate" => (&w.mlp_norm, w.w_gate.as_ref()),
+            _ => (&w.mlp_norm, Some(&w.w_in)),
+        };
+        Some((reader, gamma, w?))
+    })
+}
+
+/// residual [P, S, D] → what every projection of the first readers reads of it, before biases.
+pub fn clean_reads(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
+    let doc =
+        format!("What the projections of block {layer} that read a replaced head first read of the clean stream.");
+    let mut g = GraphBuilder::new(&super::clean_reads_graph(layer), &doc, weights);
+    let residual = g.input("residual", &[P, S, Dim::Size(a.d_model)], "the clean stream that they read");
+    for (reader, gamma, w) in projections(a, w) {
+        let normed = norm(&mut g, a, &residual, gamma, &format!("{}_normed", reader.projection));
+        let product = project(&mut g, &normed, w, &None, reader.clean);
+        g.output(&product, &[P, S, Dim::Size(w.columns())], "x W");
+    }
+    g
+}
+
+/// W_O γ W of every head that writes to the first readers in block `layer`.
+pub fn combined(a: &Architecture, layer: usize, w: &StoredLayer, w_o: &Stored, weights: &str) -> GraphBuilder {
+    let (heads, d_head, d) = (a.heads, a.d_head, a.d_model);
+    let doc = format!("What the projections of block {layer} read of each head that writes to them first.");
+    let mut g = GraphBuilder::new(&super::combined_graph(layer), &doc, weights);
+    let mut written = g.weight(&w_o.reshaped(&[heads, d_head, d]));
+    if a.norm == Norm::Layer {
+        let axis = g.int_constant("axis_of_mean", &[2]);
+        let mean = g.node("ReduceMean", &[&written, &axis], "W_O_mean", vec![int("keepdims", 1)]);
+        written = g.node("Sub", &[&written, &mean], "W_O_centred", vec![]);
+    }
+    for (reader, gamma, w) in projections(a, w) {
+        let gamma = g.weight(gamma);
+        let scaled = g.node("Mul", &[&written, &gamma], &format!("{}_W_O", reader.projection), vec![]);
+        let combined = project(&mut g, &scaled, w, &None, reader.of_heads);
+        g.output(&combined, &[Dim::Size(heads), Dim::Size(d_head), Dim::Size(w.columns())], "W_O γ W");
+    }
+    g
+}

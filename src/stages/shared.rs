@@ -1,0 +1,90 @@
+//! Several processes on one run (`--shard i/n`). One of them, whichever comes first, brings the run to where shards can be
+//! computed; each computes its set; and the one that ends last does what remains.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{Run, ablate};
+use crate::config::Config;
+use crate::interrupt;
+use crate::progress;
+use crate::run_folder::{STAGES, Stage};
+use crate::sharing::{ShardSet, named};
+
+/// How a process has the folder.
+enum Access {
+    /// With others that ablate.
+    Shared,
+    /// Alone, because nothing is left to share.
+    Alone,
+}
+
+/// Computes a set of shards of `ablate`, and what is before; the last process to end goes on to `last`. Returns the
+/// summary for the terminal.
+pub fn run_set(config: Config, out: &Path, last: Stage, set: ShardSet) -> Result<String> {
+    ensure!(last >= Stage::Ablate, "--shard divides ablate, which comes after {}; leave it out", last.name());
+    let run = Run::open_with(config, out, Some(set))?;
+    run.announce();
+    if let Access::Shared = take_when_begun(&run)? {
+        ablate::ablate_set(&run, &run.prompts()?, set)?;
+        run.folder.lock.release()?;
+        let place = run.folder.root().display();
+        if !run.folder.lock.try_alone()? {
+            let others = named(run.folder.root());
+            return Ok(format!("shards {set} of {place} are done; {others} will go on when done too"));
+        }
+        run.folder.reload();
+        let left = ablate::sets_left(&run, &run.prompts()?, set)?;
+        if !left.is_empty() {
+            let left: Vec<String> = left.iter().map(|set| format!("--shard {set}")).collect();
+            return Ok(format!(
+                "shards {set} of {place} are done; what is left is that of {}, or of a run without --shard",
+                left.join(", ")
+            ));
+        }
+    }
+    run.bring_up_to(last)?;
+    run.summary(last)
+}
+
+/// Takes the folder together with others once shards can be computed, after bringing it there or waiting for another
+/// process that does.
+fn take_when_begun(run: &Run) -> Result<Access> {
+    let lock = &run.folder.lock;
+    let mut told = false;
+    loop {
+        interrupt::check()?;
+        if lock.try_share()? {
+            run.folder.reload();
+            if is_current_before_ablate(run) && ablate::has_begun(run) {
+                return Ok(Access::Shared);
+            }
+            lock.release()?;
+        }
+        if lock.try_alone()? {
+            run.folder.reload();
+            run.clear_what_is_stale()?;
+            run.bring_up_to(Stage::Trace)?;
+            if run.folder.is_current(Stage::Ablate, run.fingerprint(Stage::Ablate)) {
+                return Ok(Access::Alone);
+            }
+            run.folder.begin(Stage::Ablate, run.fingerprint(Stage::Ablate), &run.folders(Stage::Ablate))?;
+            ablate::begin(run, &run.prompts()?)?;
+            lock.release()?;
+            continue;
+        }
+        if !told {
+            progress::line("run", &format!("waiting for {}", named(run.folder.root())));
+            told = true;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn is_current_before_ablate(run: &Run) -> bool {
+    STAGES.into_iter().filter(|&s| s < Stage::Ablate).all(|s| run.folder.is_current(s, run.fingerprint(s)))
+        && !run.folder.is_current(Stage::Ablate, run.fingerprint(Stage::Ablate))
+}
