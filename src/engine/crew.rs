@@ -35,12 +35,18 @@ impl Crew {
         let count = if runtime.is_gpu() { 1 } else { config.thread_count() };
         let bar = crate::progress::bar("load", (count * a.layers) as u64, "layers");
         let combined = combined(a, directory, &runtime, &weights, needs)?;
-        let load = |_| {
+        let load = || {
             let engine = Engine::load_shared(a, directory, &runtime, &weights, &combined, needs)?;
             bar.inc(a.layers as u64);
             Ok(engine)
         };
-        let engines = (0..count).map(load).collect::<Result<_>>()?;
+        let engines = thread::scope(|scope| {
+            let loading: Vec<_> = (0..count).map(|_| scope.spawn(load)).collect();
+            loading
+                .into_iter()
+                .map(|engine| engine.join().map_err(|_| anyhow!("a thread panicked"))?)
+                .collect::<Result<_>>()
+        })?;
         bar.finish_and_clear();
         Ok(Self { engines })
     }

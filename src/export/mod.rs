@@ -136,6 +136,15 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
     model.check_nothing_was_left_out()
 }
 
+/// The smallest graph there is: y = x.
+pub fn identity() -> Vec<u8> {
+    let mut g = GraphBuilder::new("identity", "y = x", "");
+    let x = g.input("x", &[], "");
+    g.node("Identity", &[&x], "y", vec![]);
+    g.output("y", &[], "");
+    g.bytes()
+}
+
 /// One matrix product x \[rows, inputs\] → y \[rows, outputs\] with constant weights, to measure the machine by.
 pub fn matmul(inputs: usize, outputs: usize, directory: &Path) -> Result<PathBuf> {
     let name = format!("matmul_{inputs}_{outputs}");

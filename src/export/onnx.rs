@@ -338,7 +338,12 @@ impl GraphBuilder {
     }
 
     pub fn save(self, directory: &Path) -> Result<()> {
-        let file_name = format!("{}.onnx", self.graph.name);
+        let path = directory.join(format!("{}.onnx", self.graph.name));
+        std::fs::write(&path, self.bytes()).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The graph as a file of its own.
+    pub fn bytes(self) -> Vec<u8> {
         let model = ModelProto {
             ir_version: IR_VERSION,
             producer_name: env!("CARGO_PKG_NAME").into(),
@@ -347,8 +352,7 @@ impl GraphBuilder {
             graph: Some(self.graph),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
         };
-        let path = directory.join(file_name);
-        std::fs::write(&path, model.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))
+        model.encode_to_vec()
     }
 }
 
