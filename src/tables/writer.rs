@@ -31,9 +31,12 @@ pub struct Metadata {
 }
 
 const FINGERPRINT: &str = "pipeline.fingerprint";
-const ROWS_IN_GROUP: usize = 256 * 1024;
+const ROWS_IN_GROUP: usize = 512 * 1024;
 /// Small pages, so that a query for one head reads little more than that head.
 const ROWS_IN_PAGE: usize = 8 * 1024;
+/// A row group that ends early has at least as many rows as a page: of smaller ones, what a footer says of them costs more
+/// than a query saves.
+const FEWEST_ROWS_IN_GROUP: usize = ROWS_IN_PAGE;
 
 /// Writes one file of a table under a temporary name, and gives it its name when it is whole.
 pub struct TableWriter {
@@ -64,6 +67,15 @@ impl TableWriter {
             refuse_what_is_no_number(batch).with_context(|| format!("{} is not written", self.path.display()))?;
         }
         self.writer.write(batch).with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Rows that queries ask for together, such as those of a layer, end here: what follows them gets a row group of its
+    /// own, so that the statistics of a group are those of its layer and a query reads no other.
+    pub fn end_of_block(&mut self) -> Result<()> {
+        if self.writer.in_progress_rows() >= FEWEST_ROWS_IN_GROUP {
+            self.writer.flush().with_context(|| format!("cannot write {}", self.path.display()))?;
+        }
+        Ok(())
     }
 
     pub fn finish(self) -> Result<()> {
