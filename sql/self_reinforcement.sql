@@ -10,23 +10,35 @@
 -- slope_error: its standard error, a prompt's tokens taken as one observation
 -- class: `reinforcing` if the slope is above 1 by more than two standard errors, `repressing` if it is so below 1, else
 --     `neither`
-with means as (
+with sums as (
+    select
+        layer, head, added, multiple, prompt,
+        count(*) as tokens,
+        sum(cast(direct_effect as double)) as x,
+        sum(cast(new_direct_effect as double)) as y,
+        sum(cast(direct_effect as double) * direct_effect) as xx,
+        sum(cast(direct_effect as double) * new_direct_effect) as xy
+    from self_additions
+    group by layer, head, added, multiple, prompt
+),
+means as (
     select
         layer, head, added, multiple,
-        count(*) as tokens,
-        avg(cast(direct_effect as double)) as x,
-        avg(cast(new_direct_effect as double)) as y
-    from self_additions
+        count(*) as prompts,
+        sum(tokens) as tokens,
+        sum(x) / sum(tokens) as x,
+        sum(y) / sum(tokens) as y
+    from sums
     group by layer, head, added, multiple
 ),
+-- The same sums about the means, so that the tokens are read once.
 prompts as (
     select
         s.layer, s.head, s.added, s.multiple, s.prompt,
-        sum((s.direct_effect - m.x) * (s.direct_effect - m.x)) as xx,
-        sum((s.direct_effect - m.x) * (s.new_direct_effect - m.y)) as xy
-    from self_additions s
+        s.xx - 2 * m.x * s.x + s.tokens * m.x * m.x as xx,
+        s.xy - m.x * s.y - m.y * s.x + s.tokens * m.x * m.y as xy
+    from sums s
     join means m on s.layer = m.layer and s.head = m.head and s.added = m.added and s.multiple = m.multiple
-    group by s.layer, s.head, s.added, s.multiple, s.prompt
 ),
 slopes as (
     select

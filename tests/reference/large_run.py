@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LAYERS, HEADS, POSITIONS, TOP_FRACTION = 12, 12, 127, 0.02
+# Prompts in a file of `ablations`, of which a run of a larger model has fewer.
+SHARD = 64
 KEYS = {"model": 1, "tokens": 2, "pairs": 2, "clean": 2, "direct_effects": 5, "top_tokens": 4, "ablations": 7}
 KEYS |= {"component_repairs": 8, "neuron_repairs": 9, "neuron_totals": 8, "repair_graph": 9, "neuron_curves": 5}
 KEYS |= {"self_additions": 6, "head_similarity": 4, "targets": 1}
@@ -22,7 +24,7 @@ KEPT, D_MLP = 10, 3072
 random = np.random.default_rng(0)
 
 
-def write(run: Path, name: str, columns: dict, file: str | None = None):
+def write(run: Path, name: str, columns: dict, file: str | None = None, page: int = 8 * 1024, group: int = 256 * 1024):
     table = pa.table(columns)
     floats = [f.name for f in table.schema if f.type == pa.float32()]
     pairs = {"schema_version": "1", "table": name, "run_id": "made-up", "fingerprint": "made-up", "code_version": "0"}
@@ -34,8 +36,8 @@ def write(run: Path, name: str, columns: dict, file: str | None = None):
         path,
         compression="zstd",
         compression_level=3,
-        row_group_size=256 * 1024,
-        max_rows_per_page=8 * 1024,
+        row_group_size=group,
+        max_rows_per_page=page,
         write_batch_size=1024,
         write_page_index=True,
         use_dictionary=[f.name for f in table.schema if f.name not in floats],
@@ -181,8 +183,8 @@ def of_heads_and_neurons(run: Path, kinds: list[str], prompts: int):
 
 def ablations(run: Path, prompts: int, kinds: list[str], effects: np.ndarray, top: np.ndarray):
     sums = {}
-    for first in range(0, prompts, 64):
-        count = min(64, prompts - first)
+    for first in range(0, prompts, SHARD):
+        count = min(SHARD, prompts - first)
         n = count * POSITIONS
         prompt, position = np.divmod(np.arange(n), POSITIONS)
         rows, repairs = [], []
@@ -215,9 +217,11 @@ def ablations(run: Path, prompts: int, kinds: list[str], effects: np.ndarray, to
                         "ablated_residual_norm": floats(scale * random.normal(27, 0.5, n)),
                     }  # fmt: skip
                     rows.append(columns)
-        write(run, "ablations", concat(rows), f"{first // 64:05}")
+        # A row group a layer, a page a head (or as many heads as a page takes).
+        page = 8 * 1024 // n * n or 8 * 1024
+        write(run, "ablations", concat(rows), f"{first // SHARD:05}", page, HEADS * n)
         for i, name in enumerate(["component_repairs", "neuron_repairs", "neuron_totals"]):
-            write(run, name, concat([r[i] for r in repairs]), f"{first // 64:05}")
+            write(run, name, concat([r[i] for r in repairs]), f"{first // SHARD:05}")
     repair_graph(run, sums)
 
 

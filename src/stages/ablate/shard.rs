@@ -243,8 +243,8 @@ impl Finished {
             true => ABLATIONS.schema(),
             false => ABLATIONS.schema_with(&DISTRIBUTION),
         };
-        let mut writer =
-            TableWriter::with_schema(ABLATIONS.name, schema.clone(), ABLATIONS.key, &self.files.ablations, meta)?;
+        let (name, key, path) = (ABLATIONS.name, ABLATIONS.key, &self.files.ablations);
+        let mut writer = TableWriter::of_blocks(name, schema.clone(), key, shard.block, path, meta)?;
         let places: Vec<(usize, usize)> = (0..shard.prompts.len())
             .flat_map(|i| {
                 let end = shard.starts.get(i + 1).copied().unwrap_or(shard.block);
