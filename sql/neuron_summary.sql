@@ -24,14 +24,14 @@ with totals as (
     where hold = 'none' and component = 'head'
     group by ablation, layer, head, neuron_layer
 ),
--- Of the first five, those that fell are not repair. (Reading every second run of five rows is slower than reading all.)
+-- Of the first five, those that fell are not repair.
 first_five as (
     select
         ablation, layer, head, neuron_layer,
-        sum(case when rank < 5 then greatest(cast(change as double), 0) end) as change,
-        max(case when rank < 5 then rank end) as last_rank
+        sum(greatest(cast(change as double), 0)) as change,
+        max(rank) as last_rank
     from neuron_repairs
-    where hold = 'none' and component = 'head'
+    where hold = 'none' and component = 'head' and rank < 5
     group by ablation, layer, head, neuron_layer
 ),
 curves as (

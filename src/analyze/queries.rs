@@ -51,7 +51,7 @@ pub const DERIVED: &[Query] = queries!("":
 );
 
 /// Views: queries that a session over a run answers by name, computed when they are asked for.
-pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_contexts", "prompt_sums");
+pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_contexts", "repairers", "prompt_sums");
 
 /// Tables of runs whose model the paper's authors published numbers for, in the order in which they read each other.
 pub const PAPER: &[Query] = queries!("paper/": "paper_comparison", "paper_agreement");

@@ -184,6 +184,7 @@ fn errors_suggest_names_and_show_the_place() {
         ("select * from ablation", &["no table `ablation`", "did you mean `ablations`?", "1 | select", "^^^^^^^^"][..]),
         ("select self_repare from ablations", &["no column `self_repare`", "`self_repair`"]),
         ("select a.layr from ablations a", &["no column `a.layr`", "`layer`"]),
+        ("select * from ablations where hold = \"None\"", &["no column `None`", "in single ones: 'None'", "^^^^"]),
         ("select avrg(layer) from ablations", &["no function `avrg`", "`avg`"]),
         ("select 1\nfrm tokens where", &["not SQL", "found: tokens", "2 | frm tokens", "  |     ^"]),
         ("select layer, head from ablations group by layer", &["`head` must be in `group by`"]),
