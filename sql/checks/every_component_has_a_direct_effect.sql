@@ -12,8 +12,7 @@ with expected as (
 ),
 measured as (
     select
-        -- One number for prompt and position: grouping by two columns takes half as long again.
-        cast(prompt as bigint) * 4294967296 + position as place,
+        prompt, position,
         count(*) as rows,
         count(layer) as with_layer,
         count(head) as with_head,
@@ -21,12 +20,12 @@ measured as (
         sum(cast(head as bigint)) as head_sum,
         sum(cast(layer as bigint) * head) as product_sum
     from direct_effects
-    group by place
+    group by prompt, position
 )
 select c.prompt, c.position, m.rows, m.with_layer, m.with_head
 from clean c
 cross join expected e
-left join measured m on cast(c.prompt as bigint) * 4294967296 + c.position = m.place
+left join measured m on c.prompt = m.prompt and c.position = m.position
 where m.rows is null
     or m.with_head <> e.layers * e.heads
     or m.rows <> m.with_layer + 2
