@@ -10,58 +10,60 @@
 -- slope_error: its standard error, a prompt's tokens taken as one observation
 -- class: `reinforcing` if the slope is above 1 by more than two standard errors, `repressing` if it is so below 1, else
 --     `neither`
-with means as (
+with sums as (
     select
-        layer, head, added, multiple,
+        layer, head, added, multiple, prompt,
         count(*) as tokens,
-        avg(cast(direct_effect as double)) as x,
-        avg(cast(new_direct_effect as double)) as y
+        sum(cast(direct_effect as double)) as x,
+        sum(cast(new_direct_effect as double)) as y,
+        sum(cast(direct_effect as double) * direct_effect) as xx,
+        sum(cast(direct_effect as double) * new_direct_effect) as xy
     from self_additions
-    group by layer, head, added, multiple
+    group by layer, head, added, multiple, prompt
 ),
-prompts as (
+-- Windows and no joins with what was summed up: the tokens are then read once.
+means as (
     select
-        s.layer, s.head, s.added, s.multiple, s.prompt,
-        sum((s.direct_effect - m.x) * (s.direct_effect - m.x)) as xx,
-        sum((s.direct_effect - m.x) * (s.new_direct_effect - m.y)) as xy
-    from self_additions s
-    join means m on s.layer = m.layer and s.head = m.head and s.added = m.added and s.multiple = m.multiple
-    group by s.layer, s.head, s.added, s.multiple, s.prompt
+        *,
+        sum(x) over w / sum(tokens) over w as mean_x,
+        sum(y) over w / sum(tokens) over w as mean_y
+    from sums
+    window w as (partition by layer, head, added, multiple)
+),
+about_means as (
+    select
+        layer, head, added, multiple, tokens, mean_x, mean_y,
+        xx - 2 * mean_x * x + tokens * mean_x * mean_x as xx,
+        xy - mean_x * y - mean_y * x + tokens * mean_x * mean_y as xy
+    from means
 ),
 slopes as (
-    select
-        layer, head, added, multiple,
-        count(*) as prompts,
-        sum(xx) as xx,
-        sum(xy) / nullif(sum(xx), 0) as slope
-    from prompts
-    group by layer, head, added, multiple
-),
--- Σ over prompts of (Σ tokens of (x − mean) · residual)², the middle of a cluster-robust variance.
-spread as (
-    select p.layer, p.head, p.added, p.multiple, sum(power(p.xy - s.slope * p.xx, 2)) as squares
-    from prompts p
-    join slopes s on p.layer = s.layer and p.head = s.head and p.added = s.added and p.multiple = s.multiple
-    group by p.layer, p.head, p.added, p.multiple
+    select *, sum(xy) over w / nullif(sum(xx) over w, 0) as slope
+    from about_means
+    window w as (partition by layer, head, added, multiple)
 ),
 errors as (
     select
-        s.*,
-        sqrt(d.squares * s.prompts / nullif(s.prompts - 1, 0)) / nullif(s.xx, 0) as slope_error
-    from slopes s
-    join spread d on s.layer = d.layer and s.head = d.head and s.added = d.added and s.multiple = d.multiple
+        layer, head, added, multiple,
+        sum(tokens) as tokens,
+        count(*) as prompts,
+        max(mean_x) as direct_effect,
+        max(mean_y) as new_direct_effect,
+        max(slope) as slope,
+        -- Σ over prompts of (Σ tokens of (x − mean) · residual)², the middle of a cluster-robust variance.
+        sqrt(sum(power(xy - slope * xx, 2)) * count(*) / nullif(count(*) - 1, 0)) / nullif(sum(xx), 0) as slope_error
+    from slopes
+    group by layer, head, added, multiple
 )
 select
-    e.layer, e.head, e.added, e.multiple,
-    m.tokens, e.prompts,
-    m.x as direct_effect,
-    m.y as new_direct_effect,
-    e.slope, e.slope_error,
+    layer, head, added, multiple,
+    tokens, prompts,
+    direct_effect, new_direct_effect,
+    slope, slope_error,
     case
-        when e.slope - 2 * e.slope_error > 1 then 'reinforcing'
-        when e.slope + 2 * e.slope_error < 1 then 'repressing'
+        when slope - 2 * slope_error > 1 then 'reinforcing'
+        when slope + 2 * slope_error < 1 then 'repressing'
         else 'neither'
     end as class
-from errors e
-join means m on e.layer = m.layer and e.head = m.head and e.added = m.added and e.multiple = m.multiple
-order by e.layer, e.head, e.added, e.multiple
+from errors
+order by layer, head, added, multiple

@@ -170,7 +170,7 @@ impl Selection {
             let head_range = head_span.unwrap_or((0, heads - 1));
             ensure!(
                 layer_span.1 < layers,
-                "{key}: `{word}` names layer {}, but the model has layers 0 to {}",
+                "{key}: `{word}` names layer {}, but the model has layers 0 to {}; \"all\" takes every layer",
                 layer_span.1,
                 layers - 1
             );

@@ -1,7 +1,7 @@
 -- Question: on which tokens does a component matter most, in which text, and what becomes of them when it is ablated?
 -- Grain:    ablation × hold × row of `top_tokens`
--- Example:  select context, direct_effect, logit_change, self_repair from top_contexts where name = 'L2H1' and rank < 5
---           order by ablation, hold, rank
+-- Example:  select name, context, direct_effect, logit_change, self_repair from top_contexts where rank < 5
+--           order by self_repair desc limit 10
 --
 -- name: as in `heads`
 -- ablation, hold, component, layer, head: as in `ablations`

@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use crate::tables::{Column, MEASURED};
+
 /// A SQL file.
 pub struct Query {
     /// The file's name without its ending, which is the table's name.
@@ -49,7 +51,7 @@ pub const DERIVED: &[Query] = queries!("":
 );
 
 /// Views: queries that a session over a run answers by name, computed when they are asked for.
-pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_contexts", "prompt_sums");
+pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_contexts", "repairers", "prompt_sums");
 
 /// Tables of runs whose model the paper's authors published numbers for, in the order in which they read each other.
 pub const PAPER: &[Query] = queries!("paper/": "paper_comparison", "paper_agreement");
@@ -111,7 +113,7 @@ impl Query {
         self.said("Example")
     }
 
-    /// (description, unit) of each column that the header names.
+    /// (description, unit) of each column that the header names. ``as in `TABLE` `` stands for what is said there.
     pub fn columns(&self) -> HashMap<String, (String, String)> {
         let mut out = HashMap::new();
         for line in self.header() {
@@ -123,12 +125,25 @@ impl Query {
                 Some((description, unit)) if !unit.contains(',') => (description.trim(), unit),
                 _ => (rest.trim(), ""),
             };
-            for name in names.split(',') {
-                out.insert(name.trim().to_string(), (description.to_string(), unit.to_string()));
+            for name in names.split(',').map(str::trim) {
+                let (of_table, unit_there) =
+                    as_in(description, name).unwrap_or((description.to_string(), String::new()));
+                let unit = if unit.is_empty() { unit_there } else { unit.to_string() };
+                out.insert(name.to_string(), (of_table, unit));
             }
         }
         out
     }
+}
+
+/// What the table that a description refers to says of the column, and its unit.
+fn as_in(description: &str, column: &str) -> Option<(String, String)> {
+    let table = description.strip_prefix("as in `")?.strip_suffix('`')?;
+    if let Some(measured) = MEASURED.iter().find(|t| t.name == table) {
+        let Column(_, _, unit, description) = measured.columns.iter().find(|c| c.0.trim_end_matches('?') == column)?;
+        return Some((description.to_string(), unit.to_string()));
+    }
+    DERIVED.iter().chain(VIEWS).find(|q| q.name == table)?.columns().remove(column)
 }
 
 #[cfg(test)]
@@ -166,5 +181,14 @@ mod tests {
         let columns = query("layer_summary").columns();
         assert!(columns["repair_norm"].0.ends_with("in `head_summary`"), "{:?}", columns["repair_norm"]);
         assert_eq!(columns["repair_norm"].1, "logits");
+        // What stands for the words of another table: of a measured one, and of one that refers to a third.
+        assert_eq!(
+            columns["ablation"].0,
+            "what the component's output was replaced by: mean, project_only, project_out, \
+            resample, zero"
+        );
+        let view = VIEWS.iter().find(|q| q.name == "heads").unwrap().columns();
+        assert_eq!(view["self_repair"], ("mean self-repair".into(), "logits".into()));
+        assert_eq!(view["layer"].0, "block of the ablated component");
     }
 }

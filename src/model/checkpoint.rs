@@ -25,7 +25,9 @@ pub struct Checkpoint {
 }
 
 enum Tensors {
-    Safetensors(BTreeMap<PathBuf, MmapedSafetensors>),
+    /// Which file has which tensor. A file is mapped only while one tensor is copied out of it: pages of a mapping that
+    /// stays would count as memory of this process, until it were as large as the checkpoint.
+    Safetensors(BTreeMap<String, PathBuf>),
     /// PyTorch's own format, which is a pickle. candle reads the pickle's data and never runs what it calls.
     Pickle(Vec<PthTensors>),
     Gguf(GgufFile),
@@ -102,7 +104,7 @@ impl Checkpoint {
 
     pub fn has(&self, name: &str) -> bool {
         match &self.tensors {
-            Tensors::Safetensors(files) => files.values().any(|f| f.get(name).is_ok()),
+            Tensors::Safetensors(files) => files.contains_key(name),
             Tensors::Pickle(files) => files.iter().any(|f| f.tensor_infos().contains_key(name)),
             Tensors::Gguf(file) => file.has(name),
             Tensors::Absent => false,
@@ -128,8 +130,8 @@ impl Checkpoint {
     pub fn dtype(&self, name: &str) -> Result<String> {
         match &self.tensors {
             Tensors::Safetensors(files) => {
-                let view = files.values().find_map(|f| f.get(name).ok());
-                Ok(view.with_context(|| self.missing(name))?.dtype().to_string())
+                let file = map(files.get(name).with_context(|| self.missing(name))?)?;
+                Ok(file.get(name)?.dtype().to_string())
             }
             Tensors::Pickle(files) => {
                 let info = files.iter().find_map(|f| f.tensor_infos().get(name));
@@ -147,7 +149,7 @@ impl Checkpoint {
     /// unembedding that repeats the embedding.
     pub fn check_nothing_was_left_out(&self) -> Result<()> {
         let all: Vec<String> = match &self.tensors {
-            Tensors::Safetensors(files) => files.values().flat_map(|f| f.tensors().into_iter().map(|t| t.0)).collect(),
+            Tensors::Safetensors(files) => files.keys().cloned().collect(),
             Tensors::Pickle(files) => files.iter().flat_map(|f| f.tensor_infos().keys().cloned()).collect(),
             Tensors::Absent => return Ok(()),
             Tensors::Gguf(file) => {
@@ -191,8 +193,8 @@ impl Checkpoint {
                 file.get(name).and_then(|t| t.ok_or_else(|| candle_core::Error::Msg("it vanished".into())))
             }
             Tensors::Safetensors(files) => {
-                let file = files.values().find(|f| f.get(name).is_ok()).with_context(|| self.missing(name))?;
-                file.load(name, &Device::Cpu)
+                let file = files.get(name).with_context(|| self.missing(name))?;
+                map(file)?.load(name, &Device::Cpu)
             }
             Tensors::Absent => bail!(self.missing(name)),
             Tensors::Gguf(file) => {
@@ -234,11 +236,16 @@ fn open_directory(directory: &Path) -> Result<Tensors> {
     }
     let mut out = BTreeMap::new();
     for path in files {
-        #[allow(unsafe_code)]
-        // SAFETY: the file is mapped read-only; changing it while a run reads it is outside what we guard against.
-        let file = unsafe { MmapedSafetensors::new(&path) }
-            .with_context(|| format!("{} is not a complete safetensors file", path.display()))?;
-        out.insert(path, file);
+        for (name, _) in map(&path)?.tensors() {
+            out.entry(name).or_insert_with(|| path.clone());
+        }
     }
     Ok(Tensors::Safetensors(out))
+}
+
+fn map(path: &Path) -> Result<MmapedSafetensors> {
+    #[allow(unsafe_code)]
+    // SAFETY: the file is mapped read-only; changing it while a run reads it is outside what we guard against.
+    let file = unsafe { MmapedSafetensors::new(path) };
+    file.with_context(|| format!("{} is not a complete safetensors file", path.display()))
 }

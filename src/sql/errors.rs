@@ -11,7 +11,7 @@ pub fn explain(error: &DataFusionError, sql: &str, tables: &[String], functions:
     let root = error.find_root();
     let text = root.message().into_owned();
     let (message, word) = match root {
-        DataFusionError::SchemaError(schema, _) => column_error(schema),
+        DataFusionError::SchemaError(schema, _) => column_error(schema, sql),
         DataFusionError::SQL(parser, _) => return syntax_error(&parser.to_string(), sql),
         DataFusionError::Plan(plan) => plan_error(plan, tables, functions),
         DataFusionError::Internal(_) => {
@@ -28,12 +28,17 @@ pub fn explain(error: &DataFusionError, sql: &str, tables: &[String], functions:
 }
 
 /// The message, and the word of the query that it is about.
-fn column_error(error: &SchemaError) -> (String, Option<String>) {
+fn column_error(error: &SchemaError, sql: &str) -> (String, Option<String>) {
     let SchemaError::FieldNotFound { field, valid_fields } = error else { return (error.to_string(), None) };
     // Columns of derived expressions, `avg(x)`, are no use as advice.
     let plain = |c: &&Column| c.name.chars().all(|c| c.is_alphanumeric() || c == '_');
     let names: Vec<&str> = valid_fields.iter().filter(plain).map(|c| c.name.as_str()).collect();
     let mut message = format!("no column `{}`", field.flat_name().replace('"', ""));
+    // `where name = "L9H6"`, as other languages write text.
+    if sql.contains(&format!("\"{}\"", field.name)) {
+        message.push_str(&format!("; double quotes name a column, text stands in single ones: '{}'", field.name));
+        return (message, Some(field.name.clone()));
+    }
     match nearest(&field.name, &names).as_slice() {
         [] if names.is_empty() => {}
         [] => message.push_str(&format!("; there are {}", list(&names, "and"))),

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::datatypes::{Int64Type, SchemaRef};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, FieldRef, Int64Type, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::dataframe::DataFrame;
@@ -72,7 +73,9 @@ impl Tables {
 
     fn with_config(folders: &[PathBuf], config: SessionConfig) -> Result<Self> {
         ensure!(!folders.is_empty(), "no run is named; name one with --out");
-        let config = config.with_information_schema(true);
+        let mut config = config.with_information_schema(true);
+        // Rows leave with the types that the tables were written with.
+        config.options_mut().execution.parquet.schema_force_view_types = false;
         let (context, runtime) = new_session(config.clone())?;
         let mut runs = Vec::new();
         for (folder, name) in folders.iter().zip(run_names(folders)) {
@@ -88,7 +91,10 @@ impl Tables {
     /// The measured tables alone, on one core: sums are then taken in one order, so that the same run gives the same
     /// bytes. What is derived from them is added as it is made.
     pub fn measured(out: &Path, analysis: &AnalysisConfig) -> Result<Self> {
-        let (context, runtime) = new_session(SessionConfig::new().with_target_partitions(1))?;
+        let mut config = SessionConfig::new().with_target_partitions(1);
+        // Nearly all texts are short words of the key, by which rows are grouped; as views those are compared in place.
+        config.options_mut().execution.parquet.schema_force_view_types = true;
+        let (context, runtime) = new_session(config)?;
         let (name, tables, analysis) = (String::new(), BTreeSet::new(), analysis.clone());
         let place = runtime.block_on(Place::open(out))?;
         let run = Run { name, place, tables, context: context.clone(), analysis };
@@ -338,8 +344,6 @@ fn references(sql: &str) -> Result<Vec<String>> {
 
 fn new_session(mut config: SessionConfig) -> Result<(SessionContext, Runtime)> {
     let options = config.options_mut();
-    // Tables are written with plain strings; reading them as views would only be undone again.
-    options.execution.parquet.schema_force_view_types = false;
     options.execution.parquet.pushdown_filters = true;
     // Errors can then point at the place in the text.
     options.sql_parser.collect_spans = true;
@@ -393,7 +397,24 @@ async fn collect(frame: DataFrame) -> Result<Vec<RecordBatch>, DataFusionError> 
     if batches.is_empty() {
         batches.push(RecordBatch::new_empty(schema));
     }
-    Ok(batches)
+    batches.into_iter().map(with_plain_texts).collect()
+}
+
+/// Texts as plain strings, however they were read.
+fn with_plain_texts(batch: RecordBatch) -> Result<RecordBatch, DataFusionError> {
+    let schema = batch.schema();
+    if schema.fields().iter().all(|f| f.data_type() != &DataType::Utf8View) {
+        return Ok(batch);
+    }
+    let plain = |f: &FieldRef| match f.data_type() {
+        DataType::Utf8View => Arc::new(f.as_ref().clone().with_data_type(DataType::Utf8)),
+        _ => f.clone(),
+    };
+    let fields: Vec<FieldRef> = schema.fields().iter().map(plain).collect();
+    let columns = batch.columns().iter().zip(&fields).map(|(column, f)| cast(column, f.data_type()));
+    let columns = columns.collect::<Result<Vec<_>, _>>()?;
+    let schema = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
+    Ok(RecordBatch::try_new(schema, columns)?)
 }
 
 /// The folders' own names; where two agree, with their parents until they differ.

@@ -42,6 +42,7 @@ use crate::tables::{
 
 pub use plan::{Estimate, dry_run};
 pub use shared::run_set;
+pub use repair::{AblatedComponent, Repair, Slots, repair};
 
 /// A run with its inputs found and read as far as every stage needs.
 pub struct Run {

@@ -31,9 +31,12 @@ pub struct Metadata {
 }
 
 const FINGERPRINT: &str = "pipeline.fingerprint";
-const ROWS_IN_GROUP: usize = 256 * 1024;
-/// Small pages, so that a query for one head reads little more than that head.
+const ROWS_IN_GROUP: usize = 512 * 1024;
+/// Small pages, so that a query for one head reads little more than that head. Smaller ones compress worse.
 const ROWS_IN_PAGE: usize = 8 * 1024;
+/// A row group does not end early before it has so many: of smaller ones, what the footer says of them costs more than a
+/// query saves.
+const FEWEST_ROWS_IN_GROUP: usize = 16_000;
 
 /// Writes one file of a table under a temporary name, and gives it its name when it is whole.
 pub struct TableWriter {
@@ -52,8 +55,22 @@ impl TableWriter {
 
     /// A table whose columns a query decides; its first `key` columns sort it.
     pub fn with_schema(name: &str, schema: SchemaRef, key: usize, path: &Path, meta: &Metadata) -> Result<Self> {
+        Self::of_blocks(name, schema, key, 1, path, meta)
+    }
+
+    /// A table to which so many rows are written at a time, all of one head. Its pages end where those do: a query for one
+    /// head reads the pages of that head only, if its rows are as many as a page has.
+    pub fn of_blocks(
+        name: &str,
+        schema: SchemaRef,
+        key: usize,
+        block: usize,
+        path: &Path,
+        meta: &Metadata,
+    ) -> Result<Self> {
         let file = Hashed::create(&temporary(path)).with_context(|| format!("cannot create {}", path.display()))?;
-        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties(name, &schema, key, meta)?))?;
+        let properties = properties(name, &schema, key, rows_in_page(block), meta)?;
+        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))?;
         let finite = MEASURED.iter().any(|t| t.name == name && t.name != NEURON_CURVES.name);
         let (ledger, _partial) = (meta.ledger.clone(), Partial::of(path));
         Ok(Self { writer, path: path.to_path_buf(), _partial, ledger, finite })
@@ -66,6 +83,15 @@ impl TableWriter {
         self.writer.write(batch).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
+    /// Rows that queries ask for together, such as those of a layer, end here: what follows them gets a row group of its
+    /// own, so that the statistics of a group are those of its layer and a query reads no other.
+    pub fn end_of_block(&mut self) -> Result<()> {
+        if self.writer.in_progress_rows() >= FEWEST_ROWS_IN_GROUP {
+            self.writer.flush().with_context(|| format!("cannot write {}", self.path.display()))?;
+        }
+        Ok(())
+    }
+
     pub fn finish(self) -> Result<()> {
         let place = || format!("cannot write {}", self.path.display());
         let sha256 = self.writer.into_inner().with_context(place)?.finish().with_context(place)?;
@@ -74,13 +100,27 @@ impl TableWriter {
     }
 }
 
-fn properties(name: &str, schema: &SchemaRef, key: usize, meta: &Metadata) -> Result<WriterProperties> {
+/// As many whole blocks as a page takes.
+fn rows_in_page(block: usize) -> usize {
+    match ROWS_IN_PAGE / block.max(1) {
+        0 => ROWS_IN_PAGE,
+        blocks => blocks * block.max(1),
+    }
+}
+
+fn properties(
+    name: &str,
+    schema: &SchemaRef,
+    key: usize,
+    rows_in_page: usize,
+    meta: &Metadata,
+) -> Result<WriterProperties> {
     let pair = |key: &str, value: &str| KeyValue::new(key.to_string(), value.to_string());
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_max_row_group_row_count(Some(ROWS_IN_GROUP))
-        .set_data_page_row_count_limit(ROWS_IN_PAGE)
+        .set_data_page_row_count_limit(rows_in_page)
         // Page limits are looked at once a batch of this many values.
         .set_write_batch_size(1024)
         .set_sorting_columns(Some(

@@ -15,13 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LAYERS, HEADS, POSITIONS, TOP_FRACTION = 12, 12, 127, 0.02
+# Prompts in a file of `ablations`, of which a run of a larger model has fewer.
+SHARD = 64
 KEYS = {"model": 1, "tokens": 2, "pairs": 2, "clean": 2, "direct_effects": 5, "top_tokens": 4, "ablations": 7}
-KEYS |= {"component_repairs": 8, "neuron_repairs": 9, "neuron_totals": 8, "repair_graph": 9}
+KEYS |= {"component_repairs": 8, "neuron_repairs": 9, "neuron_totals": 8, "repair_graph": 9, "neuron_curves": 5}
+KEYS |= {"self_additions": 6, "head_similarity": 4, "targets": 1}
 KEPT, D_MLP = 10, 3072
 random = np.random.default_rng(0)
 
 
-def write(run: Path, name: str, columns: dict, file: str | None = None):
+def write(run: Path, name: str, columns: dict, file: str | None = None, page: int = 8 * 1024, group: int = 256 * 1024):
     table = pa.table(columns)
     floats = [f.name for f in table.schema if f.type == pa.float32()]
     pairs = {"schema_version": "1", "table": name, "run_id": "made-up", "fingerprint": "made-up", "code_version": "0"}
@@ -33,8 +36,8 @@ def write(run: Path, name: str, columns: dict, file: str | None = None):
         path,
         compression="zstd",
         compression_level=3,
-        row_group_size=256 * 1024,
-        max_rows_per_page=8 * 1024,
+        row_group_size=group,
+        max_rows_per_page=page,
         write_batch_size=1024,
         write_page_index=True,
         use_dictionary=[f.name for f in table.schema if f.name not in floats],
@@ -115,22 +118,73 @@ def repairers(key: dict, total: np.ndarray) -> tuple[dict, dict, dict]:
 
 
 def repair_graph(run: Path, sums: dict):
-    """`sums`: tokens and sum of the change by ablation, layer, head and subset."""
-    keys = sorted(sums)
-    n = len(keys)
-    columns = {"ablation": pa.array([k[0] for k in keys]), "hold": text("none", n), "ablated": text("head", n)}
-    columns |= {name: pa.array([k[i] for k in keys], pa.uint16()) for i, name in [(1, "layer"), (2, "head")]}
-    columns |= {"subset": pa.array([k[3] for k in keys]), "component": text("mlp", n)}
-    columns |= {"repairer_layer": small(LAYERS - 1, n), "repairer_head": small(None, n)}
-    columns |= {"tokens": ints([sums[k][0] for k in keys])}
-    means = [sums[k][1] / sums[k][0] for k in keys]
-    write(run, "repair_graph", columns | {"mean_change": floats(means), "standard_error": floats(np.abs(means) * 0.1)})
+    """`sums`: tokens and sum of the change by ablation, layer, head and subset, which the last MLP changes; what the others
+    do sums to zero. Blocks are there too, so that skipped blocks can be compared with ablated heads."""
+    rows = []
+    blocks = [("zero", layer, None, subset) for layer in range(LAYERS) for subset in ["all", "top"]]
+    for key in sorted(sums) + blocks:
+        kind, layer, head, subset = key
+        later = [("head", l, h) for l in range(layer + 1, LAYERS) for h in range(HEADS)]
+        later += [("mlp", l, None) for l in range(layer + (head is None), LAYERS)]
+        if not later:
+            continue
+        tokens, total = sums.get(key, (1, 0.0))
+        others = random.normal(0, 0.02, len(later) - 1)
+        changes = [*(others - others.mean() if len(others) else []), total / tokens]
+        ablated = "block" if head is None else "head"
+        rows += [
+            (kind, "none", ablated, layer, head, subset, *who, tokens, change, abs(change) * 0.1)
+            for who, change in sorted(zip(later, changes), key=lambda r: (r[0][0], r[0][1], r[0][2] or 0))
+        ]
+    names = "ablation hold ablated layer head subset component repairer_layer repairer_head tokens mean_change"
+    names = names.split() + ["standard_error"]
+    types = dict.fromkeys(["layer", "head", "repairer_layer", "repairer_head"], pa.uint16()) | {"tokens": pa.uint32()}
+    types |= dict.fromkeys(["mean_change", "standard_error"], pa.float32())
+    rows.sort(key=lambda r: tuple(-1 if v is None else v for v in r[:9]))
+    write(run, "repair_graph", {n: pa.array([r[i] for r in rows], types.get(n)) for i, n in enumerate(names)})
+
+
+def of_heads_and_neurons(run: Path, kinds: list[str], prompts: int):
+    """Tables that do not grow with the corpus: curves of neurons, additions to what heads read, likeness of heads."""
+    heads = [(l, h) for l in range(LAYERS) for h in range(HEADS)]
+    n = len(heads) * D_MLP
+    share = np.tile(np.cumsum(1 / np.arange(1, D_MLP + 1)), len(heads)) / np.sum(1 / np.arange(1, D_MLP + 1))
+    rank = np.tile(np.arange(D_MLP, dtype=np.uint16), len(heads))
+    curves = []
+    for kind in kinds:
+        key = {"ablation": text(kind, n)} | {
+            name: pa.array(np.repeat(np.array([h[i] for h in heads], np.uint16), D_MLP)) for i, name in enumerate(["layer", "head"])
+        }
+        key |= {"neuron_layer": small(LAYERS - 1, n), "rank": pa.array(rank)}
+        key |= {"tokens": ints(np.full(n, int(TOP_FRACTION * prompts * POSITIONS))), "cumulative_share": floats(share)}
+        key |= {name: floats(share) for name in ["above_50", "above_10", "above_5", "above_2_5", "above_1"]}
+        curves.append(key | {"direct_effect": floats(random.normal(0, 0.01, n))})
+    write(run, "neuron_curves", concat(curves))
+
+    few = min(8, prompts) * POSITIONS
+    additions = []
+    for l, h in heads:
+        for added in ["own", "random_direction", "random_head"]:
+            for multiple in [1, 3, 5]:
+                effect = random.normal(0, 0.3, few)
+                prompt, position = np.divmod(np.arange(few), POSITIONS)
+                key = {"layer": small(l, few), "head": small(h, few), "added": text(added, few)}
+                key |= {"multiple": floats(np.full(few, multiple)), "prompt": ints(prompt), "position": ints(position)}
+                changed = floats(effect * 1.1 + random.normal(0, 0.1, few))
+                additions.append(key | {"direct_effect": floats(effect), "new_direct_effect": changed})
+    write(run, "self_additions", concat(additions))
+
+    pairs = [(*a, *b) for i, a in enumerate(heads) for b in heads[i + 1 :]]
+    columns = {n: pa.array([p[i] for p in pairs], pa.uint16()) for i, n in enumerate(["layer", "head", "other_layer", "other_head"])}
+    columns |= {"tokens": ints(np.full(len(pairs), prompts * POSITIONS))}
+    columns |= {n: floats(random.uniform(-0.3, 0.9, len(pairs))) for n in ["cosine", "cosine_without_token"]}
+    write(run, "head_similarity", columns)
 
 
 def ablations(run: Path, prompts: int, kinds: list[str], effects: np.ndarray, top: np.ndarray):
     sums = {}
-    for first in range(0, prompts, 64):
-        count = min(64, prompts - first)
+    for first in range(0, prompts, SHARD):
+        count = min(SHARD, prompts - first)
         n = count * POSITIONS
         prompt, position = np.divmod(np.arange(n), POSITIONS)
         rows, repairs = [], []
@@ -163,9 +217,11 @@ def ablations(run: Path, prompts: int, kinds: list[str], effects: np.ndarray, to
                         "ablated_residual_norm": floats(scale * random.normal(27, 0.5, n)),
                     }  # fmt: skip
                     rows.append(columns)
-        write(run, "ablations", concat(rows), f"{first // 64:05}")
+        # A row group a layer, a page a head (or as many heads as a page takes).
+        page = 8 * 1024 // n * n or 8 * 1024
+        write(run, "ablations", concat(rows), f"{first // SHARD:05}", page, HEADS * n)
         for i, name in enumerate(["component_repairs", "neuron_repairs", "neuron_totals"]):
-            write(run, name, concat([r[i] for r in repairs]), f"{first // 64:05}")
+            write(run, name, concat([r[i] for r in repairs]), f"{first // SHARD:05}")
     repair_graph(run, sums)
 
 
@@ -208,6 +264,9 @@ def main(run: Path, prompts: int, kinds: list[str]):
     write(run, "pairs", {"sample": small(0, prompts), "prompt": ints(numbers), "partner": ints(np.roll(numbers, 1))})
     effects = direct_effects(run, prompts)
     ablations(run, prompts, kinds, effects, top_tokens(run, effects))
+    of_heads_and_neurons(run, kinds, prompts)
+    # No prompt set.
+    write(run, "targets", {name: ints([]) for name in ["prompt", "position", "answer", "wrong"]})
 
 
 if __name__ == "__main__":

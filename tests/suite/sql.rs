@@ -156,6 +156,26 @@ fn views_name_heads_and_show_tokens_in_their_text() {
     assert!(tables.contains("contexts") && !tables.contains("top_contexts"), "{tables}");
 }
 
+/// 64 prompts of 63 measured tokens: 4032 rows of each of four heads, 16128 of each of three layers. Two heads fill a page.
+#[test]
+fn a_query_for_one_head_reads_the_row_group_of_its_layer_and_in_it_the_pages_of_the_head() {
+    let dir = tempfile::tempdir().unwrap();
+    let larger = ["corpus.tokens=4096", "corpus.prompt_len=64", "ablation.kinds=resample"];
+    succeeded(run_tiny("ablate", dir.path(), &larger));
+    let query = "select count(self_repair) as n from ablations where layer = 1 and head = 2";
+    assert_eq!(csv(dir.path(), query), "n\n4032\n");
+    let plan = csv(dir.path(), &format!("explain analyze {query}"));
+    for metric in [
+        "row_groups_pruned_statistics=3 total → 1 matched",
+        "page_index_pages_pruned=2 total → 1 matched",
+        "page_index_rows_pruned=16.13 K total → 8.06 K matched",
+        // The other head of the page.
+        "pushdown_rows_pruned=4.03 K",
+    ] {
+        assert!(plan.contains(metric), "`{metric}` is not in {plan}");
+    }
+}
+
 #[test]
 fn errors_suggest_names_and_show_the_place() {
     let dir = tempfile::tempdir().unwrap();
@@ -164,6 +184,7 @@ fn errors_suggest_names_and_show_the_place() {
         ("select * from ablation", &["no table `ablation`", "did you mean `ablations`?", "1 | select", "^^^^^^^^"][..]),
         ("select self_repare from ablations", &["no column `self_repare`", "`self_repair`"]),
         ("select a.layr from ablations a", &["no column `a.layr`", "`layer`"]),
+        ("select * from ablations where hold = \"None\"", &["no column `None`", "in single ones: 'None'", "^^^^"]),
         ("select avrg(layer) from ablations", &["no function `avrg`", "`avg`"]),
         ("select 1\nfrm tokens where", &["not SQL", "found: tokens", "2 | frm tokens", "  |     ^"]),
         ("select layer, head from ablations group by layer", &["`head` must be in `group by`"]),

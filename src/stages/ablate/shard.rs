@@ -16,7 +16,7 @@ use super::super::repair::Repair;
 use super::plan::Plan;
 use super::sums::{SavedSums, Sums};
 use crate::checksums::Hashed;
-use crate::components::Ablatable;
+use crate::components::{Ablatable, Component};
 use crate::run_folder::{temporary, write_atomically};
 use crate::tables::{
     ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTION, Metadata, NEURON_REPAIRS, NEURON_TOTALS, Table, TableWriter, is_whole,
@@ -188,6 +188,13 @@ struct TargetKey {
     component: Ablatable,
 }
 
+impl TargetKey {
+    /// What the components of a layer have in common.
+    fn layer(&self) -> (&str, &str, Component, usize) {
+        (self.ablation, &self.hold, self.component.component, self.component.layer)
+    }
+}
+
 impl Finished {
     pub fn new(plan: &Plan, shard: Shard, files: ShardFiles, saved: &mut SavedSums, number: usize) -> Result<Self> {
         let key = |target| {
@@ -223,8 +230,8 @@ impl Finished {
             true => ABLATIONS.schema(),
             false => ABLATIONS.schema_with(&DISTRIBUTION),
         };
-        let mut writer =
-            TableWriter::with_schema(ABLATIONS.name, schema.clone(), ABLATIONS.key, &self.files.ablations, meta)?;
+        let (name, key, path) = (ABLATIONS.name, ABLATIONS.key, &self.files.ablations);
+        let mut writer = TableWriter::of_blocks(name, schema.clone(), key, shard.block, path, meta)?;
         let places: Vec<(usize, usize)> = (0..shard.prompts.len())
             .flat_map(|i| {
                 let end = shard.starts.get(i + 1).copied().unwrap_or(shard.block);
@@ -242,6 +249,10 @@ impl Finished {
                 columns.push(floats(d.iter().map(|d| d.1 as f32)));
             }
             writer.write(&RecordBatch::try_new(schema.clone(), columns).context("building the ablations table")?)?;
+            let next = self.keys.get(target + 1);
+            if next.is_none_or(|next| next.layer() != self.keys[target].layer()) {
+                writer.end_of_block()?;
+            }
         }
         writer.finish()
     }

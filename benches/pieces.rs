@@ -1,0 +1,110 @@
+//! The pieces of our own that every token or row goes through: everything else on that way is ONNX Runtime's.
+//!
+//! ```text
+//! cargo bench --bench pieces
+//! ```
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray, UInt16Array, UInt32Array};
+use arrow::datatypes::DataType;
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use pipeline::config::ModelConfig;
+use pipeline::corpus::{TextTokenizer, pack};
+use pipeline::engine::{Ablated, CleanEffects};
+use pipeline::model::{Model, ModelSource};
+use pipeline::stages::{AblatedComponent, Slots, repair};
+use pipeline::tables::{ABLATIONS, Metadata, TableWriter};
+
+fn main() {
+    divan::main();
+}
+
+/// GPT-2 small's.
+const SLOTS: Slots = Slots { layers: 12, heads: 12 };
+/// Rows of a head in a shard of 64 prompts of 128 tokens.
+const ROWS: usize = 64 * 127;
+
+/// A row of `ablations` from the effects of the clean and the ablated run, of a head in the first layer: everything
+/// after it counts.
+#[divan::bench]
+fn repair_of_a_token(bencher: Bencher) {
+    let after: Vec<Vec<f32>> = (1..SLOTS.layers).map(|_| some_numbers(SLOTS.heads, 3)).collect();
+    let heads: Vec<Vec<f32>> = std::iter::once(some_numbers(SLOTS.heads, 3)).chain(after.iter().cloned()).collect();
+    let mlps: Vec<Vec<f32>> = (0..SLOTS.layers).map(|l| some_numbers(1, l)).collect();
+    let clean = CleanEffects {
+        prompts: 1,
+        positions: 1,
+        embed: vec![1.0],
+        heads,
+        attention_bias: vec![],
+        mlps: mlps.clone(),
+        constant: vec![0.0],
+        dot: vec![10.0],
+        norm_scale: vec![5.0],
+    };
+    // Nothing reacts, so that the causes add up: the logit falls by what the head wrote.
+    let ablated = Ablated {
+        head_effects: after,
+        first_mlp: 0,
+        mlp_effects: mlps,
+        posts: vec![],
+        dot: vec![9.0],
+        norm_scale: vec![5.0],
+        residual_final: None,
+    };
+    let what = AblatedComponent { layer: 0, own: 1.0, own_change: -1.0 };
+    let mut changes = vec![0.0; SLOTS.count()];
+    bencher.counter(ItemsCount::new(1u32)).bench_local(|| repair(&clean, 0, &ablated, 0, &what, &mut changes));
+}
+
+/// Rows of `ablations` to a file: encoded, compressed, summed up and hashed.
+#[divan::bench(sample_count = 10)]
+fn rows_to_parquet(bencher: Bencher) {
+    let schema = ABLATIONS.schema();
+    let columns = schema.fields().iter().enumerate().map(|(i, field)| -> ArrayRef {
+        match field.data_type() {
+            DataType::Utf8 => Arc::new(StringArray::from(vec!["resample"; ROWS])),
+            DataType::UInt16 => Arc::new(UInt16Array::from(vec![3; ROWS])),
+            DataType::UInt32 => Arc::new(UInt32Array::from_iter_values((0..ROWS as u32).map(|r| r % 127))),
+            _ => Arc::new(Float32Array::from(some_numbers(ROWS, i))),
+        }
+    });
+    let batch = RecordBatch::try_new(schema.clone(), columns.collect()).unwrap();
+    let meta = Metadata { run_id: "timed".into(), fingerprint: "timed".into(), ledger: None };
+    let folder = tempfile::tempdir().unwrap();
+    bencher.counter(ItemsCount::new(ROWS)).bench_local(|| {
+        let mut writer = TableWriter::create(&ABLATIONS, &folder.path().join("rows.parquet"), &meta).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+    });
+}
+
+#[divan::bench(sample_count = 10)]
+fn text_to_tokens(bencher: Bencher) {
+    let config = ModelConfig { source: "tests/fixtures/tiny-llama".into(), revision: String::new() };
+    let model = Model::open(ModelSource::resolve(&config).unwrap()).unwrap();
+    let tokenizer = TextTokenizer::of(&model).unwrap();
+    let text = std::fs::read_to_string("tests/fixtures/corpus.txt").unwrap();
+    bencher.counter(BytesCount::of_str(&text)).bench_local(|| tokenizer.encode(&text).unwrap());
+}
+
+/// A stream of tokens to prompts of 128.
+#[divan::bench]
+fn tokens_to_prompts(bencher: Bencher) {
+    let stream: Vec<u32> = (0..100_000).map(|i| i * 7919 % 50_257).collect();
+    bencher.counter(ItemsCount::new(stream.len())).bench_local(|| pack(&stream, 128, Some(50_256), usize::MAX));
+}
+
+/// Numbers that compress as badly as measured ones, the same in every run.
+fn some_numbers(count: usize, seed: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed as u64 + 1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| next()).collect()
+}
