@@ -18,6 +18,7 @@ use ort::value::DynValue;
 
 pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, TargetRow};
 pub use crew::Crew;
+pub use iterate::{Addition, Response};
 pub use suffix::{Ablated, HoldMasks, Place, Suffix};
 
 use crate::config::RuntimeConfig;

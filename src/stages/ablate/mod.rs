@@ -36,7 +36,7 @@ use crate::tables::{Metadata, PAIRS, TableWriter};
 use plan::Plan;
 use shard::{Finished, Shard, ShardFiles};
 use sums::{SavedSums, Sums};
-use top::TopTokens;
+pub use top::TopTokens;
 
 pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
     let a = &run.model.architecture;
@@ -57,7 +57,7 @@ pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
 
     let mut crew = Crew::load(a, &run.folder.model(), &run.config.runtime, &plan.needs())?;
     ablate_shards(run, &plan, &mut crew)?;
-    iterate::iterate(run, prompts, &mut crew)?;
+    iterate::iterate(run, prompts, &plan.top, &mut crew)?;
     let tokens = prompts.measured_tokens();
     Ok(format!("{} components × {tokens} tokens", run.components.len()))
 }
