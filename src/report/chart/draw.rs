@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::axis::Ticks;
 use super::colour::{Colour, Theme};
 use super::text::{escape, width, wrap};
 use super::{Axis, Chart, Key, Margins, Mark, Panel, Point, WIDTH};
@@ -205,11 +206,14 @@ impl Pen {
         }
         let (rule, soft) = (Colour::Rule.paint(self.theme), Colour::Soft.paint(self.theme));
         let mut grid = String::new();
-        for tick in frame.x_ticks.iter().map(|t| x(t.0)) {
-            let _ = write!(grid, "M{tick:.1} {top:.1}v{height:.1}");
-        }
-        for tick in frame.y_ticks.iter().map(|t| y(t.0)) {
-            let _ = write!(grid, "M{left:.1} {tick:.1}h{wide:.1}");
+        // Between names there is nothing to read off: an empty cell of such a map stays empty.
+        if !matches!((&panel.x.ticks, &panel.y.ticks), (Ticks::Names(_), Ticks::Names(_))) {
+            for tick in frame.x_ticks.iter().map(|t| x(t.0)) {
+                let _ = write!(grid, "M{tick:.1} {top:.1}v{height:.1}");
+            }
+            for tick in frame.y_ticks.iter().map(|t| y(t.0)) {
+                let _ = write!(grid, "M{left:.1} {tick:.1}h{wide:.1}");
+            }
         }
         self.put(format_args!("<path d=\"{grid}\" stroke=\"{rule}\" fill=\"none\"/>\n"));
         let inside = |(px, py): Point| (x(px) - left, y(py) - top);
