@@ -99,7 +99,7 @@ pub struct NeuronsConfig {
     pub top_k: usize,
 }
 
-/// Iterative inference: what a head does after its own output was added to what it reads.
+/// Iterative inference: what a head, and what the rest of the model, does after the head's output was added to the stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IterativeConfig {

@@ -36,6 +36,11 @@ select 'self_additions', layer, head, prompt, position
 from self_additions
 where not (abs(direct_effect + new_direct_effect) < 1e30)
 union all
+select 'stream_additions', layer, head, prompt, position
+from stream_additions
+where not (abs(direct_effect + logit_change + response + response_attention + response_mlp + response_norm
+    + coalesce(own_change, 0)) < 1e30)
+union all
 select 'head_similarity', layer, head, null, null
 from head_similarity
 where not (abs(cosine + cosine_without_token) < 1e30)

@@ -45,13 +45,15 @@ pub const DERIVED: &[Query] = queries!("":
     "iterative_repair",
     "iterative_agreement",
     "self_reinforcement",
+    "addition_summary",
     "similar_heads",
     "notable_tokens",
     "task_summary",
 );
 
 /// Views: queries that a session over a run answers by name, computed when they are asked for.
-pub const VIEWS: &[Query] = queries!("views/": "heads", "contexts", "top_contexts", "repairers", "prompt_sums");
+pub const VIEWS: &[Query] =
+    queries!("views/": "heads", "contexts", "top_contexts", "repairers", "prompt_sums", "document_sums");
 
 /// Tables of runs whose model the paper's authors published numbers for, in the order in which they read each other.
 pub const PAPER: &[Query] = queries!("paper/": "paper_comparison", "paper_agreement");
@@ -70,6 +72,7 @@ pub const CHECKS: &[Query] = queries!("checks/":
     "top_tokens_are_the_highest",
     "repair_graph_sums_to_repair",
     "neurons_sum_to_their_mlp",
+    "responses_are_what_they_say",
 );
 
 impl Query {

@@ -19,7 +19,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-pub use pack::{Answer, Prompts, Targets, pack};
+pub use pack::{Answer, Corpus, Prompts, Targets};
 pub use tokenizer::TextTokenizer;
 
 use crate::config::{CorpusConfig, Mode};
@@ -28,6 +28,7 @@ use crate::interrupt;
 use crate::progress;
 use crate::provision;
 use crate::tables::{Metadata, TARGETS, TOKENS, TableWriter};
+use pack::Stream;
 use read::documents;
 
 /// The files a `corpus.source` names, in order, fetching a `package:` or `hf:` one.
@@ -77,7 +78,7 @@ fn fetch(name: &str) -> Result<Vec<PathBuf>> {
 const DOCUMENTS_AT_ONCE: usize = 256;
 
 /// The prompts that the configuration asks for.
-pub fn prompts(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -> Result<Prompts> {
+pub fn corpus(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -> Result<Corpus> {
     match config.mode {
         Mode::Packed => packed(config, paths, tokenizer),
         Mode::Prompts => prompt_set::prompts(config, paths.iter().map(PathBuf::as_path), tokenizer),
@@ -85,18 +86,18 @@ pub fn prompts(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokeniz
 }
 
 /// Reads, tokenizes and packs as many documents as the run needs.
-fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -> Result<Prompts> {
+fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -> Result<Corpus> {
     let special = tokenizer.specials(config)?;
     let run = config.prompt_len - usize::from(config.bos);
     let wanted_prompts = config.tokens / config.prompt_len;
     let wanted = wanted_prompts * run;
     let bar = progress::bar("corpus", wanted as u64, "tokens");
-    let mut stream: Vec<u32> = Vec::new();
+    let mut stream = Stream::default();
     // Files are opened one after the other, and read only as far as they are needed.
     let mut documents = paths
         .iter()
         .flat_map(|path| documents(path, &config.text_column).unwrap_or_else(|e| Box::new(std::iter::once(Err(e)))));
-    let mut count = 0usize;
+    let mut count = 0u32;
     while stream.len() < wanted {
         interrupt::check()?;
         let batch: Vec<String> = documents.by_ref().take(DOCUMENTS_AT_ONCE).collect::<Result<_>>()?;
@@ -104,17 +105,17 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
             break;
         }
         let ids: Vec<Vec<u32>> = batch.par_iter().map(|text| tokenizer.encode(text)).collect::<Result<_>>()?;
-        for ids in ids.into_iter().filter(|ids| !ids.is_empty()) {
-            if count > 0 {
-                stream.push(special.separator);
+        for ids in ids {
+            if !ids.is_empty() {
+                stream.push(count, &ids, special.separator);
             }
-            stream.extend(ids);
             count += 1;
         }
         bar.set_position((stream.len() as u64).min(wanted as u64));
     }
     bar.finish_and_clear();
-    let prompts = pack(&stream, config.prompt_len, config.bos.then_some(special.bos), wanted_prompts);
+    let packed = stream.pack(config.prompt_len, config.bos.then_some(special.bos), wanted_prompts);
+    let prompts = &packed.prompts;
     ensure!(
         prompts.count() >= 2,
         "{}: {count} document(s) with {} tokens make {} prompt(s) of {}; at least 2 are needed (a larger corpus, or a \
@@ -128,13 +129,14 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
         let have = prompts.count() * config.prompt_len;
         progress::line("corpus", &format!("the corpus has only {have} of the {} tokens asked for", config.tokens));
     }
-    Ok(prompts)
+    Ok(packed)
 }
 
 /// Writes the `tokens` table.
-pub fn write(prompts: &Prompts, tokenizer: &TextTokenizer, folder: &std::path::Path, meta: &Metadata) -> Result<()> {
+pub fn write(corpus: &Corpus, tokenizer: &TextTokenizer, folder: &std::path::Path, meta: &Metadata) -> Result<()> {
     let mut writer = TableWriter::create(&TOKENS, &folder.join("tokens.parquet"), meta)?;
-    for (p, prompt) in prompts.iter().enumerate() {
+    let mut documents = corpus.documents.iter().copied();
+    for (p, prompt) in corpus.prompts.iter().enumerate() {
         let n = prompt.len();
         let mut text = StringBuilder::new();
         for &id in prompt {
@@ -147,6 +149,7 @@ pub fn write(prompts: &Prompts, tokenizer: &TextTokenizer, folder: &std::path::P
             Arc::new(UInt32Array::from(prompt.to_vec())),
             Arc::new(text.finish()),
             Arc::new(next),
+            Arc::new(documents.by_ref().take(n).collect::<UInt32Array>()),
         ];
         writer.write(&RecordBatch::try_new(TOKENS.schema(), columns).context("building the tokens table")?)?;
     }

@@ -4,6 +4,14 @@ use std::ops::Range;
 
 use crate::engine::TargetRow;
 
+/// What a run reads, and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Corpus {
+    pub prompts: Prompts,
+    /// Of every token of every prompt, the number of its document; none of a BOS that was put before the prompt.
+    pub documents: Vec<Option<u32>>,
+}
+
 /// Prompts one after the other, of equal length or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompts {
@@ -133,16 +141,43 @@ impl Prompts {
     }
 }
 
-/// Cuts `stream` into at most `most` prompts of `prompt_len` tokens, each opened by `bos` if given; the rest is
-/// dropped.
-pub fn pack(stream: &[u32], prompt_len: usize, bos: Option<u32>, most: usize) -> Prompts {
-    let run = prompt_len - usize::from(bos.is_some());
-    let mut tokens = Vec::new();
-    for chunk in stream.chunks_exact(run).take(most) {
-        tokens.extend(bos);
-        tokens.extend_from_slice(chunk);
+/// Documents joined into one stream of tokens.
+#[derive(Default)]
+pub struct Stream {
+    tokens: Vec<u32>,
+    /// Where each token comes from.
+    documents: Vec<u32>,
+}
+
+impl Stream {
+    pub fn len(&self) -> usize {
+        self.tokens.len()
     }
-    Prompts::packed(prompt_len, tokens)
+
+    /// Adds the tokens of a document that has some. The separator between two documents is part of the first.
+    pub fn push(&mut self, document: u32, tokens: &[u32], separator: u32) {
+        if let Some(&last) = self.documents.last() {
+            self.tokens.push(separator);
+            self.documents.push(last);
+        }
+        self.tokens.extend_from_slice(tokens);
+        self.documents.resize(self.tokens.len(), document);
+    }
+
+    /// Cuts the stream into at most `most` prompts of `prompt_len` tokens, each opened by `bos` if given; the rest is
+    /// dropped.
+    pub fn pack(&self, prompt_len: usize, bos: Option<u32>, most: usize) -> Corpus {
+        let run = prompt_len - usize::from(bos.is_some());
+        let (mut tokens, mut documents) = (Vec::new(), Vec::new());
+        let chunks = self.tokens.chunks_exact(run).zip(self.documents.chunks_exact(run));
+        for (chunk, of) in chunks.take(most) {
+            tokens.extend(bos);
+            documents.extend(bos.map(|_| None));
+            tokens.extend_from_slice(chunk);
+            documents.extend(of.iter().copied().map(Some));
+        }
+        Corpus { prompts: Prompts::packed(prompt_len, tokens), documents }
+    }
 }
 
 #[cfg(test)]
@@ -152,10 +187,24 @@ mod tests {
 
     #[test]
     fn a_bos_opens_every_prompt_and_the_remainder_is_dropped() {
-        let prompts = pack(&[1, 2, 3, 4, 5, 6, 7], 4, Some(9), 10);
-        assert_eq!(prompts.iter().collect::<Vec<_>>(), [[9, 1, 2, 3], [9, 4, 5, 6]]);
-        let prompts = pack(&[1, 2, 3, 4, 5, 6, 7], 3, None, 1);
-        assert_eq!(prompts.iter().collect::<Vec<_>>(), [[1, 2, 3]]);
+        let mut stream = Stream::default();
+        stream.push(0, &[1, 2, 3, 4, 5, 6, 7], 0);
+        let packed = stream.pack(4, Some(9), 10);
+        assert_eq!(packed.prompts.iter().collect::<Vec<_>>(), [[9, 1, 2, 3], [9, 4, 5, 6]]);
+        let packed = stream.pack(3, None, 1);
+        assert_eq!(packed.prompts.iter().collect::<Vec<_>>(), [[1, 2, 3]]);
+    }
+
+    #[test]
+    fn every_token_knows_its_document_and_a_separator_the_one_before() {
+        let mut stream = Stream::default();
+        stream.push(0, &[1, 2], 8);
+        stream.push(3, &[4], 8);
+        stream.push(4, &[5, 6], 8);
+        let packed = stream.pack(4, Some(9), 10);
+        assert_eq!(packed.prompts.iter().collect::<Vec<_>>(), [[9, 1, 2, 8], [9, 4, 8, 5]]);
+        let expected = [None, Some(0), Some(0), Some(0), None, Some(3), Some(3), Some(4)];
+        assert_eq!(packed.documents, expected);
     }
 
     proptest! {
@@ -163,7 +212,9 @@ mod tests {
         fn packing_keeps_the_stream_in_order(
             stream in proptest::collection::vec(0u32..1000, 0..400), len in 2usize..40, bos: bool, most in 0usize..20
         ) {
-            let prompts = pack(&stream, len, bos.then_some(7777), most);
+            let mut joined = Stream::default();
+            joined.push(0, &stream, 0);
+            let prompts = joined.pack(len, bos.then_some(7777), most).prompts;
             let run = len - usize::from(bos);
             prop_assert_eq!(prompts.count(), (stream.len() / run).min(most));
             let mut joined = Vec::new();

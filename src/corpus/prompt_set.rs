@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use super::pack::{Answer, Prompts};
+use super::pack::{Answer, Corpus, Prompts};
 use super::read::{Row, rows};
 use super::tokenizer::TextTokenizer;
 use crate::config::CorpusConfig;
@@ -22,12 +22,12 @@ struct PromptRow {
     position: Option<i64>,
 }
 
-/// Every prompt of the files.
+/// Every prompt of the files, each a document.
 pub fn prompts<'a>(
     config: &CorpusConfig,
     paths: impl IntoIterator<Item = &'a Path>,
     tokenizer: &TextTokenizer,
-) -> Result<Prompts> {
+) -> Result<Corpus> {
     let bos = match config.bos {
         true => Some(tokenizer.specials(config)?.bos),
         false => None,
@@ -41,7 +41,13 @@ pub fn prompts<'a>(
         }
     }
     ensure!(!out.is_empty(), "the prompt set is empty");
-    Ok(Prompts::with_answers(out))
+    let prompts = Prompts::with_answers(out);
+    let numbers = |(p, prompt): (usize, &[u32])| {
+        let is_bos = |s: usize| s == 0 && bos.is_some();
+        (0..prompt.len()).map(move |s| (!is_bos(s)).then_some(p as u32)).collect::<Vec<_>>()
+    };
+    let documents = prompts.iter().enumerate().flat_map(numbers).collect();
+    Ok(Corpus { prompts, documents })
 }
 
 fn prompt(config: &CorpusConfig, row: &Row, bos: Option<u32>, tokenizer: &TextTokenizer) -> Result<(Vec<u32>, Answer)> {

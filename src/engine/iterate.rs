@@ -1,4 +1,5 @@
-//! Iterative inference: a head's effect after something was added to what it reads, and what heads write.
+//! Iterative inference: a head's effect after something was added to what it reads, what all later components do then,
+//! and what heads write.
 
 use anyhow::{Context, Result};
 use ort::value::DynValue;
@@ -7,7 +8,91 @@ use super::Engine;
 use super::clean::Directions;
 use super::runtime::{Input, int_tensor, rows, tensor, view};
 
+/// A position of a prompt with something added to its stream.
+pub struct Addition {
+    pub position: usize,
+    /// [D]
+    pub added: Vec<f32>,
+}
+
+/// What became of N positions after additions before a block, each read at its own position. Effects are unscaled.
+pub struct Response {
+    /// Of every block from there on, [N, H].
+    pub head_effects: Vec<Vec<f32>>,
+    /// Of every block from there on, [N].
+    pub mlp_effects: Vec<Vec<f32>>,
+    /// Final stream · u, [N].
+    pub dot: Vec<f32>,
+    /// Scale of the final norm, [N].
+    pub norm_scale: Vec<f32>,
+}
+
 impl Engine {
+    /// Runs the blocks from `layer` on after each addition to the stream that `layer` reads, one position at a time: the
+    /// other positions stay those of the clean streams `residuals` (of every layer, [1, S, D]) of a prompt, which is alone
+    /// in `directions`.
+    ///
+    /// A call reads S clean rows, for their keys and values, and N changed ones; only these go on to the MLP. At most
+    /// prompt_len + 1 additions fit into a call.
+    pub fn respond(
+        &mut self,
+        layer: usize,
+        residuals: &[&[f32]],
+        additions: &[Addition],
+        directions: &Directions,
+    ) -> Result<Response> {
+        let (d, heads) = (self.architecture.d_model, self.architecture.heads);
+        let (positions, n) = (residuals[layer].len() / d, additions.len());
+        let rows = positions + n;
+        let of_changed = |values: &[f32], width: usize| -> Vec<f32> {
+            additions.iter().flat_map(|a| values[a.position * width..(a.position + 1) * width].to_vec()).collect()
+        };
+        let place: Vec<usize> = (0..positions).chain(additions.iter().map(|a| a.position)).collect();
+        let u = tensor(&[1, n, d], of_changed(view(&directions.u)?, d))?;
+        let mut changed = of_changed(residuals[layer], d);
+        changed.iter_mut().zip(additions.iter().flat_map(|a| &a.added)).for_each(|(r, c)| *r += c);
+        let mut changed = tensor(&[1, n, d], changed)?;
+        let place_tensor = int_tensor(&[1, rows], place.iter().map(|&s| s as i64).collect())?;
+        let (mut head_effects, mut mlp_effects) = (vec![], vec![]);
+        for (l, residual) in residuals.iter().enumerate().skip(layer) {
+            let width = heads * self.architecture.d_head;
+            // The clean rows' effects are not looked at.
+            let v = [vec![0.0; positions * width], of_changed(view(&directions.v[l])?, width)].concat();
+            let streams = tensor(&[1, rows, d], [*residual, view(&changed)?].concat())?;
+            let mask = mask(positions, &place[positions..], self.architecture.attention[l].window);
+            let [mid, effects] = self.attention_masked(l, &streams, &place_tensor, v, mask)?;
+            head_effects.push(view(&effects)?[positions * heads..].to_vec());
+            let mid = tensor(&[1, n, d], view(&mid)?[positions * d..].to_vec())?;
+            let mut outputs = self.mlp(l, &changed, &mid, Input::from(&u), &["residual_post", "mlp_effect"])?;
+            mlp_effects.push(view(&outputs[1])?.to_vec());
+            changed = outputs.swap_remove(0);
+        }
+        let (dot, norm_scale) = self.read_out(Input::from(&changed), Input::from(&u))?;
+        Ok(Response { head_effects, mlp_effects, dot, norm_scale })
+    }
+
+    /// The stream after attention [B, R, D], and every head's effect [B, R, H], where `mask` [R, R] says who sees whom.
+    fn attention_masked(
+        &mut self,
+        layer: usize,
+        streams: &DynValue,
+        place: &DynValue,
+        v: Vec<f32>,
+        mask: Vec<f32>,
+    ) -> Result<[DynValue; 2]> {
+        let rows = streams.shape()[1] as usize;
+        let v = tensor(&[1, rows, v.len() / rows], v)?;
+        let mask = tensor(&[rows, rows], mask)?;
+        let graph = self.attention_masked.get_mut(layer).context("this engine was not loaded for iterating")?;
+        let inputs = [
+            ("residual", Input::from(streams)),
+            ("positions", Input::from(place)),
+            ("v", Input::from(&v)),
+            ("mask", Input::from(&mask)),
+        ];
+        graph.run(inputs, ["residual_mid", "head_effects"])
+    }
+
     /// Every head's effect at each position, [B, S, H] unscaled, after `added` [B, S, D] was put on the stream that
     /// `layer` reads, at one position at a time: the other positions' keys and values stay those of the clean stream
     /// `residual` [1, S, D] of prompt `p`.
@@ -37,16 +122,9 @@ impl Engine {
         let v = &v[p * positions * width..(p + 1) * positions * width];
         let streams = tensor(&[batch, 2 * positions, d], streams)?;
         let place = int_tensor(&[batch, 2 * positions], place)?;
-        let v = tensor(&[1, 2 * positions, width], [v, v].concat())?;
-        let mask = tensor(&[2 * positions, 2 * positions], mask(positions, window))?;
-        let graph = self.attention_masked.get_mut(layer).context("this engine was not loaded for iterating")?;
-        let inputs = [
-            ("residual", Input::from(&streams)),
-            ("positions", Input::from(&place)),
-            ("v", Input::from(&v)),
-            ("mask", Input::from(&mask)),
-        ];
-        let [effects] = graph.run(inputs, ["head_effects"])?;
+        let changed: Vec<usize> = (0..positions).collect();
+        let mask = mask(positions, &changed, window);
+        let [_, effects] = self.attention_masked(layer, &streams, &place, [v, v].concat(), mask)?;
         let rows = view(&effects)?.chunks_exact(positions * heads);
         Ok(rows.skip(1).step_by(2).flatten().copied().collect())
     }
@@ -59,18 +137,21 @@ impl Engine {
     }
 }
 
-/// [2 S, 2 S] to add to the scores: clean rows look back on clean rows, changed rows on the clean rows before them and
-/// on themselves.
-fn mask(positions: usize, window: Option<usize>) -> Vec<f32> {
+/// [S + N, S + N] to add to the scores: clean rows look back on clean rows; changed rows, at the positions `changed`, on
+/// the clean rows before them and on themselves.
+fn mask(positions: usize, changed: &[usize], window: Option<usize>) -> Vec<f32> {
     let near = |i: usize, j: usize| window.is_none_or(|w| j + w > i);
-    let allowed = |row: usize, column: usize| match (row < positions, column < positions) {
-        (true, true) => column <= row && near(row, column),
-        (false, true) => column < row - positions && near(row - positions, column),
-        (true, false) => false,
-        (false, false) => row == column,
-    };
-    let cells = (0..4 * positions * positions).map(|i| allowed(i / (2 * positions), i % (2 * positions)));
-    cells.map(|ok| if ok { 0.0 } else { f32::NEG_INFINITY }).collect()
+    let rows = positions + changed.len();
+    let mut cells = vec![f32::NEG_INFINITY; rows * rows];
+    for (row, cells) in cells.chunks_exact_mut(rows).enumerate() {
+        let (place, seen) = match row.checked_sub(positions) {
+            None => (row, row + 1),
+            Some(i) => (changed[i], changed[i]),
+        };
+        (0..seen).filter(|&column| near(place, column)).for_each(|column| cells[column] = 0.0);
+        cells[row] = 0.0;
+    }
+    cells
 }
 
 #[cfg(test)]
@@ -79,10 +160,14 @@ mod tests {
 
     #[test]
     fn a_changed_row_sees_the_clean_past_and_itself() {
-        let seen = |window| -> Vec<String> {
-            mask(3, window).chunks(6).map(|r| r.iter().map(|&v| if v == 0.0 { 'x' } else { '.' }).collect()).collect()
+        let seen = |changed: &[usize], window| -> Vec<String> {
+            let rows = mask(3, changed, window);
+            let mark = |&v: &f32| if v == 0.0 { 'x' } else { '.' };
+            rows.chunks(3 + changed.len()).map(|r| r.iter().map(mark).collect()).collect()
         };
-        assert_eq!(seen(None), ["x.....", "xx....", "xxx...", "...x..", "x...x.", "xx...x"]);
-        assert_eq!(seen(Some(2)), ["x.....", "xx....", ".xx...", "...x..", "x...x.", ".x...x"]);
+        assert_eq!(seen(&[0, 1, 2], None), ["x.....", "xx....", "xxx...", "...x..", "x...x.", "xx...x"]);
+        assert_eq!(seen(&[0, 1, 2], Some(2)), ["x.....", "xx....", ".xx...", "...x..", "x...x.", ".x...x"]);
+        // The same position twice: neither sees the other.
+        assert_eq!(seen(&[2, 2], None), ["x....", "xx...", "xxx..", "xx.x.", "xx..x"]);
     }
 }

@@ -23,6 +23,7 @@ pub use after_head::HeadChange;
 use after_head::{Combined, FirstReaders};
 pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, TargetRow};
 pub use crew::Crew;
+pub use iterate::{Addition, Response};
 pub use suffix::{Ablated, HoldMasks, Place, Suffix};
 
 use crate::config::RuntimeConfig;

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::Rows;
 use super::chart::{Theme, escape, variables};
-use super::figures::Figure;
+use super::figures::{Figure, quoted};
 use super::settings::grouped;
 use crate::analyze::Tables;
 
@@ -104,6 +104,9 @@ impl Page {
     }
 }
 
+/// Bytes of a cell that may stand in one line.
+const LONG: usize = 48;
+
 impl Listing {
     fn html(&self) -> String {
         let class = |i: usize| if self.columns[i].1 { " class=\"text\"" } else { "" };
@@ -115,7 +118,9 @@ impl Listing {
         for row in &self.rows {
             out.push_str("<tr>");
             for (i, cell) in row.iter().enumerate() {
-                out.push_str(&format!("<td{}>{}</td>", class(i), escape(cell)));
+                // What is long is broken into lines.
+                let class = if cell.len() > LONG { " class=\"text long\"" } else { class(i) };
+                out.push_str(&format!("<td{class}>{}</td>", escape(cell)));
             }
             out.push_str("</tr>\n");
         }
@@ -157,6 +162,7 @@ pub fn run_page(tables: &Tables, figures: &[Figure], out: &Path) -> Result<Strin
     if tables.has("repair_graph")? {
         edges(&mut page, tables)?;
     }
+    notable_tokens(&mut page, tables)?;
     Ok(page.html())
 }
 
@@ -228,6 +234,34 @@ fn edges(page: &mut Page, tables: &Tables) -> Result<()> {
     Ok(())
 }
 
+/// The text around the tokens with most repair, over-repair and negative repair.
+fn notable_tokens(page: &mut Page, tables: &Tables) -> Result<()> {
+    let first = "select ablation from notable_tokens where component = 'head' group by ablation \
+                 order by ablation <> 'resample', ablation limit 1";
+    let first = Rows::of(tables, first)?.texts("ablation")?;
+    let Some(ablation) = first.first() else { return Ok(()) };
+    let sql = format!(
+        "select replace(sort, '_', '-') as sort, concat('L', layer, 'H', head) as head, prompt, position,
+            replace(text, chr(10), '⏎') as text, replace(next_token, chr(10), '⏎') as next_token, direct_effect,
+            logit_change, self_repair
+        from notable_tokens where component = 'head' and ablation = {}
+        order by case sort when 'repaired' then 0 when 'over_repaired' then 1 else 2 end, rank",
+        quoted(ablation)
+    );
+    let rows = Rows::of(tables, &sql)?;
+    page.section("Notable tokens");
+    let numbers = ["direct_effect", "logit_change", "self_repair"];
+    let listing = Listing::of(&rows, &["sort", "head", "text", "next_token"], &["prompt", "position"], &numbers)?;
+    let about = format!(
+        "Heads' top tokens on which most is repaired, on which the logit rises most although direct effect was taken away \
+         (over-repaired), and on which self-repair is lowest (negative): the text up to the marked token, where the model \
+         reads, five tokens after it, and the next token, whose logit is measured. {ablation} ablation, in logits; table \
+         notable_tokens."
+    );
+    page.table(&about, &listing);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{handmade_run, report};
@@ -258,6 +292,8 @@ mod tests {
         assert!(figure.contains("var(--c0)") && !figure.contains("#0072b2"));
         assert!(page.contains("<th class=\"text\"><button type=\"button\">component</button></th>"));
         assert!(page.contains("<td class=\"text\">L0H0</td>") && page.contains("<td>0.750</td>"));
+        // The strongest repair, in its text: the model reads what is marked, and the next token is measured.
+        assert!(page.contains("<td class=\"text\">«c»de</td><td class=\"text\">d</td>"), "{page}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::analyze::Tables;
 use crate::run_folder::write_atomically;
 
 /// Raised when the report would look different on the same tables.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Writes `<out>/report/index.html`, and its figures as files under `<out>/figures`.
 ///
@@ -55,6 +55,9 @@ pub(crate) fn handmade_run(name: &str, ablations: &[&str]) -> tempfile::TempDir 
     let out = dir.path();
     model(out, name, &format!("./{name}"), "llama", 2, 1, 8);
     clean(out, 2, 2);
+    let text = |(i, t): (usize, &str)| format!("{} {} {i} {t} {} -", i / 3, i % 3, i + 1);
+    let rows: Vec<String> = ["a", "b", "x", "c", "d", "e"].into_iter().enumerate().map(text).collect();
+    table(out, "tokens", "prompt position token text next_token document", &rows);
     let tokens = [(0, 0), (0, 1), (1, 0), (1, 1)];
     let heads = [[(1.0, 0.5), (1.0, 0.5), (1.0, 1.0), (1.0, 1.0)], [(2.0, -0.5), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)]];
     let mut rows = Vec::new();

@@ -37,7 +37,7 @@ use crate::sharing::ShardSet;
 use crate::status::state;
 use crate::tables::{
     ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, Metadata, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS,
-    PAIRS, REPAIR_GRAPH, SCHEMA_VERSION, SELF_ADDITIONS, TOP_TOKENS, TableWriter,
+    PAIRS, REPAIR_GRAPH, SCHEMA_VERSION, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS, TableWriter,
 };
 
 pub use plan::{Estimate, dry_run};
@@ -295,6 +295,7 @@ impl Run {
                     &NEURON_CURVES,
                     &REPAIR_GRAPH,
                     &SELF_ADDITIONS,
+                    &STREAM_ADDITIONS,
                     &HEAD_SIMILARITY,
                 ];
                 tables.iter().map(|table| f.table(table.name)).chain([f.sums()]).collect()
@@ -306,9 +307,10 @@ impl Run {
 
     fn corpus(&self) -> Result<String> {
         let tokenizer = TextTokenizer::of(&self.model)?;
-        let prompts = corpus::prompts(&self.config.corpus, &self.corpus_files, &tokenizer)?;
-        corpus::write(&prompts, &tokenizer, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
-        corpus::write_targets(&prompts, &self.folder.table("targets"), &self.meta(Stage::Corpus))?;
+        let corpus = corpus::corpus(&self.config.corpus, &self.corpus_files, &tokenizer)?;
+        let prompts = &corpus.prompts;
+        corpus::write(&corpus, &tokenizer, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
+        corpus::write_targets(prompts, &self.folder.table("targets"), &self.meta(Stage::Corpus))?;
         Ok(match prompts.targets() {
             Targets::Next => format!("{} prompts of {} tokens", prompts.count(), prompts.longest()),
             Targets::Answers(_) => format!("{} prompts of up to {} tokens", prompts.count(), prompts.longest()),

@@ -30,10 +30,11 @@ pub fn table(out: &Path, name: &str, columns: &str, rows: &[impl AsRef<str>]) {
                 Arc::new(cells.collect::<StringArray>())
             }
             "layer" | "head" | "layers" | "heads" | "repairer_layer" | "repairer_head" | "neuron_layer"
-            | "other_layer" | "other_head" => Arc::new(cells.map(|c| c.map(parsed::<u16>)).collect::<UInt16Array>()),
-            "prompt" | "position" | "rank" | "neuron" | "tokens" | "prompts" | "d_model" | "d_mlp" | "vocab" => {
-                Arc::new(cells.map(|c| c.map(parsed::<u32>)).collect::<UInt32Array>())
+            | "other_layer" | "other_head" | "added_at" => {
+                Arc::new(cells.map(|c| c.map(parsed::<u16>)).collect::<UInt16Array>())
             }
+            "token" | "next_token" | "document" | "prompt" | "position" | "rank" | "neuron" | "tokens" | "prompts"
+            | "d_model" | "d_mlp" | "vocab" => Arc::new(cells.map(|c| c.map(parsed::<u32>)).collect::<UInt32Array>()),
             _ => Arc::new(cells.map(|c| c.map(parsed::<f32>)).collect::<Float32Array>()),
         }
     };

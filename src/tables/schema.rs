@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-/// Raised when a column changes its name, type or meaning.
-pub const SCHEMA_VERSION: &str = "1";
+/// Raised when a column comes, or changes its name, type or meaning.
+pub const SCHEMA_VERSION: &str = "2";
 
 /// A column: name, type, unit, description. A name that ends in `?` may be null.
 pub struct Column(pub &'static str, pub Type, pub &'static str, pub &'static str);
@@ -93,6 +93,13 @@ pub const TOKENS: Table = Table {
         Column("token", Int, "", "token id at this position"),
         Column("text", Text, "", "the token as text; bytes that are no whole character show as U+FFFD"),
         Column("next_token?", Int, "", "the correct token, whose logit is measured; null at the last position"),
+        Column(
+            "document?",
+            Int,
+            "",
+            "number of the token's document in the corpus, from 0 (those without text are not counted); a separator counts \
+             as part of the document before it; null for a BOS that was put before the prompt",
+        ),
     ],
 };
 
@@ -366,6 +373,48 @@ pub const SELF_ADDITIONS: Table = Table {
     ],
 };
 
+pub const STREAM_ADDITIONS: Table = Table {
+    name: "stream_additions",
+    grain: "an ablated head, a block before which a multiple of the head's output was added to the stream at one \
+            position, and that position, one of the head's top tokens",
+    key: 6,
+    columns: &[
+        Column("layer", Small, "", "block of the head"),
+        Column("head", Small, "", "the head"),
+        Column(
+            "added_at",
+            Small,
+            "",
+            "the block before which its clean output was added; the head's own, one before or one after",
+        ),
+        Column("multiple", Float, "", "what the output was multiplied by"),
+        PROMPT,
+        POSITION,
+        Column(
+            "direct_effect",
+            Float,
+            "logits",
+            "direct effect of the head, clean; what was added has multiple times that",
+        ),
+        Column("logit_change", Float, "logits", "logit of the correct token after the addition less the clean one"),
+        Column(
+            "response",
+            Float,
+            "logits",
+            "logit_change - multiple · direct_effect: what the rest of the model made of it; the sum of the next three",
+        ),
+        Column(
+            "response_attention",
+            Float,
+            "logits",
+            "change of the direct effects of all heads from that block on, summed",
+        ),
+        Column("response_mlp", Float, "logits", "change of the direct effects of all MLPs from that block on, summed"),
+        Column("response_norm", Float, "logits", "from the change of the final norm's scale: r'·u·(1/s' - 1/s)"),
+        Column("own_change?", Float, "logits", "change of the head's own direct effect; null if added after its block"),
+    ],
+};
+
 pub const HEAD_SIMILARITY: Table = Table {
     name: "head_similarity",
     grain: "a pair of heads",
@@ -387,7 +436,7 @@ pub const HEAD_SIMILARITY: Table = Table {
 };
 
 /// All tables that the stages measure, in the order in which a run writes them.
-pub const MEASURED: [&Table; 15] = [
+pub const MEASURED: [&Table; 16] = [
     &TOKENS,
     &TARGETS,
     &MODEL,
@@ -402,6 +451,7 @@ pub const MEASURED: [&Table; 15] = [
     &NEURON_CURVES,
     &REPAIR_GRAPH,
     &SELF_ADDITIONS,
+    &STREAM_ADDITIONS,
     &HEAD_SIMILARITY,
 ];
 

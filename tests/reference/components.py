@@ -211,6 +211,36 @@ class Extended(Effects):
             new[:, p] = self.de(output)[:, p]
         return new
 
+    def stream_addition(self, c: Component, added_at, multiple):
+        """What becomes of every measured position when multiple · the component's clean output is added to the stream that
+        block `added_at` reads, at that position alone: columns of `stream_additions` [prompts, positions], and
+        `own_change` as if it were never null. (Of a model whose every position but the last is measured.)"""
+        effect = self.de(self.output(c))
+        names = ["logit_change", "response_attention", "response_mlp", "response_norm", "own_change"]
+        v = {name: torch.empty_like(self.s) for name in names}
+        for p in range(self.positions):
+            def edit(stream, p=p):
+                stream = stream.clone()
+                stream[:, p] += multiple * self.output(c)[:, p]
+                return stream
+            seen = self.m.run(self.tokens, {("stream", added_at): edit})
+            heads, mlps = self.parts(seen)
+            d_heads, d_mlps = (heads - self.heads)[..., p, :], (mlps - self.mlps)[..., p]
+            before = torch.cat([d_heads[:added_at].flatten(), d_mlps[:added_at].flatten(), torch.zeros(1)])
+            assert before.abs().max() < 1e-12, "what comes before cannot respond"
+            scale = self.targets.at(seen["scale"])[:, p]
+            # r' · u, from the whole model's logits: the constant is no part of the stream.
+            dot = (self.centred_logit(seen) - self.constant)[:, p] * scale
+            v["logit_change"][:, p] = (self.centred_logit(seen) - self.logit)[:, p]
+            v["response_attention"][:, p] = d_heads.sum((0, -1))
+            v["response_mlp"][:, p] = d_mlps.sum(0)
+            v["response_norm"][:, p] = dot * (1 / scale - 1 / self.s[:, p])
+            v["own_change"][:, p] = d_heads[c.layer, ..., c.head]
+        response = v["logit_change"] - multiple * effect
+        gap = (response - v["response_attention"] - v["response_mlp"] - v["response_norm"]).abs().max()
+        assert gap < 1e-4, "the parts must sum to the response"
+        return {"direct_effect": effect, "response": response} | v
+
 
 def check(e: Extended, components):
     """The measurement against other ways to the same."""

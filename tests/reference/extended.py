@@ -1,5 +1,6 @@
 """What the pipeline measures beyond one ablated head: other components, kinds and holds, who repairs, which neurons,
-heads that read their own output, and how similar heads are. What an ablation is, is in components.py.
+heads that read their own output, what becomes of a head's output that is added before a block, and how similar heads
+are. What an ablation is, is in components.py.
 
 What hangs on which of two numbers is larger (a rank, a share above a threshold, a median by rank) is left out of the
 tables where they are within TIE of each other, because float32 may decide otherwise; how many rows that are is printed.
@@ -179,6 +180,18 @@ def self_additions(tables, e: Extended, c):
         tables.add("self_additions", of_first_prompts(e.rows(key, values)))
 
 
+def stream_additions(tables, e: Extended, c):
+    tokens = e.top(c)
+    for added_at in range(e.m.layers):
+        for multiple in MULTIPLES:
+            values = {k: x.flatten()[tokens].tolist() for k, x in e.stream_addition(c, added_at, multiple).items()}
+            if added_at > c.layer:
+                values["own_change"] = [None] * len(tokens)
+            key = {"layer": c.layer, "head": c.head, "added_at": added_at, "multiple": float(multiple)}
+            place = {"prompt": [e.targets.prompt[t] for t in tokens], "position": [e.targets.position[t] for t in tokens]}
+            tables.add("stream_additions", {k: [x] * len(tokens) for k, x in key.items()} | place | values)
+
+
 def head_similarity(tables, e: Extended):
     names = [(l, h) for l in range(e.m.layers) for h in range(e.m.heads)]
     outputs = [e.targets.at(e.m.norm.centre(e.output(Component("head", *name)))) for name in names]
@@ -223,6 +236,7 @@ def write_extended(e: Extended, components, neuron_layers, out: Path):
     for c in components:
         if c.kind == "head":
             self_additions(tables, e, c)
+            stream_additions(tables, e, c)
     head_similarity(tables, e)
     tables.write(out)
     print(out, *(f"{k} {v:.1e}" for k, v in e.residuals.items()), flush=True)

@@ -425,7 +425,7 @@ def average(outcomes):
 TEXT = ["ablation", "component", "hold", "repairer", "ablated", "subset", "added"]
 INTEGERS = [
     "layer", "head", "prompt", "position", "token", "tokens", "rank", "repairer_layer", "repairer_head", "neuron_layer",
-    "neuron", "other_layer", "other_head", "sample", "partner", "answer", "wrong",
+    "neuron", "other_layer", "other_head", "sample", "partner", "answer", "wrong", "added_at",
 ]
 TYPES = dict.fromkeys(TEXT, pa.string()) | dict.fromkeys(INTEGERS, pa.uint32())
 

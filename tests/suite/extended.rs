@@ -36,6 +36,7 @@ fn assert_extended_agrees(model: &Path, expected: &Path, components: &[&str]) {
     agrees("neuron_totals", &with(&ROW, &["neuron_layer"]));
     agrees("neuron_curves", &["ablation", "layer", "head", "neuron_layer", "rank"]);
     agrees("self_additions", &["layer", "head", "added", "multiple", "prompt", "position"]);
+    agrees("stream_additions", &["layer", "head", "added_at", "multiple", "prompt", "position"]);
     agrees("head_similarity", &["layer", "head", "other_layer", "other_head"]);
     let ours = read(&dir.path().join("tables/ablations"));
     assert_batches_agree("distributions", &ours, &read(&expected.join("distributions.parquet")), &ROW);

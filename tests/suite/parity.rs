@@ -27,6 +27,10 @@ pub fn assert_batches_agree(table: &str, ours: &RecordBatch, theirs: &RecordBatc
         let mut worst = (0.0, None);
         for (key, &j) in &their_rows {
             let i = *our_rows.get(key).unwrap_or_else(|| panic!("{table} has no row {key:?}"));
+            if a[i].is_nan() && b[j].is_nan() {
+                // Null in both.
+                continue;
+            }
             let gap = (a[i] - b[j]).abs();
             assert!(gap.is_finite(), "{table}.{column} {key:?}: {} against {}", a[i], b[j]);
             if gap > worst.0 {

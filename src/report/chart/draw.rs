@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
+use super::axis::Ticks;
 use super::colour::{Colour, Theme};
 use super::text::{escape, width, wrap};
-use super::{Axis, Chart, Key, Mark, Panel, Point, WIDTH};
+use super::{Axis, Chart, Key, Margins, Mark, Panel, Point, WIDTH};
 
 const TITLE: f64 = 18.0;
 const LABEL: f64 = 13.0;
@@ -13,6 +14,9 @@ const SMALL: f64 = 12.0;
 const LINE: f64 = 1.35;
 const MARGIN: f64 = 14.0;
 const GAP: f64 = 24.0;
+/// Room for the bars along an axis, and between them and the plot.
+const STRIP: f64 = 56.0;
+const STRIP_GAP: f64 = 6.0;
 
 const FONT: &str = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif";
 
@@ -73,12 +77,13 @@ impl Frame {
         let widest = y_ticks.iter().map(|t| width(&t.1, SMALL)).fold(0.0, f64::max);
         let y_label = wrap(&panel.y.label, LABEL, height.max(120.0));
         let left = widest + 10.0 + y_label.len() as f64 * LABEL * LINE;
-        let x_ticks = fitting_ticks(&panel.x, room - left - 8.0);
+        let strip = if panel.margins.is_some() { STRIP } else { 0.0 };
+        let x_ticks = fitting_ticks(&panel.x, room - left - strip - 8.0);
         // The last label is centred on its tick, and half of it may stand out.
-        let right = x_ticks.last().map_or(8.0, |t| width(&t.1, SMALL) / 2.0).max(8.0);
+        let right = x_ticks.last().map_or(8.0, |t| width(&t.1, SMALL) / 2.0).max(8.0).max(strip);
         let x_label = wrap(&panel.x.label, LABEL, room - left - right);
         let title = wrap(&panel.title, LABEL, room - left - right);
-        let above = 10.0 + title.len() as f64 * LABEL * LINE;
+        let above = 10.0 + strip + title.len() as f64 * LABEL * LINE;
         let below = SMALL * LINE + 8.0 + x_label.len() as f64 * LABEL * LINE;
         Self { above, below, left, right, x_ticks, y_ticks, x_label, y_label, title }
     }
@@ -194,29 +199,34 @@ impl Pen {
         let wide = room - frame.left - frame.right;
         let x = |v: f64| left + panel.x.place(v) * wide;
         let y = |v: f64| top + (1.0 - panel.y.place(v)) * height;
+        let strip = if panel.margins.is_some() { STRIP } else { 0.0 };
         for (i, line) in frame.title.iter().enumerate() {
-            let above = top - 8.0 - (frame.title.len() - 1 - i) as f64 * LABEL * LINE;
+            let above = top - strip - 8.0 - (frame.title.len() - 1 - i) as f64 * LABEL * LINE;
             self.text((left, above), "start", LABEL, Colour::Ink, "600", line);
         }
         let (rule, soft) = (Colour::Rule.paint(self.theme), Colour::Soft.paint(self.theme));
         let mut grid = String::new();
-        for tick in frame.x_ticks.iter().map(|t| x(t.0)) {
-            let _ = write!(grid, "M{tick:.1} {top:.1}v{height:.1}");
-        }
-        for tick in frame.y_ticks.iter().map(|t| y(t.0)) {
-            let _ = write!(grid, "M{left:.1} {tick:.1}h{wide:.1}");
+        // Between names there is nothing to read off: an empty cell of such a map stays empty.
+        if !matches!((&panel.x.ticks, &panel.y.ticks), (Ticks::Names(_), Ticks::Names(_))) {
+            for tick in frame.x_ticks.iter().map(|t| x(t.0)) {
+                let _ = write!(grid, "M{tick:.1} {top:.1}v{height:.1}");
+            }
+            for tick in frame.y_ticks.iter().map(|t| y(t.0)) {
+                let _ = write!(grid, "M{left:.1} {tick:.1}h{wide:.1}");
+            }
         }
         self.put(format_args!("<path d=\"{grid}\" stroke=\"{rule}\" fill=\"none\"/>\n"));
-        // A nested drawing clips what lies outside the plot.
-        self.put(format_args!(
-            "<svg x=\"{left:.1}\" y=\"{top:.1}\" width=\"{wide:.1}\" height=\"{height:.1}\" overflow=\"hidden\">\n"
-        ));
         let inside = |(px, py): Point| (x(px) - left, y(py) - top);
-        for mark in &panel.marks {
-            self.mark(mark, &inside);
+        self.clipped((left, top), (wide, height), &panel.marks, &inside);
+        if let Some(Margins { x: along_x, y: along_y, most }) = &panel.margins {
+            let (thick, share) = (STRIP - STRIP_GAP, |share: f64, most: f64| share / most.max(f64::MIN_POSITIVE));
+            let above = |(px, s): Point| (x(px) - left, thick * (1.0 - share(s, most.0)));
+            self.clipped((left, top - STRIP), (wide, thick), std::slice::from_ref(along_x), &above);
+            let beside = |(py, s): Point| (thick * share(s, most.1), y(py) - top);
+            self.clipped((left + wide + STRIP_GAP, top), (thick, height), std::slice::from_ref(along_y), &beside);
         }
         self.put(format_args!(
-            "</svg>\n<path d=\"M{left:.1} {top:.1}v{height:.1}h{wide:.1}\" stroke=\"{soft}\" fill=\"none\"/>\n"
+            "<path d=\"M{left:.1} {top:.1}v{height:.1}h{wide:.1}\" stroke=\"{soft}\" fill=\"none\"/>\n"
         ));
         for (value, label) in &frame.x_ticks {
             self.text((x(*value), top + height + SMALL + 4.0), "middle", SMALL, Colour::Soft, "400", label);
@@ -236,6 +246,16 @@ impl Pen {
                 escape(line)
             ));
         }
+    }
+
+    /// Marks in a nested drawing, which clips what lies outside it.
+    fn clipped(&mut self, at: Point, (wide, high): Point, marks: &[Mark], inside: &dyn Fn(Point) -> Point) {
+        let (left, top) = at;
+        self.put(format_args!(
+            "<svg x=\"{left:.1}\" y=\"{top:.1}\" width=\"{wide:.1}\" height=\"{high:.1}\" overflow=\"hidden\">\n"
+        ));
+        marks.iter().for_each(|mark| self.mark(mark, inside));
+        self.put(format_args!("</svg>\n"));
     }
 
     fn mark(&mut self, mark: &Mark, inside: &dyn Fn(Point) -> Point) {
@@ -386,6 +406,31 @@ mod tests {
         let wide = attribute(&format!(" {plot}"), "width");
         assert!((attribute(circles[1], "cx") - wide / 2.0).abs() < 0.11 && attribute(circles[1], "cy") == 0.0);
         assert!(circles[0].contains("<title>L1H2</title>"));
+    }
+
+    /// One bar over the left half of x that fills its margin, and one over the upper half of y that fills half of its own.
+    #[test]
+    fn margins_lie_along_their_axes() {
+        let bar = |from: f64, width, share| Mark::histogram(&[from], width, &[share], Colour::Ink, 1.0);
+        let margins = Margins { x: bar(0.0, 5.0, 40.0), y: bar(0.5, 0.5, 20.0), most: (40.0, 40.0) };
+        let mut chart = chart(vec![]);
+        chart.panels = vec![chart.panels.remove(0).with_margins(margins)];
+        let svg = chart.svg(Theme::File);
+        let drawings: Vec<&str> = svg.split("<svg ").skip(2).collect();
+        let [plot, above, beside] = drawings[..] else { panic!("{} drawings", drawings.len()) };
+        let of = |text: &str, name: &str| -> f64 {
+            let from = text.find(&format!("{name}=\"")).unwrap() + name.len() + 2;
+            text[from..].split('"').next().unwrap().parse().unwrap()
+        };
+        let bar = |text: &str| {
+            let rect = &text[text.find("<rect").unwrap()..];
+            ["x", "y", " width", " height"].map(|name| of(rect, name))
+        };
+        let (wide, thick) = (of(plot, "width"), STRIP - STRIP_GAP);
+        assert!((bar(above)[2] - wide / 2.0).abs() < 0.11 && bar(above)[0] == 0.0);
+        assert_eq!((bar(above)[1], bar(above)[3]), (0.0, thick));
+        assert_eq!(bar(beside), [0.0, 0.0, thick / 2.0, 50.0]);
+        assert_eq!((of(above, "y"), of(beside, "x")), (of(plot, "y") - STRIP, of(plot, "x") + wide + STRIP_GAP));
     }
 
     #[test]

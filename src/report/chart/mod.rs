@@ -46,6 +46,17 @@ pub struct Panel {
     pub x: Axis,
     pub y: Axis,
     pub marks: Vec<Mark>,
+    pub margins: Option<Margins>,
+}
+
+/// Distributions along the axes of a panel: bars over x above the plot, and over y on its right.
+pub struct Margins {
+    /// Corners are (x, share).
+    pub x: Mark,
+    /// Corners are (y, share).
+    pub y: Mark,
+    /// The largest share of each, which fills the margin.
+    pub most: (f64, f64),
 }
 
 pub type Point = (f64, f64);
@@ -102,7 +113,12 @@ pub struct Cell {
 
 impl Panel {
     pub fn new(title: impl Into<String>, x: Axis, y: Axis) -> Self {
-        Self { title: title.into(), x, y, marks: Vec::new() }
+        Self { title: title.into(), x, y, marks: Vec::new(), margins: None }
+    }
+
+    pub fn with_margins(mut self, margins: Margins) -> Self {
+        self.margins = Some(margins);
+        self
     }
 
     pub fn with(mut self, mark: Mark) -> Self {

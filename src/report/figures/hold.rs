@@ -29,7 +29,13 @@ fn held(study: &Study, ablation: &str, hold: &str) -> Result<Option<Figure>> {
         quoted(hold),
         quoted(ablation)
     );
-    let what = if hold == "erasers" { "every later eraser held".to_string() } else { format!("{hold} held") };
+    let what = match hold {
+        "erasers" => "every later eraser held".to_string(),
+        "heads" => "all later heads held".to_string(),
+        "mlps" => "all later MLPs held".to_string(),
+        "last_mlp" => "the last MLP held".to_string(),
+        name => format!("{name} held"),
+    };
     let axes = ("mean change of the logit, nothing held [logits]".to_string(), format!("the same, {what} [logits]"));
     let Some(chart) = against(study, &sql, ("free", "held"), axes)? else { return Ok(None) };
     Ok(Some(Figure {

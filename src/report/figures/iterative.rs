@@ -1,10 +1,11 @@
-//! Iterative inference: do downstream heads react to a missing block as to a missing head, and to their own output as
-//! to another's?
+//! Iterative inference: do downstream heads react to a missing block as to a missing head, to their own output as to
+//! another's, and to a head's output that comes once more?
 
 use anyhow::Result;
 
 use super::graph::ablated_heads;
-use super::{Figure, LayerColours, Study, quoted};
+use super::{Figure, LayerColours, Study, head_name, quoted};
+use crate::report::Rows;
 use crate::report::chart::{Axis, Chart, Colour, Key, Mark, ORANGE, Panel, common, heat, heat_key};
 
 const THEME: &str = "Iterative inference";
@@ -18,6 +19,9 @@ pub fn figures(study: &Study) -> Result<Vec<Figure>> {
     }
     if study.has(&["self_additions"])? {
         out.extend(additions(study)?);
+    }
+    if study.has(&["stream_additions"])? {
+        out.extend(stream_additions(study)?);
     }
     if study.has(&["head_similarity"])? {
         out.push(similarity(study)?);
@@ -145,6 +149,98 @@ fn additions(study: &Study) -> Result<Option<Figure>> {
             height: 240.0,
         },
     }))
+}
+
+/// Heads of the figure about additions before every block: those with most self-repair.
+const SOURCES: usize = 12;
+
+/// Least squares through zero of the response on what was added.
+const SHARE: &str = "100 * sum(multiple * cast(response as double)) \
+     / nullif(sum(multiple * multiple * cast(direct_effect as double)), 0) as share";
+
+/// What the rest of the model makes of a head's output that is added before each block, as a share of what was added.
+fn stream_additions(study: &Study) -> Result<Option<Figure>> {
+    let by = |columns: &str| {
+        format!("select {columns}, {SHARE} from stream_additions group by {columns} order by {columns}")
+    };
+    let sql = vec![by("layer, added_at"), by("layer, head, added_at")];
+    let Some(ablation) = study.main_ablation() else { return Ok(None) };
+    let mut strongest = study.strongest(ablation, SOURCES)?;
+    strongest.sort_by(|a, b| a.layer.total_cmp(&b.layer).then(a.head.total_cmp(&b.head)));
+    let (of_layers, of_heads) = (study.rows(&sql[0])?, study.rows(&sql[1])?);
+    let layer = of_layers.numbers("layer")?;
+    let layers = Source::of(&of_layers, |i| (layer[i], format!("layer {}", layer[i])))?;
+    let (layer, head) = (of_heads.numbers("layer")?, of_heads.numbers("head")?);
+    let mut heads = Source::of(&of_heads, |i| {
+        let row = strongest.iter().position(|s| (s.layer, s.head) == (layer[i], head[i]));
+        (row.map_or(f64::NAN, |row| row as f64), head_name(layer[i], head[i]))
+    })?;
+    heads.retain(|source| source.row.is_finite());
+    let sizes = layers.iter().chain(&heads).map(|s| s.share.abs()).filter(|v| v.is_finite());
+    let most = sizes.fold(0.0, f64::max).min(100.0);
+
+    let of_layers = Axis::whole("the heads' layer", &layers.iter().map(|s| s.row).collect::<Vec<_>>());
+    let mut panels = vec![addition_panel("all ablated heads of a layer", of_layers, &layers, most)];
+    if !heads.is_empty() {
+        let names = Axis::names("", strongest.iter().map(|s| s.name()));
+        panels.push(addition_panel("heads with most self-repair", names, &heads, most));
+    }
+    Ok(Some(Figure {
+        name: "stream_additions".into(),
+        theme: THEME,
+        caption: "A head's clean output is added, 1, 3, … times, to the stream before a block, at one of the head's top \
+                  tokens at a time. Colour: the change of the logit beyond the direct effect of what was added, as a share \
+                  of it (slope through zero over all multiples). Below zero the rest of the model works against what it \
+                  reads already; −100 % is all of it. Left of the line the head itself reads the addition too."
+            .into(),
+        sql,
+        chart: Chart {
+            title: "A head's output added before every block".into(),
+            settings: study.settings.line("top tokens of the first prompts"),
+            legend: vec![
+                heat_key("response [% of what was added]", most),
+                Key::Line(Colour::Ink, "the head's own block".into()),
+            ],
+            columns: panels.len(),
+            panels,
+            height: 320.0,
+        },
+    }))
+}
+
+/// A cell of the figure: a head, or the heads of a layer, and a block before which their outputs are added.
+struct Source {
+    layer: f64,
+    /// Where it is drawn.
+    row: f64,
+    name: String,
+    added_at: f64,
+    share: f64,
+}
+
+impl Source {
+    /// `place` gives where the n-th is drawn, and its name.
+    fn of(rows: &Rows, place: impl Fn(usize) -> (f64, String)) -> Result<Vec<Self>> {
+        let (layer, added_at, share) = (rows.numbers("layer")?, rows.numbers("added_at")?, rows.numbers("share")?);
+        let source = |i: usize| {
+            let (row, name) = place(i);
+            Self { layer: layer[i], row, name, added_at: added_at[i], share: share[i] }
+        };
+        Ok((0..layer.len()).map(source).collect())
+    }
+}
+
+fn addition_panel(title: &str, y: Axis, sources: &[Source], most: f64) -> Panel {
+    let said = |s: &Source| format!("{} before block {}: {:+.0} % of what was added", s.name, s.added_at, s.share);
+    let blocks: Vec<f64> = sources.iter().map(|s| s.added_at).collect();
+    let cells = sources.iter().map(|s| (s.added_at, s.row, s.share, said(s)));
+    // Left of these the head itself runs after the addition, and reads it.
+    let own = sources.iter().map(|s| ((s.layer + 0.5, s.row - 0.5), (s.layer + 0.5, s.row + 0.5)));
+    let mut own: Vec<_> = own.collect();
+    own.dedup();
+    Panel::new(title, Axis::whole("block before which it is added", &blocks), y)
+        .with(heat(cells, most))
+        .with(Mark::Segments { from_to: own, colour: Colour::Ink, width: 1.5 })
 }
 
 /// Mean absolute cosine between the outputs of two layers' heads.

@@ -247,8 +247,9 @@ mod tests {
                       direct_effect";
         let effects = "prompt position component layer head direct_effect";
         let additions = "layer head added multiple prompt position direct_effect new_direct_effect";
+        let stream = "layer head added_at multiple prompt position direct_effect logit_change response";
         let alike = "layer head other_layer other_head tokens cosine cosine_without_token";
-        let rows: [(&str, &str, &[&str], &[&str]); 8] = [
+        let rows: [(&str, &str, &[&str], &[&str]); 9] = [
             (
                 "component_repairs",
                 &repairs,
@@ -290,6 +291,12 @@ mod tests {
                 &["1 0 own 1 0 0 0.5 1", "1 0 own 3 0 0 0.5 2", "1 0 random_head 1 0 0 0.5 0.5"],
                 &["self_additions"],
             ),
+            (
+                "stream_additions",
+                stream,
+                &["0 0 0 1 0 0 0.5 0.25 -0.25", "0 0 0 3 0 0 0.5 0.5 -1", "1 0 1 1 1 0 0.5 1 0.5"],
+                &["stream_additions"],
+            ),
             ("head_similarity", alike, &["0 0 1 0 4 0.5 0.25", "0 0 0 0 4 1 1"], &["head_similarity"]),
         ];
         for (name, columns, _, _) in &rows {
@@ -315,6 +322,11 @@ mod tests {
         assert_eq!(marks("skipped_blocks_zero"), ["L1H0: 0.125, 0.250"]);
         // (1 · 0.5 + 3 · 1.5) / (1 + 9)
         assert_eq!(marks("self_additions"), ["L1H0: +0.500 logits", "L1H0: +0.000 logits"]);
+        // 100 · (1 · −0.25 + 3 · −1) / ((1 + 9) · 0.5)
+        let expected = ["layer 0 before block 0: -65", "layer 1 before block 1: +100"];
+        let expected = expected.map(|mark| format!("{mark} % of what was added"));
+        let heads = expected.clone().map(|mark| mark.replace("layer 0 ", "L0H0 ").replace("layer 1 ", "L1H0 "));
+        assert_eq!(marks("stream_additions"), [expected, heads].concat());
         assert_eq!(marks("head_similarity"), ["layers 0 and 1: 0.500", "layers 0 and 1: 0.250"]);
     }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::{Figure, HEADS, NamedPoint, Study, quoted};
 use crate::report::chart::{
-    Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, ORANGE, PURPLE, Panel, RED, extent, with_zero,
+    Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Margins, Mark, ORANGE, PURPLE, Panel, RED, extent, with_zero,
 };
 use crate::report::histogram::Histogram;
 
@@ -236,6 +236,12 @@ fn anti_erasure(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         colour: Colour::Shade((mlp[i] / most + 1.0) / 2.0),
         name: format!("neuron {} of layer {}: {:.3} → {:.3} logits", neuron[i], layer[i], before[i], after[i]),
     });
+    let (along_x, along_y) = (Histogram::of(&before, 60), Histogram::of(&after, 60));
+    let margins = Margins {
+        x: along_x.mark(Colour::Soft, 0.7),
+        y: along_y.mark(Colour::Soft, 0.7),
+        most: (largest(&along_x.shares), largest(&along_y.shares)),
+    };
     let panel = Panel::new(
         "",
         Axis::numbers("the neuron's direct effect, clean [logits]", with_zero(before.iter().copied())),
@@ -244,7 +250,8 @@ fn anti_erasure(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     .zero()
     .with(Mark::thin((0.0, -1e6), (0.0, 1e6), Colour::Soft))
     .through_origin(1.0, ORANGE)
-    .with(Mark::Points { points: points.collect(), radius: 2.5 });
+    .with(Mark::Points { points: points.collect(), radius: 2.5 })
+    .with_margins(margins);
     let erased = before.iter().filter(|b| **b < 0.0).count() as f64 / before.len() as f64;
     Ok(Some(Figure {
         name: format!("anti_erasure_{ablation}"),
@@ -252,7 +259,7 @@ fn anti_erasure(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         caption: format!(
             "The neuron that repairs most, for ablated heads and their top tokens (at most 2,500 of them). Left of zero it \
              erased: it pushed against the correct token, and with the head gone it pushes less. That is so for {:.0} % \
-             of them.",
+             of them. Along the axes: how the two are distributed.",
             100.0 * erased
         ),
         sql: vec![sql],
@@ -272,6 +279,10 @@ fn anti_erasure(study: &Study, ablation: &str) -> Result<Option<Figure>> {
             height: 360.0,
         },
     }))
+}
+
+fn largest(shares: &[f64]) -> f64 {
+    shares.iter().copied().fold(0.0, f64::max)
 }
 
 /// Whether the same neurons repair again and again.

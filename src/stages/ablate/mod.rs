@@ -34,16 +34,16 @@ use crate::progress;
 use crate::run_folder::Stage;
 use crate::sharing::ShardSet;
 use crate::tables::{Metadata, PAIRS, TableWriter, is_whole};
-use plan::Plan;
+pub use plan::Plan;
 use shard::{Finished, Shard, ShardFiles};
 use sums::SavedSums;
-use top::TopTokens;
+pub use top::TopTokens;
 
 pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
     let plan = begin(run, prompts)?;
     ablate_shards(run, &plan, ShardSet::ALL)?;
     SavedSums::open(run, &plan, ShardSet::ALL)?.write_tables(run, &plan)?;
-    iterate::iterate(run, prompts, &plan.needs())?;
+    iterate::iterate(run, prompts, &plan)?;
     let tokens = prompts.measured_tokens();
     Ok(format!("{} components × {tokens} tokens", run.components.len()))
 }

@@ -233,7 +233,7 @@ fn corpora_and_prompt_sets() {
     let read = |mode: Mode| {
         let config = CorpusConfig { tokens: 200, prompt_len: 32, mode, ..Default::default() };
         let tokenizer = &tokenizer;
-        move |path: &Path| corpus::prompts(&config, &[path.to_path_buf()], tokenizer).map(drop)
+        move |path: &Path| corpus::corpus(&config, &[path.to_path_buf()], tokenizer).map(drop)
     };
     let texts = fs::read_to_string("tests/fixtures/corpus.txt").unwrap();
     let json: String = texts.lines().take(30).map(|l| serde_json::json!({ "text": l }).to_string() + "\n").collect();

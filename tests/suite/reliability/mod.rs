@@ -38,7 +38,8 @@ const EVERYTHING: [&str; 13] = [
     "ablation.hold=[\"erasers\"]",
     "ablation.distribution=true",
     "neurons.layers=[\"L1-2\"]",
-    "iterative.prompts=4",
+    // Enough that the heads have top tokens among them.
+    "iterative.prompts=24",
 ];
 
 /// `pipeline run STAGE` with [`EVERYTHING`], to be spawned.

@@ -52,7 +52,7 @@ fn threads_and_batches_change_nothing_but_rounding() {
             command.args(["--set", s]);
         });
         succeeded(command.output().unwrap());
-        let tables: [(&str, Option<&str>); 9] = [
+        let tables: [(&str, Option<&str>); 10] = [
             ("ablations", None),
             ("top_tokens", Some("direct_effect")),
             ("component_repairs", Some("change")),
@@ -61,6 +61,7 @@ fn threads_and_batches_change_nothing_but_rounding() {
             ("neuron_curves", None),
             ("repair_graph", None),
             ("self_additions", None),
+            ("stream_additions", None),
             ("head_similarity", None),
         ];
         for (table, ranked_by) in tables {

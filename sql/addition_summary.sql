@@ -1,0 +1,63 @@
+-- Question: what does the rest of the model make of a head's output that is added to the stream before a block: does it
+--           take back some of what was added, or build on it?
+-- Grain:    layer × head × added_at × multiple, over the head's top tokens in the prompts that were measured
+--
+-- layer, head, added_at, multiple: as in `stream_additions`
+-- tokens: positions
+-- prompts: prompts they come from
+-- added_effect: mean direct effect of what was added [logits]
+-- logit_change: mean change of the correct token's logit [logits]
+-- response: mean of logit_change - added_effect; below 0, the rest of the model works against what was added [logits]
+-- response_error: its standard error, a prompt's tokens taken as one observation; null with fewer than two prompts
+--     [logits]
+-- response_attention, response_mlp, response_norm: means of its parts [logits]
+-- own_change: mean change of the head's own direct effect; null if added after its block [logits]
+-- taken_back: -response / added_effect of the means
+with prompts as (
+    select
+        layer, head, added_at, multiple, prompt,
+        count(*) as n,
+        sum(multiple * cast(direct_effect as double)) as added_effect,
+        sum(cast(logit_change as double)) as logit_change,
+        sum(cast(response as double)) as response,
+        sum(cast(response_attention as double)) as response_attention,
+        sum(cast(response_mlp as double)) as response_mlp,
+        sum(cast(response_norm as double)) as response_norm,
+        sum(cast(own_change as double)) as own_change
+    from stream_additions
+    group by layer, head, added_at, multiple, prompt
+),
+means as (
+    select
+        layer, head, added_at, multiple,
+        sum(n) as tokens,
+        count(*) as prompts,
+        sum(added_effect) / sum(n) as added_effect,
+        sum(logit_change) / sum(n) as logit_change,
+        sum(response) / sum(n) as response,
+        sum(response_attention) / sum(n) as response_attention,
+        sum(response_mlp) / sum(n) as response_mlp,
+        sum(response_norm) / sum(n) as response_norm,
+        sum(own_change) / sum(n) as own_change
+    from prompts
+    group by layer, head, added_at, multiple
+),
+-- Σ over prompts of (Σ tokens of (x − mean))², the middle of a cluster-robust variance.
+spread as (
+    select p.layer, p.head, p.added_at, p.multiple, sum(power(p.response - p.n * m.response, 2)) as squares
+    from prompts p
+    join means m on p.layer = m.layer and p.head = m.head and p.added_at = m.added_at and p.multiple = m.multiple
+    group by p.layer, p.head, p.added_at, p.multiple
+)
+select
+    m.layer, m.head, m.added_at, m.multiple,
+    m.tokens, m.prompts,
+    m.added_effect, m.logit_change,
+    m.response,
+    sqrt(s.squares * m.prompts / nullif(m.prompts - 1, 0)) / m.tokens as response_error,
+    m.response_attention, m.response_mlp, m.response_norm,
+    m.own_change,
+    -m.response / nullif(m.added_effect, 0) as taken_back
+from means m
+join spread s on m.layer = s.layer and m.head = s.head and m.added_at = s.added_at and m.multiple = s.multiple
+order by m.layer, m.head, m.added_at, m.multiple

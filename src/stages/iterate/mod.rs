@@ -1,0 +1,123 @@
+//! Iterative inference (on request, for the first prompts of a run): what a head does after something was added to the
+//! stream it reads, what all later components do after a head's output was added before any block, and how alike heads'
+//! outputs are.
+
+mod self_additions;
+mod similarity;
+mod stream_additions;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use ort::value::DynValue;
+
+use super::Run;
+use super::ablate::Plan;
+use crate::corpus::Prompts;
+use crate::engine::runtime::view;
+use crate::engine::{CleanBatch, Crew, Directions, Engine, Keep};
+use crate::interrupt;
+use crate::progress;
+use crate::run_folder::Stage;
+use crate::tables::{HEAD_SIMILARITY, SELF_ADDITIONS, STREAM_ADDITIONS, Table, TableWriter, is_whole};
+use self_additions::SelfAdditions;
+use similarity::Similarity;
+use stream_additions::StreamAdditions;
+
+const TABLES: [&Table; 3] = [&SELF_ADDITIONS, &STREAM_ADDITIONS, &HEAD_SIMILARITY];
+
+pub fn iterate(run: &Run, prompts: &Prompts, plan: &Plan) -> Result<()> {
+    let count = run.config.iterative.prompts.min(prompts.count());
+    if count == 0 || TABLES.iter().all(|table| is_whole(&path(run, table), &run.meta(Stage::Ablate))) {
+        return Ok(());
+    }
+    let a = &run.model.architecture;
+    let mut crew = Crew::load(a, &run.folder.model(), &run.config.runtime, &plan.needs())?;
+    let mut own = SelfAdditions::new(run, a);
+    let mut stream = StreamAdditions::new(run, a);
+    let mut similarity = Similarity::new(a);
+    let bar = progress::bar("iterate", (count * a.layers) as u64, "layers");
+    let numbers: Vec<usize> = (0..count).collect();
+    let work = |engine: &mut Engine, &p: &usize| {
+        let prompt = Prompt::new(engine, prompts, p)?;
+        let outputs: Vec<Vec<f32>> = (0..a.layers).map(|l| prompt.head_outputs(engine, l)).collect::<Result<_>>()?;
+        let (mut own, mut stream) = (SelfAdditions::new(run, a), StreamAdditions::new(run, a));
+        for layer in 0..a.layers {
+            interrupt::check()?;
+            own.measure(engine, &prompt, &outputs, layer)?;
+            stream.measure(engine, &prompt, &outputs, &plan.top, layer)?;
+            bar.inc(1);
+        }
+        let mut similarity = Similarity::new(a);
+        similarity.add(a, &prompt, &outputs)?;
+        Ok((own, stream, similarity))
+    };
+    crew.each(&numbers, work, |of_prompt| {
+        own.append(of_prompt.0);
+        stream.append(of_prompt.1);
+        similarity.append(&of_prompt.2);
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    write(run, &HEAD_SIMILARITY, |writer| writer.write(&similarity.rows()?))?;
+    write(run, &STREAM_ADDITIONS, |writer| stream.write(writer))?;
+    write(run, &SELF_ADDITIONS, |writer| own.write(writer))
+}
+
+fn path(run: &Run, table: &Table) -> PathBuf {
+    run.folder.table(table.name).join(format!("{}.parquet", table.name))
+}
+
+fn write(run: &Run, table: &Table, rows: impl FnOnce(&mut TableWriter) -> Result<()>) -> Result<()> {
+    let mut writer = TableWriter::create(table, &path(run, table), &run.meta(Stage::Ablate))?;
+    rows(&mut writer)?;
+    writer.finish()
+}
+
+/// What outputs are multiplied by before they are added, in the order of the tables.
+fn multiples(run: &Run) -> Vec<f64> {
+    let mut multiples = run.config.iterative.multiples.clone();
+    multiples.sort_by(f64::total_cmp);
+    multiples.dedup();
+    multiples
+}
+
+/// A head's output at position `s`, [D], from those of all heads [S · H · D].
+fn head_output(outputs: &[f32], heads: usize, d_model: usize, head: usize, s: usize) -> &[f32] {
+    &outputs[(s * heads + head) * d_model..][..d_model]
+}
+
+/// A prompt and its clean pass.
+struct Prompt {
+    number: usize,
+    measured: std::ops::Range<usize>,
+    directions: Directions,
+    clean: CleanBatch,
+}
+
+impl Prompt {
+    fn new(engine: &mut Engine, prompts: &Prompts, number: usize) -> Result<Self> {
+        let tokens = prompts.needed(number);
+        let target = prompts.target_row(number, tokens.len());
+        let measured = target.measured.clone();
+        let directions = engine.directions(&[target])?;
+        let keep = Keep { residual_pre: true, z: true, ..Default::default() };
+        let clean = engine.clean(&[tokens], &directions, &vec![keep; engine.architecture.layers])?;
+        Ok(Self { number, measured, directions, clean })
+    }
+
+    /// [S · H · D]
+    fn head_outputs(&self, engine: &mut Engine, layer: usize) -> Result<Vec<f32>> {
+        let z = self.kept(&self.clean.layers[layer].z)?;
+        Ok(view(&engine.head_outputs(layer, z, 0)?)?.to_vec())
+    }
+
+    fn kept<'a>(&self, value: &'a Option<DynValue>) -> Result<&'a DynValue> {
+        value.as_ref().context("the clean pass did not keep what iterating needs")
+    }
+
+    /// A head's clean effect at a position, unscaled.
+    fn effect(&self, heads: usize, layer: usize, head: usize, s: usize) -> f32 {
+        self.clean.effects.heads[layer][s * heads + head]
+    }
+}

@@ -1,0 +1,143 @@
+//! A head's reaction to what was added to its own input, and to two controls. Table `self_additions`.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
+use arrow::record_batch::RecordBatch;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::super::Run;
+use super::{Prompt, head_output, multiples};
+use crate::engine::Engine;
+use crate::engine::runtime::view;
+use crate::model::Architecture;
+use crate::tables::{SELF_ADDITIONS, TableWriter};
+
+/// What is added, in the order of the table.
+const ADDED: [&str; 3] = ["own", "random_direction", "random_head"];
+
+/// Effects after additions.
+pub struct SelfAdditions {
+    multiples: Vec<f64>,
+    seed: u64,
+    heads: usize,
+    d_model: usize,
+    /// By layer, head, what was added and multiple: (prompt, position, direct effect, new direct effect).
+    rows: Vec<Vec<(u32, u32, f32, f32)>>,
+}
+
+impl SelfAdditions {
+    pub fn new(run: &Run, a: &Architecture) -> Self {
+        let multiples = multiples(run);
+        let rows = vec![vec![]; a.layers * a.heads * ADDED.len() * multiples.len()];
+        Self { multiples, seed: run.config.ablation.seed, heads: a.heads, d_model: a.d_model, rows }
+    }
+
+    /// Adds the rows of a later prompt.
+    pub fn append(&mut self, other: SelfAdditions) {
+        self.rows.iter_mut().zip(other.rows).for_each(|(rows, more)| rows.extend(more));
+    }
+
+    pub fn measure(&mut self, engine: &mut Engine, prompt: &Prompt, outputs: &[Vec<f32>], layer: usize) -> Result<()> {
+        let residual = view(prompt.kept(&prompt.clean.layers[layer].residual_pre)?)?;
+        for head in 0..self.heads {
+            let number = layer * self.heads + head;
+            let own = self.output(outputs, layer, head);
+            let seed = self.seed ^ ((number as u64 + 1) << 32) ^ prompt.number as u64;
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let total = outputs.len() * self.heads;
+            let other = (number + 1 + (random.next_u64() % (total as u64 - 1).max(1)) as usize) % total;
+            let other = self.output(outputs, other / self.heads, other % self.heads);
+            let direction = random_directions(&own, self.d_model, &mut random);
+            let variants: Vec<(&Vec<f32>, f64)> = [&own, &direction, &other]
+                .into_iter()
+                .flat_map(|added| self.multiples.iter().map(move |&m| (added, m)))
+                .collect();
+            let added: Vec<f32> =
+                variants.iter().flat_map(|(added, m)| added.iter().map(move |&c| (m * f64::from(c)) as f32)).collect();
+            let effects = engine.effects_after_adding(layer, residual, &added, &prompt.directions, 0)?;
+            self.keep(prompt, layer, head, &effects);
+        }
+        Ok(())
+    }
+
+    /// A head's output, [S · D].
+    fn output(&self, outputs: &[Vec<f32>], layer: usize, head: usize) -> Vec<f32> {
+        let positions = outputs[layer].len() / (self.heads * self.d_model);
+        let at = |s| head_output(&outputs[layer], self.heads, self.d_model, head, s);
+        (0..positions).flat_map(|s| at(s).iter().copied()).collect()
+    }
+
+    fn keep(&mut self, prompt: &Prompt, layer: usize, head: usize, effects: &[f32]) {
+        let positions = prompt.clean.effects.positions;
+        let variants = ADDED.len() * self.multiples.len();
+        let first = (layer * self.heads + head) * variants;
+        for (rows, effects) in
+            self.rows[first..first + variants].iter_mut().zip(effects.chunks_exact(positions * self.heads))
+        {
+            rows.extend(prompt.measured.clone().map(|s| {
+                let scale = prompt.clean.effects.norm_scale[s];
+                let before = prompt.effect(self.heads, layer, head, s) / scale;
+                (prompt.number as u32, s as u32, before, effects[s * self.heads + head] / scale)
+            }));
+        }
+    }
+
+    pub fn write(&self, writer: &mut TableWriter) -> Result<()> {
+        let variants = ADDED.len() * self.multiples.len();
+        for (i, rows) in self.rows.iter().enumerate() {
+            let (number, variant) = (i / variants, i % variants);
+            let n = rows.len();
+            let small = |v: usize| Arc::new(UInt16Array::from(vec![v as u16; n])) as ArrayRef;
+            let added = ADDED[variant / self.multiples.len()];
+            let multiple = self.multiples[variant % self.multiples.len()] as f32;
+            let columns: Vec<ArrayRef> = vec![
+                small(number / self.heads),
+                small(number % self.heads),
+                Arc::new(StringArray::from_iter_values(std::iter::repeat_n(added, n))),
+                Arc::new(Float32Array::from(vec![multiple; n])),
+                Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.0))),
+                Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.1))),
+                Arc::new(Float32Array::from_iter_values(rows.iter().map(|r| r.2))),
+                Arc::new(Float32Array::from_iter_values(rows.iter().map(|r| r.3))),
+            ];
+            writer.write(&RecordBatch::try_new(SELF_ADDITIONS.schema(), columns)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// At each position a direction drawn evenly, of the length of `own` [S · D] there.
+fn random_directions(own: &[f32], d_model: usize, random: &mut ChaCha8Rng) -> Vec<f32> {
+    let mut uniform = || (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    // Box and Muller: normal coordinates have no preferred direction.
+    let mut normal = || (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+    let norm = |row: &mut dyn Iterator<Item = f64>| row.map(|v| v * v).sum::<f64>().sqrt();
+    let mut out = Vec::with_capacity(own.len());
+    for row in own.chunks_exact(d_model) {
+        let draw: Vec<f64> = (0..d_model).map(|_| normal()).collect();
+        let scale = norm(&mut row.iter().map(|&v| f64::from(v))) / norm(&mut draw.iter().copied());
+        out.extend(draw.iter().map(|v| (v * scale) as f32));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_directions_have_the_norm_and_no_bias() {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let own = [3.0, 4.0, 0.0, 0.0].repeat(2000);
+        let drawn = random_directions(&own, 4, &mut random);
+        let mut mean = [0.0; 4];
+        for row in drawn.chunks_exact(4) {
+            assert!((row.iter().map(|v| v * v).sum::<f32>().sqrt() - 5.0).abs() < 1e-4);
+            mean.iter_mut().zip(row).for_each(|(m, v)| *m += v / 2000.0);
+        }
+        assert!(mean.iter().all(|m| m.abs() < 0.25), "{mean:?}");
+    }
+}

@@ -1,0 +1,246 @@
+//! What the later components do after a multiple of a head's output was added to the stream before a block, whichever
+//! block that is, at one position at a time. Table `stream_additions`.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use arrow::array::{ArrayRef, Float32Array, UInt16Array, UInt32Array};
+use arrow::record_batch::RecordBatch;
+
+use super::super::ablate::TopTokens;
+use super::super::{Run, balanced};
+use super::{Prompt, head_output, multiples};
+use crate::components::Component;
+use crate::engine::runtime::view;
+use crate::engine::{Addition, CleanEffects, Engine, Response};
+use crate::model::Architecture;
+use crate::tables::{STREAM_ADDITIONS, TableWriter};
+
+/// A row of the table, but for what its slot says.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Row {
+    prompt: u32,
+    position: u32,
+    direct_effect: f32,
+    logit_change: f32,
+    response: f32,
+    response_attention: f32,
+    response_mlp: f32,
+    response_norm: f32,
+    own_change: Option<f32>,
+}
+
+/// An addition to make.
+#[derive(Clone, Copy)]
+struct Item {
+    /// Index in `StreamAdditions::heads`.
+    head: usize,
+    /// Index in `StreamAdditions::multiples`.
+    multiple: usize,
+    position: usize,
+}
+
+pub struct StreamAdditions {
+    multiples: Vec<f64>,
+    layers: usize,
+    d_model: usize,
+    heads_in_layer: usize,
+    /// Additions and clean rows that fit into one call.
+    rows_in_call: usize,
+    /// The ablated heads: index among what is ablated, layer, head.
+    heads: Vec<(usize, usize, usize)>,
+    /// By head, block and multiple.
+    rows: Vec<Vec<Row>>,
+}
+
+impl StreamAdditions {
+    pub fn new(run: &Run, a: &Architecture) -> Self {
+        let components = run.components.iter().enumerate().filter(|(_, c)| c.component == Component::Head);
+        let heads: Vec<_> = components.map(|(i, c)| (i, c.layer, c.head.unwrap_or_default())).collect();
+        let multiples = multiples(run);
+        let rows = vec![vec![]; heads.len() * a.layers * multiples.len()];
+        let (layers, d_model, heads_in_layer) = (a.layers, a.d_model, a.heads);
+        // A masked graph has twice as many rows as the longest prompt.
+        let rows_in_call = 2 * run.config.corpus.prompt_len;
+        Self { multiples, layers, d_model, heads_in_layer, rows_in_call, heads, rows }
+    }
+
+    /// Adds the rows of a later prompt.
+    pub fn append(&mut self, other: StreamAdditions) {
+        self.rows.iter_mut().zip(other.rows).for_each(|(rows, more)| rows.extend(more));
+    }
+
+    /// Adds the output of every ablated head before block `layer`, at each of the head's top tokens in the prompt.
+    pub fn measure(
+        &mut self,
+        engine: &mut Engine,
+        prompt: &Prompt,
+        outputs: &[Vec<f32>],
+        top: &TopTokens,
+        layer: usize,
+    ) -> Result<()> {
+        let kept = prompt.clean.layers.iter().map(|l| view(prompt.kept(&l.residual_pre)?));
+        let residuals: Vec<&[f32]> = kept.collect::<Result<_>>()?;
+        let mut items = Vec::new();
+        for (head, &(component, _, _)) in self.heads.iter().enumerate() {
+            for (position, _) in top.in_prompt(component, prompt.number) {
+                items.extend((0..self.multiples.len()).map(|multiple| Item { head, multiple, position }));
+            }
+        }
+        if items.is_empty() {
+            return Ok(());
+        }
+        let most = self.rows_in_call - prompt.clean.effects.positions;
+        for items in balanced(&items, most) {
+            let additions: Vec<Addition> = items.iter().map(|item| self.addition(outputs, item)).collect();
+            let response = engine.respond(layer, &residuals, &additions, &prompt.directions)?;
+            for (j, item) in items.iter().enumerate() {
+                let (_, of_layer, head) = self.heads[item.head];
+                let own = (of_layer, head, self.multiples[item.multiple]);
+                let row = row(&prompt.clean.effects, item.position, &response, j, layer, own);
+                let place = || format!("prompt {}, L{of_layer}H{head} added before block {layer}", prompt.number);
+                let row = Row { prompt: prompt.number as u32, ..row.with_context(place)? };
+                self.rows[(item.head * self.layers + layer) * self.multiples.len() + item.multiple].push(row);
+            }
+        }
+        Ok(())
+    }
+
+    fn addition(&self, outputs: &[Vec<f32>], item: &Item) -> Addition {
+        let (_, layer, head) = self.heads[item.head];
+        let output = head_output(&outputs[layer], self.heads_in_layer, self.d_model, head, item.position);
+        let multiple = self.multiples[item.multiple];
+        let added = output.iter().map(|&c| (multiple * f64::from(c)) as f32).collect();
+        Addition { position: item.position, added }
+    }
+
+    pub fn write(&self, writer: &mut TableWriter) -> Result<()> {
+        let multiples = self.multiples.len();
+        for (slot, rows) in self.rows.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
+            let (_, layer, head) = self.heads[slot / multiples / self.layers];
+            let n = rows.len();
+            let small = |v: usize| Arc::new(UInt16Array::from(vec![v as u16; n])) as ArrayRef;
+            let ints = |f: fn(&Row) -> u32| Arc::new(UInt32Array::from_iter_values(rows.iter().map(f))) as ArrayRef;
+            let floats = |f: fn(&Row) -> f32| -> ArrayRef { Arc::new(rows.iter().map(f).collect::<Float32Array>()) };
+            let columns = vec![
+                small(layer),
+                small(head),
+                small(slot / multiples % self.layers),
+                Arc::new(Float32Array::from(vec![self.multiples[slot % multiples] as f32; n])),
+                ints(|r| r.prompt),
+                ints(|r| r.position),
+                floats(|r| r.direct_effect),
+                floats(|r| r.logit_change),
+                floats(|r| r.response),
+                floats(|r| r.response_attention),
+                floats(|r| r.response_mlp),
+                floats(|r| r.response_norm),
+                Arc::new(rows.iter().map(|r| r.own_change).collect::<Float32Array>()),
+            ];
+            let batch = RecordBatch::try_new(STREAM_ADDITIONS.schema(), columns);
+            writer.write(&batch.context("building the stream_additions table")?)?;
+        }
+        Ok(())
+    }
+}
+
+/// What became of position `s` of the clean pass in row `j` of a response, after `multiple` times the output of a head
+/// (its layer, its number) was added before block `layer`.
+///
+/// # Errors
+/// If a number is not finite, or the parts do not add up to the change of the logit to float32 rounding.
+fn row(
+    clean: &CleanEffects,
+    s: usize,
+    response: &Response,
+    j: usize,
+    layer: usize,
+    (of_layer, head, multiple): (usize, usize, f64),
+) -> Result<Row> {
+    let heads = clean.heads[0].len() / clean.positions;
+    let (scale, new_scale) = (f64::from(clean.norm_scale[s]), f64::from(response.norm_scale[j]));
+    let (dot, new_dot) = (f64::from(clean.dot[s]), f64::from(response.dot[j]));
+    let change = |before: f32, after: f32| (f64::from(after) - f64::from(before)) / scale;
+    let head_change =
+        |l: usize, h: usize| change(clean.heads[l][s * heads + h], response.head_effects[l - layer][j * heads + h]);
+    let mlp_change = |l: usize| change(clean.mlps[l][s], response.mlp_effects[l - layer][j]);
+    let later = layer..clean.heads.len();
+    let of_heads: Vec<f64> = later.clone().flat_map(|l| (0..heads).map(move |h| head_change(l, h))).collect();
+    let of_mlps: Vec<f64> = later.map(mlp_change).collect();
+
+    let direct_effect = f64::from(clean.heads[of_layer][s * heads + head]) / scale;
+    let logit_change = new_dot / new_scale - dot / scale;
+    let (attention, mlp) = (of_heads.iter().sum::<f64>(), of_mlps.iter().sum::<f64>());
+    let norm = new_dot * (1.0 / new_scale - 1.0 / scale);
+    let total = logit_change - multiple * direct_effect;
+    let size = of_heads.iter().chain(&of_mlps).map(|c| c.abs()).sum::<f64>()
+        + (multiple * direct_effect).abs()
+        + (dot.abs() + new_dot.abs()) / scale;
+    let gap = total - (attention + mlp + norm);
+    ensure!(
+        gap.abs() <= 1e-4 * size.max(1.0),
+        "position {s}: the response is {total} but its parts sum to {} (gap {gap:e}, effects of size {size})",
+        total - gap
+    );
+    Ok(Row {
+        prompt: 0,
+        position: s as u32,
+        direct_effect: direct_effect as f32,
+        logit_change: logit_change as f32,
+        response: total as f32,
+        response_attention: attention as f32,
+        response_mlp: mlp as f32,
+        response_norm: norm as f32,
+        own_change: (of_layer >= layer).then(|| head_change(of_layer, head) as f32),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A model of two layers of two heads and one token, at scale 2: embed 1 + heads (4, −1) + MLP 2 + heads (−2, 3) +
+    /// MLP −3 = 4 along u.
+    fn clean() -> CleanEffects {
+        CleanEffects {
+            prompts: 1,
+            positions: 1,
+            embed: vec![1.0],
+            heads: vec![vec![4.0, -1.0], vec![-2.0, 3.0]],
+            attention_bias: vec![],
+            mlps: vec![vec![2.0], vec![-3.0]],
+            constant: vec![0.0],
+            dot: vec![4.0],
+            norm_scale: vec![2.0],
+        }
+    }
+
+    #[test]
+    fn what_was_added_is_told_from_the_response_to_it() {
+        // Three times head (0, 0), 12 along u, comes before block 1. Its heads then write (−3, 3) for (−2, 3) and its MLP
+        // −6 for −3: the stream is 4 + 12 − 1 − 3 = 12 along u, at scale 4 a logit of 3 for 2.
+        let response = |dot| Response {
+            head_effects: vec![vec![-3.0, 3.0]],
+            mlp_effects: vec![vec![-6.0]],
+            dot: vec![dot],
+            norm_scale: vec![4.0],
+        };
+        let r = row(&clean(), 0, &response(12.0), 0, 1, (0, 0, 3.0)).unwrap();
+        let expected = Row {
+            prompt: 0,
+            position: 0,
+            direct_effect: 2.0,
+            logit_change: 1.0,
+            response: -5.0,
+            response_attention: -0.5,
+            response_mlp: -1.5,
+            response_norm: -3.0,
+            own_change: None,
+        };
+        assert_eq!(r, expected);
+        // Head (1, 0) itself runs again.
+        assert!(row(&clean(), 0, &response(-6.0), 0, 1, (1, 0, 3.0)).unwrap().own_change == Some(-0.5));
+        let error = row(&clean(), 0, &response(13.0), 0, 1, (0, 0, 3.0)).unwrap_err().to_string();
+        assert!(error.contains("parts sum to"), "{error}");
+    }
+}
