@@ -9,6 +9,7 @@ use ort::value::DynValue;
 use super::Engine;
 use super::clean::{CleanBatch, Directions, position_tensor};
 use super::runtime::{Input, bool_tensor, int_tensor, rows, rows_of, tensor, view};
+use crate::memory::copied;
 
 /// Where in a block a suffix starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -121,7 +122,7 @@ impl Engine {
                 (_, true, Place::Mid) => None,
                 (before, false, _) => {
                     let (mid, effects) = self.attention_of(l, before.as_ref().unwrap_or(&s.stream), &place, &s)?;
-                    head_effects.push(view(&effects)?.to_vec());
+                    head_effects.push(copied(view(&effects)?)?);
                     Some(mid)
                 }
             };
@@ -130,7 +131,7 @@ impl Engine {
             if s.neurons.contains(&l) {
                 posts.push((l, outputs.pop().context("no neurons")?));
             }
-            mlp_effects.push(view(&outputs[1])?.to_vec());
+            mlp_effects.push(copied(view(&outputs[1])?)?);
             residual = Some(outputs.swap_remove(0));
         }
         let residual = residual.unwrap_or(s.stream);
