@@ -34,7 +34,7 @@ fn a_file_that_was_spoilt_between_stages_is_made_anew() {
     succeeded(everything("analyze", out).output().unwrap());
     let expected = contents(out);
     let mut dice = Dice::new();
-    let count = cases(9, 300);
+    let count = cases(9, 120);
     for case in 0..count {
         let fault = [Fault::FlippedBit, Fault::CutShort, Fault::Gone][case % 3];
         let derived = pipeline::analyze::derived_tables();
@@ -60,7 +60,7 @@ fn a_shard_that_was_spoilt_before_a_run_resumed_is_made_anew() {
     succeeded(everything("ablate", whole.path()).output().unwrap());
     let expected = contents(whole.path());
     let mut dice = Dice::new();
-    let count = cases(4, 100);
+    let count = cases(4, 60);
     for case in 0..count {
         let (stage, folders): (&str, &[&str]) = match case % 2 {
             0 => ("trace", &["tables/clean/", "tables/direct_effects/", "work/", "activations/"]),
@@ -118,7 +118,7 @@ fn records_that_were_spoilt_lose_time_and_nothing_else() {
     let mut dice = Dice::new();
     let records: Vec<_> = files(&out.join("stages")).into_iter().map(|p| p.file_name().unwrap().to_owned()).collect();
     assert!(records.iter().any(|r| r == "trace.sha256") && records.iter().any(|r| r == "trace.json"));
-    let count = cases(4, 150);
+    let count = cases(4, 60);
     for case in 0..count {
         let record = out.join("stages").join(&records[dice.below(records.len())]);
         inject([Fault::FlippedBit, Fault::CutShort][case % 2], &record, &mut dice);
@@ -174,7 +174,7 @@ fn a_checkpoint_with_a_flipped_bit_is_refused_or_measured_as_another_model() {
     let bytes = fs::read(&weights).unwrap();
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let checksum = || texts(&read(&out.join("tables/model")), "sha256").concat();
-    let (mut dice, count, mut refused) = (Dice::new(), cases(6, 200), 0);
+    let (mut dice, count, mut refused) = (Dice::new(), cases(6, 120), 0);
     let mut seen = BTreeSet::from([checksum()]);
     for case in 0..count {
         let mut spoilt = bytes.clone();

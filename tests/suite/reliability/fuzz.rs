@@ -88,7 +88,7 @@ fn fuzz(what: &str, folder: &Path, name: &str, read: impl Fn(&Path) -> Result<()
     let path = folder.join(name);
     let valid = fs::read(&path).unwrap();
     read(&path).unwrap_or_else(|e| panic!("the unspoilt {name}: {e:#}"));
-    let cases = cases(60, 4000);
+    let cases = cases(60, 2000);
     let config = Cases {
         cases: cases as u32,
         failure_persistence: Some(Box::new(FileFailurePersistence::Off)),

@@ -90,7 +90,7 @@ fn memory_that_is_refused_in_the_middle_costs_speed_or_a_run_that_can_go_on_and_
     let small_takes = most_address_space(large(small.path(), 64));
     println!("address space: {large_takes} kB with the large batch, {small_takes} kB with small ones");
     assert!(large_takes > small_takes + 50_000, "{large_takes} kB against {small_takes} kB");
-    let (count, mut shrank, mut unharmed, mut ended) = (cases(3, 40) as u64, 0, 0, 0);
+    let (count, mut shrank, mut unharmed, mut ended) = (cases(3, 20) as u64, 0, 0, 0);
     for case in 0..count {
         // Nearer to what small batches take: what is refused early is asked for by many.
         let limit = small_takes + (large_takes - small_takes) * (2 * case + 1) / (3 * count);

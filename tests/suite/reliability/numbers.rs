@@ -24,7 +24,7 @@ fn a_weight_that_is_no_number_is_named_wherever_it_is() {
             .iter()
             .map(|name| all.iter().position(|t| t.0 == *name).unwrap())
             .collect();
-    wanted.extend((0..cases(3, 90)).map(|i| (i + dice.below(3)) % all.len()));
+    wanted.extend((0..cases(3, 60)).map(|i| (i + dice.below(3)) % all.len()));
     for (i, which) in wanted.iter().enumerate() {
         let (name, shape, offset) = &all[*which];
         let element = dice.below(shape.iter().product());

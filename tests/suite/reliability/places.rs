@@ -38,7 +38,7 @@ fn a_full_disk_is_an_error_that_names_the_file_and_the_run_goes_on_when_there_is
     let (whole, expected) = expected();
     let size: u64 = files(whole.path()).iter().map(|p| p.metadata().unwrap().len().next_multiple_of(4096)).sum();
     let mut dice = Dice::new();
-    let count = cases(4, 60);
+    let count = cases(4, 30);
     for case in 0..count {
         let dir = tempfile::tempdir().unwrap();
         let (disk, copy) = (dir.path().join("disk"), dir.path().join("copy"));
