@@ -9,6 +9,7 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use crate::config::CorpusConfig;
 use crate::model::{GgufFile, Model, ModelSource};
+use crate::outside::without_panic;
 
 use super::gguf_tokenizer::from_gguf;
 
@@ -159,9 +160,7 @@ fn from_json(path: &Path) -> Result<Tokenizer> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let place = || format!("{} is not a tokenizer", path.display());
     serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).with_context(place)?;
-    let read = std::panic::catch_unwind(|| Tokenizer::from_bytes(&bytes));
-    let read = read.map_err(|_| anyhow!("a part of it has the wrong form")).with_context(place)?;
-    read.map_err(|e| anyhow!("{e}")).with_context(place)
+    without_panic(|| Tokenizer::from_bytes(&bytes).map_err(|e| anyhow!("{e}"))).with_context(place)
 }
 
 /// GPT-2's byte-level BPE, which is what a model with these two files has (GPT-2, GPT-Neo, OPT).
