@@ -11,7 +11,7 @@ use arrow::datatypes::DataType;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use pipeline::config::ModelConfig;
-use pipeline::corpus::{TextTokenizer, pack};
+use pipeline::corpus::{Stream, TextTokenizer};
 use pipeline::engine::{Ablated, CleanEffects};
 use pipeline::model::{Model, ModelSource};
 use pipeline::stages::{AblatedComponent, Slots, repair};
@@ -93,8 +93,10 @@ fn text_to_tokens(bencher: Bencher) {
 /// A stream of tokens to prompts of 128.
 #[divan::bench]
 fn tokens_to_prompts(bencher: Bencher) {
-    let stream: Vec<u32> = (0..100_000).map(|i| i * 7919 % 50_257).collect();
-    bencher.counter(ItemsCount::new(stream.len())).bench_local(|| pack(&stream, 128, Some(50_256), usize::MAX));
+    let tokens: Vec<u32> = (0..100_000).map(|i| i * 7919 % 50_257).collect();
+    let mut stream = Stream::default();
+    stream.push(0, &tokens, 50_256);
+    bencher.counter(ItemsCount::new(tokens.len())).bench_local(|| stream.pack(128, Some(50_256), usize::MAX));
 }
 
 /// Numbers that compress as badly as measured ones, the same in every run.

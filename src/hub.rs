@@ -189,6 +189,22 @@ fn checked_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Compares a file with what the hub gave, if it lies in the hub's cache: there, a large file is named by its SHA-256.
+/// `sha256` is that of the bytes that are there now.
+pub fn check_cached(path: &Path, sha256: &str) -> Result<()> {
+    let Ok(blob) = path.canonicalize() else { return Ok(()) };
+    let is_blob = blob.parent().is_some_and(|folder| folder.file_name().is_some_and(|name| name == "blobs"));
+    let name = blob.file_name().unwrap_or_default().to_string_lossy();
+    let is_sha256 = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    ensure!(
+        !is_blob || !is_sha256 || *name == *sha256,
+        "{} has changed since it was fetched: its sha256 is {sha256}, the hub's was {name}; remove {} and run again",
+        path.display(),
+        blob.display()
+    );
+    Ok(())
+}
+
 /// What can be part of an address or of a path without meaning anything else.
 fn is_plain(part: &str) -> bool {
     !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))

@@ -19,6 +19,7 @@ pub mod hub;
 pub mod interrupt;
 pub mod memory;
 pub mod model;
+pub mod outside;
 pub mod pairing;
 pub mod progress;
 pub mod provision;

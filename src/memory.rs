@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use anyhow::Error;
+use anyhow::{Context, Error, Result};
 
 use crate::config::RuntimeConfig;
 use crate::model::Architecture;
@@ -39,6 +39,25 @@ pub fn is_exhausted(error: &Error) -> bool {
         let text = e.to_string();
         words.iter().any(|w| text.contains(w))
     })
+}
+
+/// An empty list with room for `n`. What grows with the batch is asked for here, because memory that is refused elsewhere
+/// ends the process.
+///
+/// # Errors
+/// If there is no such memory, as [`is_exhausted`] knows it.
+pub fn room<T>(n: usize) -> Result<Vec<T>> {
+    let mut list = Vec::new();
+    let bytes = n.saturating_mul(size_of::<T>());
+    list.try_reserve_exact(n).with_context(|| format!("out of memory for a list of {bytes} bytes"))?;
+    Ok(list)
+}
+
+/// The same values in memory of their own, as [`room`] gives it.
+pub fn copied<T: Copy>(values: &[T]) -> Result<Vec<T>> {
+    let mut list = room(values.len())?;
+    list.extend_from_slice(values);
+    Ok(list)
 }
 
 /// Bytes that this process can still have: the machine's, its control group's and its own limit. `None` where none of
@@ -80,6 +99,13 @@ mod tests {
         let of = |text: &'static str| is_exhausted(&anyhow::anyhow!(text).context("running the graph mlp_03"));
         assert!(of("std::bad_alloc") && of("Failed to allocate memory for requested buffer of size 1"));
         assert!(!of("the graph mlp_03 lacks one of its outputs"));
+    }
+
+    #[test]
+    fn memory_that_is_refused_is_an_error_that_is_known() {
+        let refused = room::<f32>(usize::MAX / 8).unwrap_err();
+        assert!(is_exhausted(&refused) && refused.to_string().contains("out of memory for a list of"), "{refused}");
+        assert_eq!(copied(&[1.5, 2.5]).unwrap(), [1.5, 2.5]);
     }
 
     #[test]

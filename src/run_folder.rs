@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::checksums::{self, Ledger};
+use crate::progress;
 use crate::sharing::{Lock, ShardSet};
 
 /// The stages in the order in which they depend on each other.
@@ -69,6 +70,9 @@ pub struct Manifest {
     /// From then to then.
     #[serde(default)]
     pub seconds: Option<f64>,
+    /// What a reader of the results must know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Marks a folder as a run's, whose sub-folders may be cleared.
@@ -87,6 +91,8 @@ pub struct RunFolder {
     ledgers: [Arc<Ledger>; 6],
     /// When the stage at work began.
     began: Mutex<Option<Instant>>,
+    /// What the stage at work has to say to a reader of its results.
+    warnings: Mutex<Vec<String>>,
     pub lock: Lock,
 }
 
@@ -108,8 +114,8 @@ impl RunFolder {
             fs::write(root.join(MARKER), "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n");
         marked.with_context(|| format!("cannot write {}", root.join(MARKER).display()))?;
         let ledgers = STAGES.map(|stage| Arc::new(Ledger::open(root, stage)));
-        let (parts, began) = Default::default();
-        Ok(Self { root: root.to_path_buf(), run_id, parts, ledgers, began, lock })
+        let (parts, began, warnings) = Default::default();
+        Ok(Self { root: root.to_path_buf(), run_id, parts, ledgers, began, warnings, lock })
     }
 
     /// Has manifests say what the stages' fingerprints are made of.
@@ -219,6 +225,7 @@ impl RunFolder {
             remove_temporary_files(folder)?;
         }
         *self.began.lock().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
+        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).clear();
         self.write_manifest(stage, &Manifest { began: now(), ..self.new_manifest(stage, fingerprint, folders) })
     }
 
@@ -250,8 +257,17 @@ impl RunFolder {
         let seconds =
             self.began.lock().unwrap_or_else(|e| e.into_inner()).take().map(|began| began.elapsed().as_secs_f64());
         let began = self.manifest(stage).and_then(|m| m.began);
+        let warnings = std::mem::take(&mut *self.warnings.lock().unwrap_or_else(|e| e.into_inner()));
         let manifest = self.new_manifest(stage, fingerprint, folders);
-        self.write_manifest(stage, &Manifest { complete: true, files, began, finished: now(), seconds, ..manifest })
+        let finished = Manifest { complete: true, files, began, finished: now(), seconds, warnings, ..manifest };
+        self.write_manifest(stage, &finished)
+    }
+
+    /// Tells the user at once, and keeps it for `status` and the summary: the stage at work goes on, but its results may
+    /// not mean what they seem to.
+    pub fn warn(&self, warning: String) {
+        progress::line("warning", &warning);
+        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).push(warning);
     }
 
     /// Forgets that stages were finished, so that they run anew (`--fresh`).
@@ -303,6 +319,11 @@ fn refuse_what_is_not_ours(root: &Path, inputs: &[PathBuf]) -> Result<()> {
 pub fn manifest(root: &Path, stage: Stage) -> Option<Manifest> {
     let path = root.join("stages").join(format!("{}.json", stage.name()));
     serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
+}
+
+/// What the finished stages of a run warned of, in their order.
+pub fn warnings(root: &Path) -> Vec<String> {
+    STAGES.iter().filter_map(|&stage| manifest(root, stage)).flat_map(|m| m.warnings).collect()
 }
 
 /// Seconds since 1970.

@@ -177,6 +177,9 @@ fn row(text: &mut String, out: &Path, stage: Stage, state: &State, found: &Manif
     if !matches!(state, State::Current | State::NotRun) {
         writeln!(text, "{:8} {}", "", state.why())?;
     }
+    for warning in &found.warnings {
+        writeln!(text, "{:8} warning: {warning}", "")?;
+    }
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-pub use pack::{Answer, Corpus, Prompts, Targets};
+pub use pack::{Answer, Corpus, Prompts, Stream, Targets};
 pub use tokenizer::TextTokenizer;
 
 use crate::config::{CorpusConfig, Mode};
@@ -28,7 +28,6 @@ use crate::interrupt;
 use crate::progress;
 use crate::provision;
 use crate::tables::{Metadata, TARGETS, TOKENS, TableWriter};
-use pack::Stream;
 use read::documents;
 
 /// The files a `corpus.source` names, in order, fetching a `package:` or `hf:` one.

@@ -32,15 +32,16 @@ pub fn prompts<'a>(
         true => Some(tokenizer.specials(config)?.bos),
         false => None,
     };
-    let mut out = Vec::new();
+    let (mut out, mut read) = (Vec::new(), Vec::new());
     for path in paths {
+        read.push(path.display().to_string());
         for row in rows(path)? {
             let row = row?;
             let prompt = prompt(config, &row, bos, tokenizer).with_context(|| row.place.clone())?;
             out.push(prompt);
         }
     }
-    ensure!(!out.is_empty(), "the prompt set is empty");
+    ensure!(!out.is_empty(), "{}: the prompt set has no rows; at least one is needed", read.join(", "));
     let prompts = Prompts::with_answers(out);
     let numbers = |(p, prompt): (usize, &[u32])| {
         let is_bos = |s: usize| s == 0 && bos.is_some();

@@ -11,6 +11,8 @@ use arrow::datatypes::DataType;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
+use crate::outside::without_panic;
+
 pub type Documents = Box<dyn Iterator<Item = Result<String>>>;
 
 /// The documents of a file, by its extension. Empty documents are skipped.
@@ -60,8 +62,8 @@ fn by_parquet_types() -> ArrowReaderOptions {
 
 fn parquet_rows(path: &Path, file: File, column: &str) -> Result<Documents> {
     let name = path.display().to_string();
-    let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, by_parquet_types())
-        .with_context(|| format!("{name} is not a complete Parquet file"))?;
+    let open = || Ok(ParquetRecordBatchReaderBuilder::try_new_with_options(file, by_parquet_types())?);
+    let builder = without_panic(open).with_context(|| format!("{name} is not a complete Parquet file"))?;
     let schema = builder.schema().clone();
     let is_text = |t: &DataType| matches!(t, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
     let texts: Vec<&str> =
@@ -73,9 +75,10 @@ fn parquet_rows(path: &Path, file: File, column: &str) -> Result<Documents> {
         );
     };
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
-    let batches = builder.with_projection(mask).build()?;
+    let mut batches = builder.with_projection(mask).build().with_context(|| format!("{name}: cannot be read"))?;
+    let batches = std::iter::from_fn(move || without_panic(|| Ok(batches.next().transpose()?)).transpose());
     let rows = batches.flat_map(move |batch| -> Box<dyn Iterator<Item = Result<String>>> {
-        let texts = batch.map_err(anyhow::Error::from).and_then(|b| Ok(cast(b.column(0), &DataType::LargeUtf8)?));
+        let texts = batch.and_then(|b| without_panic(|| Ok(cast(b.column(0), &DataType::LargeUtf8)?)));
         match texts.with_context(|| format!("{name}: cannot be read")) {
             Ok(texts) => {
                 let owned: Vec<_> =
@@ -132,15 +135,15 @@ pub fn rows(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
 
 /// Prompt sets are small: a whole Parquet file as JSON lines.
 fn parquet_as_json(path: &Path, file: File) -> Result<Vec<u8>> {
-    let place = || format!("{} is not a complete Parquet file", path.display());
-    let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
-    for batch in
-        ParquetRecordBatchReaderBuilder::try_new_with_options(file, by_parquet_types()).with_context(place)?.build()?
-    {
-        writer.write(&batch.with_context(place)?)?;
-    }
-    writer.finish()?;
-    Ok(writer.into_inner())
+    let read = || {
+        let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
+        for batch in ParquetRecordBatchReaderBuilder::try_new_with_options(file, by_parquet_types())?.build()? {
+            writer.write(&batch?)?;
+        }
+        writer.finish()?;
+        Ok(writer.into_inner())
+    };
+    without_panic(read).with_context(|| format!("{} is not a complete Parquet file", path.display()))
 }
 
 #[cfg(test)]

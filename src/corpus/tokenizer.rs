@@ -9,12 +9,16 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use crate::config::CorpusConfig;
 use crate::model::{GgufFile, Model, ModelSource};
+use crate::outside::without_panic;
 
 use super::gguf_tokenizer::from_gguf;
 
 /// Text to token ids, without special tokens of the tokenizer's own.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
+    /// How many tokens it knows.
+    tokens: usize,
+    /// Rows of the model's embedding.
     vocab: usize,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -35,7 +39,8 @@ impl TextTokenizer {
             (ModelSource::Gguf { path, .. }, None) => bail!("{}: no tokenizer inside", path.display()),
         };
         let vocab = model.architecture.vocab;
-        let highest = tokenizer.get_vocab(true).values().max().copied().unwrap_or(0);
+        let tokens = tokenizer.get_vocab(true);
+        let highest = tokens.values().max().copied().unwrap_or(0);
         ensure!(
             (highest as usize) < vocab,
             "{}: the tokenizer has token ids up to {highest}, but the embedding only {vocab} rows; it belongs to \
@@ -47,13 +52,36 @@ impl TextTokenizer {
             // Llama 3 lists several end tokens; the first is the one its documents end with.
             value.as_array().map_or(value, |list| &list[0]).as_u64().map(|n| n as u32)
         };
-        Ok(Self { tokenizer, vocab, bos: id("bos_token_id"), eos: id("eos_token_id") })
+        Ok(Self { tokenizer, tokens: tokens.len(), vocab, bos: id("bos_token_id"), eos: id("eos_token_id") })
     }
 
     /// The tokenizer inside a GGUF file, whatever model there is beside it.
     pub fn of_gguf(gguf: &GgufFile) -> Result<Self> {
         let tokenizer = from_gguf(gguf)?;
-        Ok(Self { vocab: tokenizer.get_vocab_size(true), tokenizer, bos: None, eos: None })
+        let tokens = tokenizer.get_vocab_size(true);
+        Ok(Self { tokenizer, tokens, vocab: tokens, bos: None, eos: None })
+    }
+
+    /// Signs that the tokenizer is another model's whose ids happen to fit. None of them is proof, so that a run goes on
+    /// and says so.
+    pub fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::from_iter(too_few(self.tokens, self.vocab));
+        let added = self.tokenizer.get_added_tokens_decoder();
+        for (key, id) in [("bos_token_id", self.bos), ("eos_token_id", self.eos)] {
+            let Some(id) = id else { continue };
+            let found = match self.tokenizer.id_to_token(id) {
+                None => "which the tokenizer does not have".to_string(),
+                Some(text) if !added.contains_key(&id) && !is_marked(&text) => {
+                    format!("which is the ordinary token `{text}` to the tokenizer")
+                }
+                Some(_) => continue,
+            };
+            doubts.push(format!(
+                "the model's configuration says {key} = {id}, {found}: does the tokenizer belong to this model? \
+                 (corpus.bos_token and corpus.separator name others)"
+            ));
+        }
+        doubts
     }
 
     /// Token ids of a text, with no token added by a template.
@@ -92,6 +120,22 @@ impl TextTokenizer {
     }
 }
 
+/// A doubt if a tokenizer knows of much less than the embedding has rows for. Embeddings are padded, by 2 % at most among
+/// the families that are supported (phi's, of 51200 rows for 50295 tokens).
+fn too_few(tokens: usize, vocab: usize) -> Option<String> {
+    (10 * tokens < 9 * vocab).then(|| {
+        format!(
+            "the tokenizer has {tokens} tokens for an embedding of {vocab} rows, of which a model's own tokenizer uses \
+             nearly all: does it belong to this model?"
+        )
+    })
+}
+
+/// Whether a token looks like one that no text has: `<s>`, `<|endoftext|>`, `[CLS]`.
+fn is_marked(token: &str) -> bool {
+    token.len() > 2 && [("<", ">"), ("[", "]")].iter().any(|(a, b)| token.starts_with(a) && token.ends_with(b))
+}
+
 fn from_directory(folder: &Path) -> Result<Tokenizer> {
     let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.json"));
     if json.is_file() {
@@ -116,9 +160,7 @@ fn from_json(path: &Path) -> Result<Tokenizer> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let place = || format!("{} is not a tokenizer", path.display());
     serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).with_context(place)?;
-    let read = std::panic::catch_unwind(|| Tokenizer::from_bytes(&bytes));
-    let read = read.map_err(|_| anyhow!("a part of it has the wrong form")).with_context(place)?;
-    read.map_err(|e| anyhow!("{e}")).with_context(place)
+    without_panic(|| Tokenizer::from_bytes(&bytes).map_err(|e| anyhow!("{e}"))).with_context(place)
 }
 
 /// GPT-2's byte-level BPE, which is what a model with these two files has (GPT-2, GPT-Neo, OPT).
@@ -144,4 +186,22 @@ fn from_vocab(vocab: &Path, merges: &Path, special: &Path) -> Result<Tokenizer> 
     let tokens = names.into_iter().map(|name| AddedToken::from(name, true));
     tokenizer.add_special_tokens(tokens).map_err(|e| anyhow!("{e}"))?;
     Ok(tokenizer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_is_no_doubt_and_another_vocabulary_is_one() {
+        // (tokens, rows) of Pythia, Pythia-12B, Phi-2, Qwen2-7B and GPT-2.
+        for (tokens, rows) in [(50277, 50304), (50277, 50688), (50295, 51200), (151646, 152064), (50257, 50257)] {
+            assert_eq!(too_few(tokens, rows), None, "{tokens} of {rows}");
+        }
+        // Llama's tokenizer with GPT-2, GPT-2's with Qwen2.
+        for (tokens, rows) in [(32000, 50257), (50257, 151936)] {
+            assert!(too_few(tokens, rows).unwrap().contains(&format!("{tokens} tokens for an embedding of {rows}")));
+        }
+        assert!(is_marked("<s>") && is_marked("<|endoftext|>") && !is_marked("<>") && !is_marked("Ġthe"));
+    }
 }

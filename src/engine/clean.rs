@@ -7,6 +7,7 @@ use ort::value::DynValue;
 
 use super::Engine;
 use super::runtime::{self, Input, int_tensor, tensor, view, view_mut};
+use crate::memory::{copied, room};
 
 /// What the stream and every `z` are projected on: a direction a prompt position.
 pub struct Directions {
@@ -139,8 +140,8 @@ impl Engine {
             let keep = keep.get(l).copied().unwrap_or_default();
             let (v, u) = (Input::from(&directions.v[l]), Input::from(&directions.u));
             let block = self.block(l, residual, &place, v, u, keep)?;
-            heads.push(view(&block.head_effects)?.to_vec());
-            mlps.push(view(&block.mlp_effect)?.to_vec());
+            heads.push(copied(view(&block.head_effects)?)?);
+            mlps.push(copied(view(&block.mlp_effect)?)?);
             kept.push(block.kept);
             residual = block.residual;
         }
@@ -288,7 +289,7 @@ impl Engine {
     /// The stream's dot product with `u` and the scale of the final norm, each [B, S].
     pub(super) fn read_out(&mut self, residual: Input<'_>, u: Input<'_>) -> Result<(Vec<f32>, Vec<f32>)> {
         let [dot, scale] = self.readout.run([("residual", residual), ("u", u)], ["dot", "norm_scale"])?;
-        Ok((view(&dot)?.to_vec(), view(&scale)?.to_vec()))
+        Ok((copied(view(&dot)?)?, copied(view(&scale)?)?))
     }
 }
 
@@ -362,5 +363,7 @@ pub(super) fn token_tensor(prompts: &[&[u32]]) -> Result<DynValue> {
 }
 
 pub(super) fn position_tensor(batch: usize, positions: usize) -> Result<DynValue> {
-    int_tensor(&[batch, positions], (0..batch).flat_map(|_| 0..positions as i64).collect())
+    let mut places = room(batch * positions)?;
+    places.extend((0..batch).flat_map(|_| 0..positions as i64));
+    int_tensor(&[batch, positions], places)
 }

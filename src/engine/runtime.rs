@@ -16,6 +16,7 @@ use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
 use super::weights::SharedWeights;
 use crate::config::RuntimeConfig;
 use crate::export;
+use crate::memory::copied;
 use crate::provision;
 
 /// The loaded library and its environment. ONNX Runtime has one a process, so this is shared.
@@ -268,7 +269,7 @@ pub fn bool_tensor(shape: &[usize], data: Vec<bool>) -> Result<DynValue> {
 /// The same numbers in memory of their own.
 pub fn copy(value: &DynValue) -> Result<DynValue> {
     let (shape, data) = value.try_extract_tensor::<f32>()?;
-    Ok(Tensor::from_array((shape.to_vec(), data.to_vec()))?.into_dyn())
+    Ok(Tensor::from_array((shape.to_vec(), copied(data)?))?.into_dyn())
 }
 
 /// The rows `range` of the first axis of a float tensor, not copied.

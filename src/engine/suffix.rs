@@ -10,6 +10,7 @@ use super::Engine;
 use super::after_head::{HeadChange, Part};
 use super::clean::{CleanBatch, Directions, position_tensor};
 use super::runtime::{Input, bool_tensor, rows, rows_of, view};
+use crate::memory::copied;
 
 /// Where in a block a suffix starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,7 +134,7 @@ impl Engine {
                 (_, true, Place::Mid) => None,
                 (before, false, _) => {
                     let (mid, effects) = self.attention_of(l, before.as_ref().unwrap_or(&s.stream), &place, &s)?;
-                    head_effects.push(view(&effects)?.to_vec());
+                    head_effects.push(copied(view(&effects)?)?);
                     Some(mid)
                 }
             };
@@ -142,7 +143,7 @@ impl Engine {
             if s.neurons.contains(&l) {
                 posts.push((l, outputs.pop().context("no neurons")?));
             }
-            mlp_effects.push(view(&outputs[1])?.to_vec());
+            mlp_effects.push(copied(view(&outputs[1])?)?);
             residual = Some(outputs.swap_remove(0));
         }
         let residual = residual.unwrap_or(s.stream);

@@ -4,6 +4,9 @@ use ndarray::{Array1, Array2};
 
 use crate::components::{Ablatable, Component};
 
+/// No model has more; a file that says so is damaged.
+pub const MOST_LAYERS: usize = 10_000;
+
 /// Sizes and constants of a model. Matrices act on rows: a projection is \[in, out\].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::gguf::GgufFile;
 use super::pickle::refuse_calls;
 use super::source::{ModelSource, read_json, weight_files};
+use crate::outside::without_panic;
 
 /// An open checkpoint. Tensor names are Hugging Face's, also for a GGUF file.
 pub struct Checkpoint {
@@ -228,8 +229,8 @@ fn open_directory(directory: &Path) -> Result<Tensors> {
     let files = weight_files(directory)?;
     if files[0].extension().is_some_and(|e| e == "bin") {
         let open = |path: &PathBuf| -> Result<PthTensors> {
-            refuse_calls(path)?;
-            PthTensors::new(path, None)
+            without_panic(|| refuse_calls(path)).with_context(|| format!("reading {}", path.display()))?;
+            without_panic(|| Ok(PthTensors::new(path, None)?))
                 .with_context(|| format!("{} is not a complete PyTorch file of plain tensors", path.display()))
         };
         return Ok(Tensors::Pickle(files.iter().map(open).collect::<Result<_>>()?));

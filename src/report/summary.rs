@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::Rows;
 use super::figures::HEADS;
 use crate::analyze::Tables;
+use crate::run_folder::warnings;
 
 /// How much self-repair, in which layers, through what, and where everything lies.
 pub fn summary(out: &Path) -> Result<String> {
@@ -27,6 +28,9 @@ pub fn summary(out: &Path) -> Result<String> {
         run.number("tokens")?,
         run.number("prompts")?
     )?;
+    for warning in warnings(out) {
+        writeln!(text, "WARNING: {warning}\n")?;
+    }
     let ablations =
         Rows::of(&tables, &format!("select distinct ablation from head_summary where {HEADS} order by ablation"))?;
     for ablation in ablations.texts("ablation")? {

@@ -3,6 +3,7 @@
 
 mod ablate;
 mod activations;
+mod doubts;
 mod iterate;
 mod parts;
 mod plan;
@@ -25,6 +26,7 @@ use crate::components::Ablatable;
 use crate::config::{Config, Kind, Mode};
 use crate::corpus::{self, Prompts, Targets, TextTokenizer};
 use crate::export;
+use crate::hub;
 use crate::interrupt;
 use crate::memory;
 use crate::model::{Model, ModelSource};
@@ -41,8 +43,8 @@ use crate::tables::{
 };
 
 pub use plan::{Estimate, dry_run};
-pub use shared::run_set;
 pub use repair::{AblatedComponent, Repair, Slots, repair};
+pub use shared::run_set;
 
 /// A run with its inputs found and read as far as every stage needs.
 pub struct Run {
@@ -111,7 +113,7 @@ impl Prepared {
 
         let spinner = progress::spinner("reading the inputs' checksums");
         let files = model.source.files()?;
-        let sums: Vec<String> = files.iter().map(|p| sha256_of_file(p)).collect::<Result<_>>()?;
+        let sums: Vec<String> = files.iter().map(|p| sha256_of_input(p)).collect::<Result<_>>()?;
         let model_sha256 = match sums.as_slice() {
             [one] => one.clone(),
             many => {
@@ -120,7 +122,7 @@ impl Prepared {
                 sha256_of(lines.as_bytes())
             }
         };
-        let corpus_sha256: Vec<String> = corpus_files.iter().map(|p| sha256_of_file(p)).collect::<Result<_>>()?;
+        let corpus_sha256: Vec<String> = corpus_files.iter().map(|p| sha256_of_input(p)).collect::<Result<_>>()?;
         spinner.finish_and_clear();
 
         let code = (SCHEMA_VERSION, env!("CARGO_PKG_VERSION"));
@@ -307,6 +309,7 @@ impl Run {
 
     fn corpus(&self) -> Result<String> {
         let tokenizer = TextTokenizer::of(&self.model)?;
+        tokenizer.doubts().into_iter().for_each(|doubt| self.folder.warn(doubt));
         let corpus = corpus::corpus(&self.config.corpus, &self.corpus_files, &tokenizer)?;
         let prompts = &corpus.prompts;
         corpus::write(&corpus, &tokenizer, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
@@ -357,7 +360,11 @@ impl Run {
     }
 
     fn trace(&self) -> Result<String> {
-        trace::trace(self, &self.prompts()?)
+        let done = trace::trace(self, &self.prompts()?)?;
+        if let Some(doubt) = doubts::about_predictions(self)? {
+            self.folder.warn(doubt);
+        }
+        Ok(done)
     }
 
     fn ablate(&self) -> Result<String> {
@@ -452,6 +459,13 @@ impl Run {
         }
         true
     }
+}
+
+/// The checksum of a file that is read. One in the hub's cache must be what the hub gave.
+fn sha256_of_input(path: &Path) -> Result<String> {
+    let sha256 = sha256_of_file(path)?;
+    hub::check_cached(path, &sha256)?;
+    Ok(sha256)
 }
 
 /// `items` in as few groups of at most `most` as possible, of sizes that differ by at most one.

@@ -16,7 +16,7 @@ use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use super::schema::{MEASURED, NEURON_CURVES, SCHEMA_VERSION, Table};
+use super::schema::{MEASURED, SCHEMA_VERSION, Table};
 use crate::checksums::{Hashed, Ledger};
 use crate::run_folder::{Partial, temporary};
 
@@ -71,7 +71,7 @@ impl TableWriter {
         let file = Hashed::create(&temporary(path)).with_context(|| format!("cannot create {}", path.display()))?;
         let properties = properties(name, &schema, key, rows_in_page(block), meta)?;
         let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))?;
-        let finite = MEASURED.iter().any(|t| t.name == name && t.name != NEURON_CURVES.name);
+        let finite = MEASURED.iter().any(|t| t.name == name);
         let (ledger, _partial) = (meta.ledger.clone(), Partial::of(path));
         Ok(Self { writer, path: path.to_path_buf(), _partial, ledger, finite })
     }
@@ -145,8 +145,7 @@ fn properties(
 }
 
 /// # Errors
-/// If a float is infinite or not a number; says which, and what the row is about. (The curves of neurons are exempt: a
-/// share of no change at all is none.)
+/// If a float is infinite or not a number; says which, and what the row is about.
 fn refuse_what_is_no_number(batch: &RecordBatch) -> Result<()> {
     let schema = batch.schema();
     for (column, field) in batch.columns().iter().zip(schema.fields()) {

@@ -152,7 +152,8 @@ fn bad_prompt_sets_are_named_with_the_row() {
     let outside = error("\n{\"text\": \"The rain\", \"answer\": \" library\", \"position\": 99}\n", &[]);
     assert!(outside.contains("row 2") && outside.contains("position 99 is outside"), "{outside}");
     assert!(error("{\"answer\": \"x\"}", &[]).contains("no key `text`"));
-    assert!(error("", &[]).contains("the prompt set is empty"));
+    let empty = error("", &[]);
+    assert!(empty.contains(".jsonl: the prompt set has no rows"), "{empty}");
     let long = error(&format!("{{\"text\": \"{}\", \"answer\": \" library\"}}", "rain ".repeat(40)), &[]);
     assert!(long.contains("more than corpus.prompt_len = 16"), "{long}");
     let same = error("{\"text\": \"The rain\", \"answer\": \" library\", \"wrong\": \" library\"}", &[]);

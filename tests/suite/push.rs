@@ -35,6 +35,8 @@ struct State {
     /// Large files are asked for in parts of so many bytes.
     part: Option<usize>,
     parts: BTreeMap<String, Vec<u8>>,
+    /// Requests of which this is a part are answered with this status and body.
+    refusal: Option<(String, u16, String)>,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -115,7 +117,12 @@ fn answer(mut stream: TcpStream, hub: &mut State) {
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let authorization = headers.get("authorization").cloned().unwrap_or_default();
     hub.requests.push((format!("{method} {path}"), authorization.clone()));
-    let (status, more, body) = reply(hub, method, path, &authorization, &body);
+    let (status, more, body) = match &hub.refusal {
+        Some((part, status, said)) if format!("{method} {path}").contains(part.as_str()) => {
+            (*status, String::new(), said.clone().into())
+        }
+        _ => reply(hub, method, path, &authorization, &body),
+    };
     let head = format!("HTTP/1.1 {status} x\r\n{more}content-length: {}\r\nconnection: close\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).ok();
     stream.write_all(&body).ok();
@@ -421,6 +428,37 @@ fn tokens_are_found_and_a_wrong_one_is_refused_without_being_shown() {
     succeeded(said);
     let all: Vec<u8> = hub.state().store.values().flatten().copied().collect();
     assert!(!all.windows(TOKEN.len()).any(|w| w == TOKEN.as_bytes()), "the token is in a file");
+}
+
+/// `push` itself asserts that the token is in no output.
+#[test]
+fn a_hub_that_says_the_token_back_whatever_it_refuses_is_not_repeated() {
+    let (_dir, out, home) = run_and_home();
+    let steps = [
+        &format!("GET /api/datasets/{SET}/tree")[..],
+        "POST /api/repos/create",
+        "/preupload/main",
+        "/info/lfs/objects/batch",
+        "PUT /store/",
+        "/info/lfs/verify",
+        "/commit/main",
+    ];
+    let refusals = [
+        (403, json!({ "error": format!("Bearer {TOKEN} may not") })),
+        (401, json!({ "message": TOKEN })),
+        (422, json!(TOKEN)),
+        (200, json!({ "files": TOKEN, "objects": [{ "oid": TOKEN, "error": { "message": TOKEN } }] })),
+    ];
+    for step in steps {
+        for (status, said) in &refusals {
+            let hub = Hub::start();
+            hub.state().refusal = Some((step.to_string(), *status, said.to_string()));
+            let output = hub.push(&home, &out, TOKEN, &[]);
+            let asked = hub.state().requests.iter().filter(|r| r.0.contains(step)).count();
+            assert!(asked > 0, "{step} was never asked");
+            assert!(*status == 200 || failed(output).contains(&format!("hf:{SET}")), "{step} {status}");
+        }
+    }
 }
 
 #[test]

@@ -115,6 +115,28 @@ fn a_stale_stage_says_what_changed() {
     assert_eq!(contents(dir.path()), before, "status or a dry run touched the folder");
 }
 
+/// As if an older version had made it: the version is a part of every fingerprint.
+#[test]
+fn what_another_version_of_the_program_made_is_made_anew_and_the_reason_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("trace", dir.path(), &[]));
+    for stage in ["corpus", "export", "trace"] {
+        let path = dir.path().join(format!("stages/{stage}.json"));
+        let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(manifest["parts"]["program version"], env!("CARGO_PKG_VERSION"));
+        manifest["parts"]["program version"] = "0.0.9".into();
+        manifest["fingerprint"] = "0123456789abcdef".into();
+        std::fs::write(&path, manifest.to_string()).unwrap();
+    }
+    let change = format!("program version 0.0.9 → {}", env!("CARGO_PKG_VERSION"));
+    let shown = succeeded(status(dir.path(), &TINY_SETTINGS));
+    assert_eq!(shown.matches(&change).count(), 3, "{shown}");
+    let output = run_tiny("trace", dir.path(), &[]);
+    assert_eq!(text(&output.stderr).matches(&format!("cleared: {change}")).count(), 3, "{}", text(&output.stderr));
+    let not_run = [("ablate", "not run"), ("analyze", "not run"), ("report", "not run")];
+    assert_eq!(states(&succeeded(status(dir.path(), &TINY_SETTINGS))), all_but("current", &not_run));
+}
+
 #[test]
 fn a_run_says_why_it_clears_what_is_there() {
     let dir = tempfile::tempdir().unwrap();

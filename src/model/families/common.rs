@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::model::architecture::{Activation, Architecture, AttentionKind, Biases, Linear, Norm, NormWeights, Rotary};
+use crate::model::architecture::{
+    Activation, Architecture, AttentionKind, Biases, Linear, MOST_LAYERS, Norm, NormWeights, Rotary,
+};
 use crate::model::checkpoint::Checkpoint;
 
 /// An architecture with the sizes that every family names in the same way and nothing special; families change what
@@ -25,6 +27,8 @@ pub fn even_share(d_model: usize, heads: usize) -> Result<usize> {
     Ok(d_model / heads)
 }
 
+const MOST_WIDTH: usize = 1 << 24;
+
 pub struct Sizes {
     pub layers: usize,
     pub heads: usize,
@@ -37,6 +41,14 @@ pub struct Sizes {
 /// As [`plain`], for families with names of their own for their sizes.
 pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
     let Sizes { layers, heads, kv_heads, d_model, d_head, d_mlp } = s;
+    // Before anything is made for each of them: no model has so many, and a file that says so is damaged.
+    ensure!(layers <= MOST_LAYERS, "the configuration speaks of {layers} layers; expected at most {MOST_LAYERS}");
+    for (what, width) in [("the stream", d_model), ("a head", d_head), ("an MLP", d_mlp)] {
+        ensure!(
+            width <= MOST_WIDTH,
+            "the configuration says that {what} is {width} wide; expected at most {MOST_WIDTH}"
+        );
+    }
     ensure!(heads % kv_heads == 0, "{heads} heads cannot share {kv_heads} key-value heads evenly");
     let attention = AttentionKind { scale: (d_head as f32).sqrt().recip(), window: None, rotary: true };
     Ok(Architecture {

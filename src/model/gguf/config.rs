@@ -4,12 +4,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value as Json, json};
 
 use super::GgufFile;
+use crate::model::architecture::MOST_LAYERS;
 
 /// Factors by which single rotary frequencies are divided (how Llama 3.1's scaling is stored).
 pub const ROPE_FACTORS: &str = "rope_freqs.weight";
-
-/// No model has more; a file that says so is damaged.
-const MOST_LAYERS: u64 = 10_000;
 
 impl GgufFile {
     /// The configuration that the family files read.
@@ -30,7 +28,7 @@ impl GgufFile {
         }
         let (d_model, heads) = (size("embedding_length")?, size("attention.head_count")?);
         let layers = size("block_count")?;
-        ensure!(layers <= MOST_LAYERS, "{}: `{}` is {layers}", self.path().display(), key("block_count"));
+        ensure!(layers <= MOST_LAYERS as u64, "{}: `{}` is {layers}", self.path().display(), key("block_count"));
         ensure!(heads > 0, "{}: `{}` is 0", self.path().display(), key("attention.head_count"));
         let d_head = self.integer(&key("attention.key_length")).unwrap_or(d_model / heads);
         let rotary_dims = self.integer(&key("rope.dimension_count")).unwrap_or(d_head);

@@ -11,6 +11,7 @@ use crate::components::Component;
 use crate::config::Kind;
 use crate::engine::runtime::{int_tensor, tensor, view, view_mut};
 use crate::engine::{Engine, Kept, Place};
+use crate::memory::room;
 use crate::model::Architecture;
 
 pub struct Replacement {
@@ -42,7 +43,8 @@ impl Replacement {
     fn of_heads(work: &Work, engine: &mut Engine, runs: &[(usize, Item)], prompts: Range<usize>) -> Result<Self> {
         let layer = work.plan.components[runs[0].1.component].layer;
         let base = base(work, &engine.architecture, layer, Component::Head)?;
-        let (mut heads, mut z_changes, mut along, mut own_changes) = (vec![], vec![], vec![], vec![]);
+        let (mut heads, mut along, mut own_changes) = (vec![], vec![], vec![]);
+        let mut z_changes = room(runs.len() * work.clean.effects.positions * engine.architecture.d_head)?;
         for &(p, item) in runs {
             let head = work.plan.components[item.component].head.context("a head has a number")?;
             let kind = work.plan.kinds[item.kind];
@@ -67,7 +69,7 @@ impl Replacement {
         let (positions, d) = (work.clean.effects.positions, a.d_model);
         let base = view(base(work, a, layer, component)?)?;
         let u = view(&work.directions.u)?;
-        let mut streams = Vec::with_capacity(runs.len() * positions * d);
+        let mut streams = room(runs.len() * positions * d)?;
         let (mut along, mut own_changes) = (vec![], vec![]);
         for &(p, item) in runs {
             let kind = work.plan.kinds[item.kind];

@@ -223,7 +223,8 @@ impl Sums {
                 if plan.measures_neurons(hold, &component) {
                     let curve = plan.curve(target, n);
                     let medians = medians(&samples[curve], self.neurons);
-                    if self.curve(curve)[0] > 0.0 {
+                    // Where no neuron changes at any token, as under a head that was pruned, there is no share to speak of.
+                    if self.curve(curve)[1] > 0.0 {
                         let key = (kind.name(), component.layer, component.head.unwrap_or(0), plan.neuron_layers[n]);
                         writer.write(&curve_rows(key, self.curve(curve), medians)?)?;
                     }

@@ -1,5 +1,6 @@
 //! Files that are lost, cut short or changed behind the program's back.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -33,7 +34,7 @@ fn a_file_that_was_spoilt_between_stages_is_made_anew() {
     succeeded(everything("analyze", out).output().unwrap());
     let expected = contents(out);
     let mut dice = Dice::new();
-    let count = cases(9, 300);
+    let count = cases(9, 120);
     for case in 0..count {
         let fault = [Fault::FlippedBit, Fault::CutShort, Fault::Gone][case % 3];
         let derived = pipeline::analyze::derived_tables();
@@ -59,7 +60,7 @@ fn a_shard_that_was_spoilt_before_a_run_resumed_is_made_anew() {
     succeeded(everything("ablate", whole.path()).output().unwrap());
     let expected = contents(whole.path());
     let mut dice = Dice::new();
-    let count = cases(4, 100);
+    let count = cases(4, 60);
     for case in 0..count {
         let (stage, folders): (&str, &[&str]) = match case % 2 {
             0 => ("trace", &["tables/clean/", "tables/direct_effects/", "work/", "activations/"]),
@@ -81,6 +82,32 @@ fn a_shard_that_was_spoilt_before_a_run_resumed_is_made_anew() {
     println!("faults injected into unfinished stages: {count}");
 }
 
+/// Even with a record that vouches for it: what a file says it was made from decides.
+#[test]
+fn a_shard_of_another_configuration_is_never_taken_over() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    succeeded(everything("ablate", one.path()).output().unwrap());
+    succeeded(everything("ablate", other.path()).args(["--set", "ablation.seed=7"]).output().unwrap());
+    let expected = contents(one.path());
+    for (stage, name) in [("ablate", "tables/ablations/00001.parquet"), ("ablate", "tables/pairs/pairs.parquet")] {
+        let (ours, theirs) = (one.path().join(name), other.path().join(name));
+        let sums = [&ours, &theirs].map(|p| pipeline::run_folder::sha256_of_file(p).unwrap());
+        assert_ne!(sums[0], sums[1], "{name}");
+        fs::copy(&theirs, &ours).unwrap();
+        for (record, from, to) in [
+            (format!("{stage}.sha256"), &sums[0][..], &sums[1][..]),
+            (format!("{stage}.json"), "\"complete\": true", "\"complete\": false"),
+        ] {
+            let record = one.path().join("stages").join(record);
+            let text = fs::read_to_string(&record).unwrap();
+            assert!(text.contains(from), "{}", record.display());
+            fs::write(&record, text.replace(from, to)).unwrap();
+        }
+        succeeded(everything("ablate", one.path()).output().unwrap());
+        assert_same(one.path(), &expected, &format!("{name} of another seed"));
+    }
+}
+
 /// The sums over the shards so far, which are there only while `ablate` runs, and the stages' own records.
 #[test]
 fn records_that_were_spoilt_lose_time_and_nothing_else() {
@@ -91,7 +118,7 @@ fn records_that_were_spoilt_lose_time_and_nothing_else() {
     let mut dice = Dice::new();
     let records: Vec<_> = files(&out.join("stages")).into_iter().map(|p| p.file_name().unwrap().to_owned()).collect();
     assert!(records.iter().any(|r| r == "trace.sha256") && records.iter().any(|r| r == "trace.json"));
-    let count = cases(4, 150);
+    let count = cases(4, 60);
     for case in 0..count {
         let record = out.join("stages").join(&records[dice.below(records.len())]);
         inject([Fault::FlippedBit, Fault::CutShort][case % 2], &record, &mut dice);
@@ -123,15 +150,10 @@ fn status_verify_finds_a_changed_byte() {
 
 /// What comes from outside is not repaired but refused, by name.
 #[test]
-fn a_checkpoint_that_was_cut_short_or_changed_is_refused_or_measured_as_another() {
+fn a_checkpoint_that_was_cut_short_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("model");
-    fs::create_dir(&folder).unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(Path::new(TINY).join(name), folder.join(name)).unwrap();
-    }
+    let folder = copy_of_tiny(dir.path());
     let (source, out) = (format!("model.source={}", folder.display()), dir.path().join("out"));
-    succeeded(run_tiny("trace", &out, &[&source]));
     let weights = folder.join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     for keep in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
@@ -139,12 +161,68 @@ fn a_checkpoint_that_was_cut_short_or_changed_is_refused_or_measured_as_another(
         let error = failed(run_tiny("trace", &out, &[&source]));
         assert!(error.contains("model.safetensors"), "{keep}: {error}");
     }
-    let mut other = bytes.clone();
-    // The lowest bit of a weight: another model, as near as can be.
-    let at = other.len() - 400;
-    other[at] ^= 1;
-    fs::write(&weights, &other).unwrap();
-    let output = run_tiny("trace", &out, &[&source]);
-    assert!(text(&output.stderr).contains("cleared: model's checksum"), "{}", text(&output.stderr));
-    succeeded(output);
+}
+
+/// Other weights are another model. What is measured says which: no table of the one is ever taken for the other's.
+#[test]
+fn a_checkpoint_with_a_flipped_bit_is_refused_or_measured_as_another_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = copy_of_tiny(dir.path());
+    let (source, out) = (format!("model.source={}", folder.display()), dir.path().join("out"));
+    succeeded(run_tiny("trace", &out, &[&source]));
+    let weights = folder.join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let checksum = || texts(&read(&out.join("tables/model")), "sha256").concat();
+    let (mut dice, count, mut refused) = (Dice::new(), cases(6, 120), 0);
+    let mut seen = BTreeSet::from([checksum()]);
+    for case in 0..count {
+        let mut spoilt = bytes.clone();
+        let at = if case % 2 == 0 { dice.below(header) } else { header + dice.below(bytes.len() - header) };
+        spoilt[at] ^= 1 << dice.below(8);
+        fs::write(&weights, &spoilt).unwrap();
+        let output = run_tiny("trace", &out, &[&source]);
+        if output.status.success() {
+            assert!(text(&output.stderr).contains("cleared: model's checksum"), "{at}: {}", text(&output.stderr));
+            assert!(seen.insert(checksum()), "byte {at} makes a model that was there before");
+        } else {
+            refused += 1;
+            let error = failed(output);
+            let named = ["model.safetensors", "the tensor `", "cannot be trusted", "the checkpoint has tensors"];
+            assert!(named.iter().any(|n| error.contains(n)), "byte {at}: {error}");
+        }
+    }
+    println!("bits flipped in a checkpoint: {count}, refused {refused}");
+}
+
+/// A large file of the hub's cache is named by its checksum.
+#[test]
+fn a_cached_file_of_the_hub_that_changed_since_it_was_fetched_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = dir.path().join("hub/models--me--tiny");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let (snapshot, blobs) = (repo.join("snapshots").join(commit), repo.join("blobs"));
+    for folder in [&snapshot, &blobs, &repo.join("refs")] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    fs::write(repo.join("refs/main"), commit).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let from = Path::new(TINY).join(name);
+        let sha256 = pipeline::run_folder::sha256_of_file(&from).unwrap();
+        // Small files have an identifier of git there.
+        let blob = blobs.join(if name.ends_with(".safetensors") { &sha256 } else { &sha256[..40] });
+        fs::copy(from, &blob).unwrap();
+        std::os::unix::fs::symlink(&blob, snapshot.join(name)).unwrap();
+    }
+    let run = || {
+        let mut command = everything("export", &dir.path().join("out"));
+        command.args(["--set", "model.source=hf:me/tiny"]);
+        command.env("HF_HOME", dir.path()).env("HF_HUB_OFFLINE", "1").output().unwrap()
+    };
+    succeeded(run());
+    inject(Fault::FlippedBit, &snapshot.join("model.safetensors"), &mut Dice(1));
+    let error = failed(run());
+    for words in ["model.safetensors has changed since it was fetched", "remove", "blobs/"] {
+        assert!(error.contains(words), "`{words}` is not in: {error}");
+    }
 }

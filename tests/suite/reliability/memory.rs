@@ -1,6 +1,8 @@
 //! A batch that does not fit into memory is made smaller, and the values stay.
 
+use std::fs;
 use std::path::Path;
+use std::process::{Output, Stdio};
 
 use super::*;
 
@@ -14,8 +16,22 @@ const LARGE_BATCH: [&str; 6] = [
     "runtime.threads=2",
 ];
 
+/// Partners' activations of all samples and prompts at once are what is large here; and the run believes that there is
+/// memory for everything, until it is refused.
+const MANY_PARTNERS: [&str; 7] = [
+    "corpus.tokens=1984",
+    "corpus.prompt_len=32",
+    "ablation.kinds=[\"resample\"]",
+    "ablation.heads=[\"L0H0\", \"L1H1\", \"L2H2\"]",
+    "ablation.resample.samples=60",
+    "runtime.threads=1",
+    "runtime.memory=1000000000000",
+];
+
+#[track_caller]
 fn assert_same_values(a: &Path, b: &Path) {
     let (a, b) = (read(&a.join("tables/ablations")), read(&b.join("tables/ablations")));
+    assert_eq!(a.num_rows(), b.num_rows());
     for column in ["logit_change", "direct_effect", "self_repair", "repair_norm"] {
         for (x, y) in numbers(&a, column).iter().zip(numbers(&b, column)) {
             assert!((x - y).abs() <= 1e-5 * x.abs().max(1.0), "{column}: {x} against {y}");
@@ -32,4 +48,71 @@ fn a_batch_is_fitted_to_the_memory_that_a_run_may_take() {
     succeeded(output);
     assert!(said.contains("rows instead of 100000000: more would not fit"), "{said}");
     assert_same_values(free.path(), tight.path());
+}
+
+fn large(out: &Path, batch: usize) -> Command {
+    let mut command = pipeline();
+    command.args(["run", "ablate", "--out"]).arg(out);
+    for setting in TINY_SETTINGS.iter().chain(&MANY_PARTNERS) {
+        command.args(["--set", setting]);
+    }
+    command.args(["--set", &format!("runtime.batch={batch}")]);
+    command
+}
+
+/// The most address space that a run took, in kilobytes.
+fn most_address_space(mut command: Command) -> u64 {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut most = 0;
+    while child.try_wait().unwrap().is_none() {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let peak = text.lines().find_map(|l| l.strip_prefix("VmPeak:")).unwrap_or("0");
+        most = most.max(peak.split_whitespace().next().unwrap().parse().unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!(child.wait().unwrap().success());
+    most
+}
+
+fn with_address_space(kilobytes: u64, command: &Command) -> Output {
+    let script = format!("ulimit -v {kilobytes}; exec {}", in_shell(command));
+    Command::new("sh").args(["-c", &script]).output().unwrap()
+}
+
+/// Where the system refuses memory in the middle of a run, the batch shrinks if it was ONNX Runtime or a list that grows
+/// with the batch that asked. Elsewhere the process ends, and the run goes on with more memory. Between the address space
+/// that small batches take and what the large one takes, every limit must end in one of the two.
+#[test]
+fn memory_that_is_refused_in_the_middle_costs_speed_or_a_run_that_can_go_on_and_no_value() {
+    let (free, small) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let large_takes = most_address_space(large(free.path(), 100_000_000));
+    let small_takes = most_address_space(large(small.path(), 64));
+    println!("address space: {large_takes} kB with the large batch, {small_takes} kB with small ones");
+    assert!(large_takes > small_takes + 50_000, "{large_takes} kB against {small_takes} kB");
+    let (count, mut shrank, mut unharmed, mut ended) = (cases(3, 20) as u64, 0, 0, 0);
+    for case in 0..count {
+        // Nearer to what small batches take: what is refused early is asked for by many.
+        let limit = small_takes + (large_takes - small_takes) * (2 * case + 1) / (3 * count);
+        let dir = tempfile::tempdir().unwrap();
+        let output = with_address_space(limit, &large(dir.path(), 100_000_000));
+        let said = text(&output.stderr);
+        assert!(!said.contains("panicked"), "{limit} kB: {said}");
+        match output.status.success() {
+            true if said.contains("going on with") => shrank += 1,
+            true => unharmed += 1,
+            false => {
+                ended += 1;
+                println!("{limit} kB: {:?} {}", output.status, said.lines().last().unwrap_or_default());
+                let why = ["error: ", "memory allocation of", "bad_alloc"];
+                assert!(why.iter().any(|w| said.contains(w)), "{limit} kB: {:?} {said}", output.status);
+                succeeded(large(dir.path(), 64).output().unwrap());
+            }
+        }
+        assert_same_values(free.path(), dir.path());
+    }
+    println!(
+        "limits on address space: {count}; batches shrank {shrank}, fitted {unharmed}, run ended and resumed {ended}"
+    );
+    assert!(shrank > 0, "no limit made a batch smaller");
 }

@@ -12,8 +12,9 @@ mod places;
 mod secrets;
 mod shards;
 mod threads;
+mod tokenizers;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
@@ -52,10 +53,36 @@ fn everything(stage: &str, out: &Path) -> Command {
     command
 }
 
-/// Name and bytes of every file of a run but what holds times: manifests, the lock, and the page, which names its
-/// folder.
+/// A command as a shell takes it.
+fn in_shell(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|w| format!("'{}'", w.to_str().unwrap())).collect::<Vec<_>>().join(" ")
+}
+
+/// The tiny model copied, so that it can be spoilt.
+fn copy_of_tiny(dir: &Path) -> PathBuf {
+    let folder = dir.join("model");
+    std::fs::create_dir(&folder).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(Path::new(TINY).join(name), folder.join(name)).unwrap();
+    }
+    folder
+}
+
+/// Name, shape, and where the data lies, of every tensor of a safetensors file.
+fn tensors(bytes: &[u8]) -> Vec<(String, Vec<usize>, usize)> {
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let numbers = |v: &serde_json::Value| -> Vec<usize> {
+        v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect()
+    };
+    let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
+    tensors.map(|(name, t)| (name.clone(), numbers(&t["shape"]), 8 + length + numbers(&t["data_offsets"])[0])).collect()
+}
+
+/// Name and bytes of every file of a run but what holds times: manifests and the lock.
 fn contents(out: &Path) -> Vec<(String, Vec<u8>)> {
-    let folders = ["tables", "model", "work", "activations", "figures"];
+    let folders = ["tables", "model", "work", "activations", "figures", "report"];
     let paths = folders.iter().flat_map(|folder| files(&out.join(folder)));
     paths.map(|p| (p.strip_prefix(out).unwrap().display().to_string(), std::fs::read(&p).unwrap())).collect()
 }

@@ -1,7 +1,6 @@
 //! Numbers that cannot be trusted are never written.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, UInt32Array};
@@ -9,26 +8,7 @@ use pipeline::run_folder::sha256_of_file;
 use pipeline::tables::{CLEAN, Metadata, TableWriter};
 
 use super::*;
-
-fn copy_of_tiny(dir: &Path) -> PathBuf {
-    let folder = dir.join("model");
-    fs::create_dir(&folder).unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(Path::new(TINY).join(name), folder.join(name)).unwrap();
-    }
-    folder
-}
-
-/// Name, shape, and where the data lies, of every tensor of a safetensors file.
-fn tensors(bytes: &[u8]) -> Vec<(String, Vec<usize>, usize)> {
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-    let numbers = |v: &serde_json::Value| -> Vec<usize> {
-        v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect()
-    };
-    let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
-    tensors.map(|(name, t)| (name.clone(), numbers(&t["shape"]), 8 + length + numbers(&t["data_offsets"])[0])).collect()
-}
+use crate::support::EVERYTHING as EVERYTHING_ELSE;
 
 #[test]
 fn a_weight_that_is_no_number_is_named_wherever_it_is() {
@@ -44,7 +24,7 @@ fn a_weight_that_is_no_number_is_named_wherever_it_is() {
             .iter()
             .map(|name| all.iter().position(|t| t.0 == *name).unwrap())
             .collect();
-    wanted.extend((0..cases(3, 90)).map(|i| (i + dice.below(3)) % all.len()));
+    wanted.extend((0..cases(3, 60)).map(|i| (i + dice.below(3)) % all.len()));
     for (i, which) in wanted.iter().enumerate() {
         let (name, shape, offset) = &all[*which];
         let element = dice.below(shape.iter().product());
@@ -84,6 +64,32 @@ fn activations_that_overflow_stop_the_run_and_name_prompt_position_and_head() {
     }
     for table in ["clean", "direct_effects", "ablations"] {
         assert!(files(&out.join("tables").join(table)).is_empty(), "{table}");
+    }
+}
+
+/// No number of it may be one divided by nothing.
+#[test]
+fn a_head_that_writes_nothing_is_measured_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = copy_of_tiny(dir.path());
+    let path = folder.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let (_, shape, offset) =
+        tensors(&bytes).into_iter().find(|t| t.0 == "model.layers.1.self_attn.o_proj.weight").unwrap();
+    for row in 0..shape[0] {
+        bytes[offset + 4 * (row * shape[1] + 24)..][..4 * 12].fill(0);
+    }
+    fs::write(&path, bytes).unwrap();
+    let out = dir.path().join("out");
+    let source = format!("model.source={}", folder.display());
+    succeeded(run_tiny("all", &out, &[&[&*source, "neurons.layers=all"], &EVERYTHING_ELSE[..]].concat()));
+    let heads = read(&out.join("tables/head_summary"));
+    let (layer, head) = (numbers(&heads, "layer"), numbers(&heads, "head"));
+    let (effect, repair) = (numbers(&heads, "direct_effect"), numbers(&heads, "self_repair"));
+    let pruned: Vec<usize> = (0..layer.len()).filter(|&i| (layer[i], head[i]) == (1.0, 2.0)).collect();
+    assert!(!pruned.is_empty());
+    for i in pruned {
+        assert_eq!((effect[i], repair[i]), (0.0, 0.0));
     }
 }
 

@@ -70,3 +70,22 @@ fn threads_and_batches_change_nothing_but_rounding() {
         }
     }
 }
+
+/// Sums are taken in one order however many queries run at a time.
+#[test]
+fn derived_tables_and_figures_are_the_same_bytes_on_one_core() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(everything("all", dir.path()).output().unwrap());
+    let expected = contents(dir.path());
+    for stage in ["analyze", "report"] {
+        std::fs::remove_file(dir.path().join(format!("stages/{stage}.json"))).unwrap();
+    }
+    let all = everything("all", dir.path());
+    match Command::new("taskset").args(["-c", "0"]).arg(all.get_program()).args(all.get_args()).output() {
+        Ok(output) => {
+            succeeded(output);
+            assert_same(dir.path(), &expected, "one core");
+        }
+        Err(e) => println!("taskset is not here ({e}); not tested"),
+    }
+}
