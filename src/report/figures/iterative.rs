@@ -176,8 +176,11 @@ fn stream_additions(study: &Study) -> Result<Option<Figure>> {
         (row.map_or(f64::NAN, |row| row as f64), head_name(layer[i], head[i]))
     })?;
     heads.retain(|source| source.row.is_finite());
+    // Early blocks answer many times what was added: the colour is full at the 90th percentile.
     let sizes = layers.iter().chain(&heads).map(|s| s.share.abs()).filter(|v| v.is_finite());
-    let most = sizes.fold(0.0, f64::max).min(100.0);
+    let mut sizes: Vec<f64> = sizes.collect();
+    sizes.sort_by(f64::total_cmp);
+    let most = sizes.get(sizes.len().saturating_sub(1) * 9 / 10).copied().unwrap_or(0.0);
 
     let of_layers = Axis::whole("the heads' layer", &layers.iter().map(|s| s.row).collect::<Vec<_>>());
     let mut panels = vec![addition_panel("all ablated heads of a layer", of_layers, &layers, most)];
@@ -191,7 +194,8 @@ fn stream_additions(study: &Study) -> Result<Option<Figure>> {
         caption: "A head's clean output is added, 1, 3, … times, to the stream before a block, at one of the head's top \
                   tokens at a time. Colour: the change of the logit beyond the direct effect of what was added, as a share \
                   of it (slope through zero over all multiples). Below zero the rest of the model works against what it \
-                  reads already; −100 % is all of it. Left of the line the head itself reads the addition too."
+                  reads already; at −100 % it undoes all of it, below that more. Left of the line the head itself reads the \
+                  addition too."
             .into(),
         sql,
         chart: Chart {
