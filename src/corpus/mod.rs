@@ -97,7 +97,7 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
         .iter()
         .flat_map(|path| documents(path, &config.text_column).unwrap_or_else(|e| Box::new(std::iter::once(Err(e)))));
     let mut count = 0u32;
-    while stream.len() < wanted {
+    while stream.tokens() < wanted {
         interrupt::check()?;
         let batch: Vec<String> = documents.by_ref().take(DOCUMENTS_AT_ONCE).collect::<Result<_>>()?;
         if batch.is_empty() {
@@ -110,7 +110,7 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
             }
             count += 1;
         }
-        bar.set_position((stream.len() as u64).min(wanted as u64));
+        bar.set_position((stream.tokens() as u64).min(wanted as u64));
     }
     bar.finish_and_clear();
     let packed = stream.pack(config.prompt_len, config.bos.then_some(special.bos), wanted_prompts);
@@ -120,7 +120,7 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
         "{}: {count} document(s) with {} tokens make {} prompt(s) of {}; at least 2 are needed (a larger corpus, or a \
          smaller corpus.prompt_len)",
         paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
-        stream.len(),
+        stream.tokens(),
         prompts.count(),
         config.prompt_len
     );

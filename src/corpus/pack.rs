@@ -150,7 +150,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub fn len(&self) -> usize {
+    pub fn tokens(&self) -> usize {
         self.tokens.len()
     }
 
