@@ -104,15 +104,21 @@ impl RunFolder {
     /// destroy what is not ours.
     pub fn open(root: &Path, run_id: String, inputs: &[PathBuf], set: Option<ShardSet>) -> Result<Self> {
         refuse_what_is_not_ours(root, inputs)?;
-        fs::create_dir_all(root.join("tables")).with_context(|| format!("cannot create {}", root.display()))?;
-        fs::create_dir_all(root.join("stages")).with_context(|| format!("cannot create {}", root.display()))?;
+        let created =
+            |folder: &Path| fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()));
+        created(root)?;
+        // Before the folders: one that has them is a run's, whatever happens now.
+        if !is_run(root) {
+            let path = root.join(MARKER);
+            let marked = fs::write(&path, "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n");
+            marked.with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        created(&root.join("tables"))?;
+        created(&root.join("stages"))?;
         let lock = match set {
             None => Lock::alone(root)?,
             Some(set) => Lock::of_set(root, set)?,
         };
-        let marked =
-            fs::write(root.join(MARKER), "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n");
-        marked.with_context(|| format!("cannot write {}", root.join(MARKER).display()))?;
         let ledgers = STAGES.map(|stage| Arc::new(Ledger::open(root, stage)));
         let (parts, began, warnings) = Default::default();
         Ok(Self { root: root.to_path_buf(), run_id, parts, ledgers, began, warnings, lock })
@@ -294,6 +300,8 @@ pub fn is_run(root: &Path) -> bool {
 fn refuse_what_is_not_ours(root: &Path, inputs: &[PathBuf]) -> Result<()> {
     if !is_run(root)
         && let Some(name) = OWNED.iter().find(|name| root.join(name).exists())
+        // Another process may have begun the run between the two looks.
+        && !is_run(root)
     {
         bail!(
             "{} holds `{name}` but is no run of this program, which would clear it; choose another --out",

@@ -93,7 +93,10 @@ impl Runtime {
                 }
             };
             if let Some(folder) = &self.profile {
-                builder = builder.with_profiling(folder.join(path.file_stem().unwrap_or_default()))?;
+                // Engines that load the same graph at the same moment would write into one file.
+                let number = PROFILES.fetch_add(1, Relaxed);
+                let name = format!("{}_{number}", path.file_stem().unwrap_or_default().to_string_lossy());
+                builder = builder.with_profiling(folder.join(name))?;
             }
             builder.commit_from_file(path)
         };
@@ -206,6 +209,8 @@ impl Drop for Graph {
         }
     }
 }
+
+static PROFILES: AtomicU64 = AtomicU64::new(0);
 
 /// Nanoseconds spent inside ONNX Runtime, and writing tables, by this process.
 pub static RUNNING: AtomicU64 = AtomicU64::new(0);

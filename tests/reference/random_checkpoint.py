@@ -1,0 +1,79 @@
+"""Writes a checkpoint of the size of GPT-2 or Pythia with random weights, to measure speed on.
+
+    pip install numpy safetensors
+    python tests/reference/random_checkpoint.py gpt2-small /tmp/gpt2
+    pipeline bench --set model.source=/tmp/gpt2
+
+The tokenizer is that of the tests' tiny model: the text becomes other tokens than with the real one, which take as many
+operations. A width in heads of 64 and a number of layers may follow, to see how cost grows: `gpt2-small 8x6`.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+TOKENIZER = Path(__file__).parent.parent / "fixtures/tiny-llama/tokenizer.json"
+rng = np.random.default_rng(0)
+
+
+def weight(*shape):
+    return (0.02 * rng.standard_normal(shape, dtype=np.float32)).astype(np.float32)
+
+
+def norm(name, d):
+    return {f"{name}.weight": np.ones(d, np.float32), f"{name}.bias": np.zeros(d, np.float32)}
+
+
+def linear(name, shape, outputs):
+    return {f"{name}.weight": weight(*shape), f"{name}.bias": np.zeros(outputs, np.float32)}
+
+
+def gpt2(heads, layers):
+    d, vocab, positions = 64 * heads, 50257, 1024
+    config = dict(model_type="gpt2", architectures=["GPT2LMHeadModel"], activation_function="gelu_new", n_embd=d,
+                  n_head=heads, n_layer=layers, n_inner=4 * d, n_positions=positions, layer_norm_epsilon=1e-5,
+                  tie_word_embeddings=True, vocab_size=vocab, bos_token_id=1, eos_token_id=0)
+    tensors = {"transformer.wte.weight": weight(vocab, d), "transformer.wpe.weight": weight(positions, d)}
+    tensors |= norm("transformer.ln_f", d)
+    for i in range(layers):
+        at = f"transformer.h.{i}"
+        tensors |= norm(f"{at}.ln_1", d) | norm(f"{at}.ln_2", d)
+        tensors |= linear(f"{at}.attn.c_attn", (d, 3 * d), 3 * d) | linear(f"{at}.attn.c_proj", (d, d), d)
+        tensors |= linear(f"{at}.mlp.c_fc", (d, 4 * d), 4 * d) | linear(f"{at}.mlp.c_proj", (4 * d, d), d)
+    return config, tensors
+
+
+def pythia(heads, layers):
+    d, vocab = 64 * heads, 50304
+    config = dict(model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"], hidden_act="gelu", hidden_size=d,
+                  intermediate_size=4 * d, layer_norm_eps=1e-5, max_position_embeddings=2048, num_attention_heads=heads,
+                  num_hidden_layers=layers, rotary_emb_base=10000, rotary_pct=0.25, tie_word_embeddings=False,
+                  use_parallel_residual=True, vocab_size=vocab, bos_token_id=1, eos_token_id=0)
+    tensors = {"gpt_neox.embed_in.weight": weight(vocab, d), "embed_out.weight": weight(vocab, d)}
+    tensors |= norm("gpt_neox.final_layer_norm", d)
+    for i in range(layers):
+        at = f"gpt_neox.layers.{i}"
+        tensors |= norm(f"{at}.input_layernorm", d) | norm(f"{at}.post_attention_layernorm", d)
+        tensors |= linear(f"{at}.attention.query_key_value", (3 * d, d), 3 * d)
+        tensors |= linear(f"{at}.attention.dense", (d, d), d)
+        tensors |= linear(f"{at}.mlp.dense_h_to_4h", (4 * d, d), 4 * d)
+        tensors |= linear(f"{at}.mlp.dense_4h_to_h", (d, 4 * d), d)
+    return config, tensors
+
+
+MODELS = {"gpt2-small": (gpt2, 12, 12), "pythia-160m": (pythia, 12, 12), "pythia-410m": (pythia, 16, 24)}
+
+if __name__ == "__main__":
+    make, heads, layers = MODELS[sys.argv[1]]
+    if len(sys.argv) > 3:
+        heads, layers = map(int, sys.argv[3].split("x"))
+    folder = Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    config, tensors = make(heads, layers)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, folder / "model.safetensors")
+    shutil.copy(TOKENIZER, folder / "tokenizer.json")
