@@ -28,6 +28,9 @@ const MANY_PARTNERS: [&str; 7] = [
     "runtime.memory=1000000000000",
 ];
 
+/// Otherwise a thread sometimes reserves address space of its own, and more than the batches take.
+const ONE_HEAP: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+
 #[track_caller]
 fn assert_same_values(a: &Path, b: &Path) {
     let (a, b) = (read(&a.join("tables/ablations")), read(&b.join("tables/ablations")));
@@ -57,6 +60,7 @@ fn large(out: &Path, batch: usize) -> Command {
         command.args(["--set", setting]);
     }
     command.args(["--set", &format!("runtime.batch={batch}")]);
+    command.env(ONE_HEAP.0, ONE_HEAP.1);
     command
 }
 
@@ -77,12 +81,13 @@ fn most_address_space(mut command: Command) -> u64 {
 
 fn with_address_space(kilobytes: u64, command: &Command) -> Output {
     let script = format!("ulimit -v {kilobytes}; exec {}", in_shell(command));
-    Command::new("sh").args(["-c", &script]).output().unwrap()
+    Command::new("sh").args(["-c", &script]).env(ONE_HEAP.0, ONE_HEAP.1).output().unwrap()
 }
 
 /// Where the system refuses memory in the middle of a run, the batch shrinks if it was ONNX Runtime or a list that grows
-/// with the batch that asked. Elsewhere the process ends, and the run goes on with more memory. Between the address space
-/// that small batches take and what the large one takes, every limit must end in one of the two.
+/// with the batch that asked. Elsewhere the process ends, and the run goes on with more memory. Between less than small
+/// batches take and what the large one takes, every limit must end in one of the two; and by halving the distance between
+/// a limit that was too small and one that was large enough, one is found at which the batch shrinks.
 #[test]
 fn memory_that_is_refused_in_the_middle_costs_speed_or_a_run_that_can_go_on_and_no_value() {
     let (free, small) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -90,19 +95,26 @@ fn memory_that_is_refused_in_the_middle_costs_speed_or_a_run_that_can_go_on_and_
     let small_takes = most_address_space(large(small.path(), 64));
     println!("address space: {large_takes} kB with the large batch, {small_takes} kB with small ones");
     assert!(large_takes > small_takes + 50_000, "{large_takes} kB against {small_takes} kB");
-    let (count, mut shrank, mut unharmed, mut ended) = (cases(3, 20) as u64, 0, 0, 0);
-    for case in 0..count {
-        // Nearer to what small batches take: what is refused early is asked for by many.
-        let limit = small_takes + (large_takes - small_takes) * (2 * case + 1) / (3 * count);
+    let (mut too_small, mut enough) = (small_takes * 3 / 4, large_takes);
+    let (mut shrank, mut unharmed, mut ended) = (0, 0, 0);
+    while enough - too_small > 1000 && (shrank < cases(1, 8)) {
+        let limit = (too_small + enough) / 2;
         let dir = tempfile::tempdir().unwrap();
         let output = with_address_space(limit, &large(dir.path(), 100_000_000));
         let said = text(&output.stderr);
         assert!(!said.contains("panicked"), "{limit} kB: {said}");
         match output.status.success() {
-            true if said.contains("going on with") => shrank += 1,
-            true => unharmed += 1,
+            true if said.contains("going on with") => {
+                shrank += 1;
+                enough = limit;
+            }
+            true => {
+                unharmed += 1;
+                enough = limit;
+            }
             false => {
                 ended += 1;
+                too_small = limit;
                 println!("{limit} kB: {:?} {}", output.status, said.lines().last().unwrap_or_default());
                 let why = ["error: ", "memory allocation of", "bad_alloc"];
                 assert!(why.iter().any(|w| said.contains(w)), "{limit} kB: {:?} {said}", output.status);
@@ -111,8 +123,6 @@ fn memory_that_is_refused_in_the_middle_costs_speed_or_a_run_that_can_go_on_and_
         }
         assert_same_values(free.path(), dir.path());
     }
-    println!(
-        "limits on address space: {count}; batches shrank {shrank}, fitted {unharmed}, run ended and resumed {ended}"
-    );
+    println!("limits on address space: batches shrank {shrank}, fitted {unharmed}, run ended and resumed {ended}");
     assert!(shrank > 0, "no limit made a batch smaller");
 }
