@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::config::RuntimeConfig;
 use crate::engine::rate::matmul_rate;
+use crate::memory;
 use crate::model::{Architecture, Model, Norm};
 use crate::progress;
 
@@ -15,14 +16,13 @@ pub fn all_heads_flops(a: &Architecture, tokens: usize) -> f64 {
     (0..a.layers).map(|l| a.ablation_flops(l)).sum::<f64>() * a.heads as f64 * measured
 }
 
-/// Bytes of memory a run takes: the weights once mapped and once in the order in which matrix products want them,
-/// activations and buffers.
+/// Bytes of memory a run takes: the weights, activations and buffers.
 pub fn memory(a: &Architecture) -> f64 {
-    2.0 * 4.0 * a.parameters() as f64 + 2e9
+    memory::of_weights(a) + 2e9
 }
 
 /// What whole runs reach of the bare matrix product's rate, as measured on SmolLM2-135M.
-pub const EFFICIENCY: f64 = 0.6;
+pub const EFFICIENCY: f64 = 0.75;
 
 /// The architecture, and memory, work and time of a run of all heads on `tokens` tokens, on this machine.
 pub fn describe(model: &Model, tokens: usize) -> Result<String> {

@@ -118,6 +118,17 @@ impl Architecture {
         }
     }
 
+    /// Numbers in W_O γ W, which the projections that read a replaced head first are given instead of the stream: those
+    /// of the MLP in every block, or, where it is parallel, of attention and the MLP in every block but the first.
+    pub fn first_reader_weights(&self) -> usize {
+        let mlp = (1 + usize::from(self.gated)) * self.d_mlp;
+        let (blocks, width) = match self.parallel {
+            true => (self.layers - 1, (self.heads + 2 * self.kv_heads) * self.d_head + mlp),
+            false => (self.layers, mlp),
+        };
+        blocks * self.heads * self.d_head * width
+    }
+
     /// The norm ‖r‖ of the stream from the scale of the final norm (of the centred stream under layer norms).
     pub fn residual_norm(&self, norm_scale: f64) -> f64 {
         (self.d_model as f64 * (norm_scale * norm_scale - self.norm_eps as f64)).max(0.0).sqrt()

@@ -175,7 +175,7 @@ impl Run {
 
     /// Says before anything heavy starts what the run will need.
     fn announce(&self) {
-        let Some(Estimate { flops, tokens, disk, memory }) =
+        let Some(Estimate { flops, iterate_flops, tokens, disk, memory }) =
             Estimate::of(&self.config, &self.model.architecture, &self.components)
         else {
             let text = format!("{} components on every prompt of {}", self.components.len(), self.config.corpus.source);
@@ -187,7 +187,7 @@ impl Run {
                 "{} × {} components × {tokens} tokens: {:.1} TFLOP of necessary work; about {} of disk in {}, {} of memory",
                 self.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
                 self.components.len(),
-                flops / 1e12,
+                (flops + iterate_flops) / 1e12,
                 progress::bytes(disk as u64),
                 self.folder.root().display(),
                 progress::bytes(memory as u64),

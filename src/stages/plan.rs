@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::Prepared;
+use super::{Prepared, iterate};
 use crate::components::Ablatable;
 use crate::config::{Config, Kind, Mode};
 use crate::describe::{EFFICIENCY, memory};
@@ -15,10 +15,15 @@ use crate::progress;
 use crate::run_folder::{STAGES, Stage};
 use crate::status::{State, state};
 
+/// What additions reach of the bare matrix product's rate, as measured on SmolLM2-135M: their calls are small.
+const ITERATE_EFFICIENCY: f64 = 0.6;
+
 /// What a run takes.
 pub struct Estimate {
-    /// Necessary floating-point operations of `ablate`, nearly all of the work.
+    /// Necessary floating-point operations of the ablations.
     pub flops: f64,
+    /// Operations of what `iterative.prompts` asks for besides.
+    pub iterate_flops: f64,
     /// Tokens measured.
     pub tokens: f64,
     /// Bytes of disk.
@@ -43,7 +48,8 @@ impl Estimate {
         // Measured: 37 bytes a row of `ablations`, 4 a row of `direct_effects`.
         let rows = config.ablation.kinds.len() as f64 * components.len() as f64 * tokens;
         let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
-        Some(Self { flops, tokens, disk, memory: memory(a) })
+        let iterate_flops = iterate::flops(config, a, components);
+        Some(Self { flops, iterate_flops, tokens, disk, memory: memory(a) })
     }
 }
 
@@ -88,7 +94,7 @@ fn what_it_takes(text: &mut String, run: &Prepared, estimate: &Estimate, ablates
         return Ok(writeln!(text, "    work nothing is ablated; seconds to minutes")?);
     }
     let rate = matmul_rate(&run.model.architecture, &run.config.runtime)?;
-    let time = progress::seconds(estimate.flops / (EFFICIENCY * rate));
+    let seconds = (estimate.flops / EFFICIENCY + estimate.iterate_flops / ITERATE_EFFICIENCY) / rate;
     writeln!(
         text,
         "    work {:.2} TFLOP to ablate {} components on {} tokens, {}",
@@ -97,10 +103,18 @@ fn what_it_takes(text: &mut String, run: &Prepared, estimate: &Estimate, ablates
         estimate.tokens,
         run.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
     )?;
+    if estimate.iterate_flops > 0.0 {
+        let (tflop, prompts) = (estimate.iterate_flops / 1e12, run.config.iterative.prompts);
+        writeln!(
+            text,
+            "         {tflop:.2} TFLOP to add heads' outputs to the stream, on {prompts} prompts (iterative)"
+        )?;
+    }
     writeln!(
         text,
-        "    time about {time} at {EFFICIENCY} of this machine's {:.0} GFLOP/s in matrix products; less if shards of it \
-         are there",
+        "    time about {} at {EFFICIENCY} of this machine's {:.0} GFLOP/s in matrix products; less if shards of it are \
+         there",
+        progress::seconds(seconds),
         rate / 1e9
     )?;
     Ok(())

@@ -110,7 +110,9 @@ fn a_stale_stage_says_what_changed() {
     ] {
         assert!(plan.contains(words), "{words}: {plan}");
     }
-    assert!(!plan.contains("report"), "{plan}");
+    assert!(!plan.contains("report") && !plan.contains("iterative"), "{plan}");
+    let plan = dry_run("ablate", dir.path(), &["iterative.prompts=2"]);
+    assert!(plan.contains("TFLOP to add heads' outputs to the stream, on 2 prompts (iterative)"), "{plan}");
     assert!(dry_run("analyze", dir.path(), &[]).contains("Nothing would run"));
     assert_eq!(contents(dir.path()), before, "status or a dry run touched the folder");
 }

@@ -13,10 +13,13 @@ use ort::value::DynValue;
 
 use super::Run;
 use super::ablate::Plan;
+use crate::components::{Ablatable, Component};
+use crate::config::Config;
 use crate::corpus::Prompts;
 use crate::engine::runtime::view;
 use crate::engine::{CleanBatch, Crew, Directions, Engine, Keep};
 use crate::interrupt;
+use crate::model::Architecture;
 use crate::progress;
 use crate::run_folder::Stage;
 use crate::tables::{HEAD_SIMILARITY, SELF_ADDITIONS, STREAM_ADDITIONS, Table, TableWriter, is_whole};
@@ -64,6 +67,14 @@ pub fn iterate(run: &Run, prompts: &Prompts, plan: &Plan) -> Result<()> {
     write(run, &SELF_ADDITIONS, |writer| own.write(writer))
 }
 
+/// Operations of matrix products in all additions that a run makes, at top tokens spread evenly over the prompts.
+pub fn flops(config: &Config, a: &Architecture, components: &[Ablatable]) -> f64 {
+    let c = &config.corpus;
+    let prompts = config.iterative.prompts.min(c.tokens / c.prompt_len);
+    let heads = components.iter().filter(|c| c.component == Component::Head).count();
+    prompts as f64 * (self_additions::flops(config, a) + stream_additions::flops(config, a, heads))
+}
+
 fn path(run: &Run, table: &Table) -> PathBuf {
     run.folder.table(table.name).join(format!("{}.parquet", table.name))
 }
@@ -75,8 +86,8 @@ fn write(run: &Run, table: &Table, rows: impl FnOnce(&mut TableWriter) -> Result
 }
 
 /// What outputs are multiplied by before they are added, in the order of the tables.
-fn multiples(run: &Run) -> Vec<f64> {
-    let mut multiples = run.config.iterative.multiples.clone();
+fn multiples(config: &Config) -> Vec<f64> {
+    let mut multiples = config.iterative.multiples.clone();
     multiples.sort_by(f64::total_cmp);
     multiples.dedup();
     multiples

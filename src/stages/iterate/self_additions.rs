@@ -10,6 +10,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::super::Run;
 use super::{Prompt, head_output, multiples};
+use crate::config::Config;
 use crate::engine::Engine;
 use crate::engine::runtime::view;
 use crate::model::Architecture;
@@ -17,6 +18,13 @@ use crate::tables::{SELF_ADDITIONS, TableWriter};
 
 /// What is added, in the order of the table.
 const ADDED: [&str; 3] = ["own", "random_direction", "random_head"];
+
+/// Operations of matrix products on a prompt: attention of a clean and a changed row for every position, head, thing that
+/// is added and multiple.
+pub fn flops(config: &Config, a: &Architecture) -> f64 {
+    let rows = 2 * (config.corpus.prompt_len - 1) * ADDED.len() * multiples(config).len();
+    2.0 * (a.layers * a.heads * rows * a.block_weights().0) as f64
+}
 
 /// Effects after additions.
 pub struct SelfAdditions {
@@ -30,7 +38,7 @@ pub struct SelfAdditions {
 
 impl SelfAdditions {
     pub fn new(run: &Run, a: &Architecture) -> Self {
-        let multiples = multiples(run);
+        let multiples = multiples(&run.config);
         let rows = vec![vec![]; a.layers * a.heads * ADDED.len() * multiples.len()];
         Self { multiples, seed: run.config.ablation.seed, heads: a.heads, d_model: a.d_model, rows }
     }

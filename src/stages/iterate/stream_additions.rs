@@ -11,6 +11,7 @@ use super::super::ablate::TopTokens;
 use super::super::{Run, balanced};
 use super::{Prompt, head_output, multiples};
 use crate::components::Component;
+use crate::config::Config;
 use crate::engine::runtime::view;
 use crate::engine::{Addition, CleanEffects, Engine, Response};
 use crate::model::Architecture;
@@ -40,6 +41,23 @@ struct Item {
     position: usize,
 }
 
+/// A masked graph has twice as many rows as the longest prompt.
+fn rows_in_call(config: &Config) -> usize {
+    2 * config.corpus.prompt_len
+}
+
+/// Operations of matrix products on a prompt: an addition at each of the heads' top tokens goes through all blocks from
+/// the one it is made before, and a call's attention reads the clean rows besides.
+pub fn flops(config: &Config, a: &Architecture, heads: usize) -> f64 {
+    let positions = config.corpus.prompt_len - 1;
+    let top = heads as f64 * positions as f64 * config.analysis.top_fraction;
+    let additions = (top * multiples(config).len() as f64).ceil();
+    let calls = (additions / (rows_in_call(config) - positions) as f64).ceil();
+    let (attention, mlp) = a.block_weights();
+    let block = (additions + calls * positions as f64) * attention as f64 + additions * mlp as f64;
+    2.0 * block * (a.layers * (a.layers + 1) / 2) as f64
+}
+
 pub struct StreamAdditions {
     multiples: Vec<f64>,
     layers: usize,
@@ -57,11 +75,10 @@ impl StreamAdditions {
     pub fn new(run: &Run, a: &Architecture) -> Self {
         let components = run.components.iter().enumerate().filter(|(_, c)| c.component == Component::Head);
         let heads: Vec<_> = components.map(|(i, c)| (i, c.layer, c.head.unwrap_or_default())).collect();
-        let multiples = multiples(run);
+        let multiples = multiples(&run.config);
         let rows = vec![vec![]; heads.len() * a.layers * multiples.len()];
         let (layers, d_model, heads_in_layer) = (a.layers, a.d_model, a.heads);
-        // A masked graph has twice as many rows as the longest prompt.
-        let rows_in_call = 2 * run.config.corpus.prompt_len;
+        let rows_in_call = rows_in_call(&run.config);
         Self { multiples, layers, d_model, heads_in_layer, rows_in_call, heads, rows }
     }
 
