@@ -28,8 +28,8 @@ const MANY_PARTNERS: [&str; 7] = [
     "runtime.memory=1000000000000",
 ];
 
-/// Otherwise a thread sometimes reserves address space of its own, and more than the batches take.
-const ONE_HEAP: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+/// Otherwise the allocator reserves a gigabyte of address space beforehand, more than the batches take.
+const NO_RESERVE: (&str, &str) = ("MIMALLOC_ARENA_RESERVE", "0");
 
 #[track_caller]
 fn assert_same_values(a: &Path, b: &Path) {
@@ -60,7 +60,7 @@ fn large(out: &Path, batch: usize) -> Command {
         command.args(["--set", setting]);
     }
     command.args(["--set", &format!("runtime.batch={batch}")]);
-    command.env(ONE_HEAP.0, ONE_HEAP.1);
+    command.env(NO_RESERVE.0, NO_RESERVE.1);
     command
 }
 
@@ -81,7 +81,7 @@ fn most_address_space(mut command: Command) -> u64 {
 
 fn with_address_space(kilobytes: u64, command: &Command) -> Output {
     let script = format!("ulimit -v {kilobytes}; exec {}", in_shell(command));
-    Command::new("sh").args(["-c", &script]).env(ONE_HEAP.0, ONE_HEAP.1).output().unwrap()
+    Command::new("sh").args(["-c", &script]).env(NO_RESERVE.0, NO_RESERVE.1).output().unwrap()
 }
 
 /// Where the system refuses memory in the middle of a run, the batch shrinks if it was ONNX Runtime or a list that grows
