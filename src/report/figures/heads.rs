@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Figure, HEADS, LayerColours, Study, head_name, quoted};
+use super::{Figure, HEADS, LayerColours, Study, head_name, quoted, size_at};
 use crate::report::chart::{
     Axis, BLUE, Chart, Colour, Key, Mark, NamedPoint, ORANGE, Panel, heat, heat_key, plain, with_zero,
 };
@@ -278,7 +278,8 @@ fn heat_of_heads(study: &Study, ablation: &str) -> Result<Figure> {
     for (column, _) in columns {
         all.push(rows.numbers(column)?);
     }
-    let most = all.iter().flatten().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
+    // One head may do many times what the others do: the colour is full at the 98th percentile.
+    let most = size_at(0.98, all.iter().flatten().copied());
     let panels = columns.iter().zip(&all).map(|((_, title), values)| {
         let cells = (0..layer.len()).map(|i| {
             (layer[i], head[i], values[i], format!("{}: {:.3} logits", head_name(layer[i], head[i]), values[i]))
@@ -288,7 +289,9 @@ fn heat_of_heads(study: &Study, ablation: &str) -> Result<Figure> {
     Ok(Figure {
         name: format!("heads_{ablation}"),
         theme: THEME,
-        caption: "Means over all tokens, a cell a head.".into(),
+        caption: "Means over all tokens, a cell a head. The colour is full where one in fifty is larger; point at a cell for its \
+                  number."
+            .into(),
         sql: vec![sql],
         chart: Chart {
             title: "Every head: what it writes, what its loss costs, what is repaired".into(),

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::graph::ablated_heads;
-use super::{Figure, LayerColours, Study, head_name, quoted};
+use super::{Figure, LayerColours, Study, head_name, quoted, size_at};
 use crate::report::Rows;
 use crate::report::chart::{Axis, Chart, Colour, Key, Mark, ORANGE, Panel, common, heat, heat_key};
 
@@ -177,10 +177,7 @@ fn stream_additions(study: &Study) -> Result<Option<Figure>> {
     })?;
     heads.retain(|source| source.row.is_finite());
     // Early blocks answer many times what was added: the colour is full at the 90th percentile.
-    let sizes = layers.iter().chain(&heads).map(|s| s.share.abs()).filter(|v| v.is_finite());
-    let mut sizes: Vec<f64> = sizes.collect();
-    sizes.sort_by(f64::total_cmp);
-    let most = sizes.get(sizes.len().saturating_sub(1) * 9 / 10).copied().unwrap_or(0.0);
+    let most = size_at(0.9, layers.iter().chain(&heads).map(|s| s.share));
 
     let of_layers = Axis::whole("the heads' layer", &layers.iter().map(|s| s.row).collect::<Vec<_>>());
     let mut panels = vec![addition_panel("all ablated heads of a layer", of_layers, &layers, most)];

@@ -136,6 +136,14 @@ pub fn head_name(layer: f64, head: f64) -> String {
     if head.is_finite() { format!("L{layer}H{head}") } else { format!("L{layer} MLP") }
 }
 
+/// The absolute value that this share of the finite values stays below, where a few large ones would leave no colour to
+/// the others; 0 if there are none.
+pub fn size_at(share: f64, values: impl Iterator<Item = f64>) -> f64 {
+    let mut sizes: Vec<f64> = values.filter(|v| v.is_finite()).map(f64::abs).collect();
+    sizes.sort_by(f64::total_cmp);
+    sizes.get((sizes.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(0.0)
+}
+
 /// A text as an SQL literal.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Figure, HEADS, NamedPoint, Study, quoted};
+use super::{Figure, HEADS, NamedPoint, Study, quoted, size_at};
 use crate::report::chart::{
     Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Margins, Mark, ORANGE, PURPLE, Panel, RED, extent, with_zero,
 };
@@ -227,9 +227,7 @@ fn anti_erasure(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     }
     let (before, after, mlp) = (rows.numbers("before")?, rows.numbers("after")?, rows.numbers("mlp")?);
     // A few MLPs write very much: the colour is full at the 95th percentile.
-    let mut sizes: Vec<f64> = mlp.iter().map(|v| v.abs()).collect();
-    sizes.sort_by(f64::total_cmp);
-    let most = sizes[(sizes.len() - 1) * 95 / 100].max(1e-6);
+    let most = size_at(0.95, mlp.iter().copied()).max(1e-6);
     let (neuron, layer) = (rows.numbers("neuron")?, rows.numbers("neuron_layer")?);
     let points = (0..before.len()).map(|i| NamedPoint {
         at: (before[i], after[i]),
