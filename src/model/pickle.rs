@@ -5,7 +5,7 @@
 //! seem to lack one. Such a file is refused here by the name of what it would have called.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -21,11 +21,19 @@ pub fn refuse_calls(path: &Path) -> Result<()> {
         if !entry.is_file() || !entry.name().with_context(place)?.ends_with("data.pkl") {
             continue;
         }
-        let mut reader = BufReader::new(entry);
+        let mut bytes = Vec::new();
+        entry.take(MOST_BYTES + 1).read_to_end(&mut bytes).with_context(place)?;
+        ensure!(bytes.len() as u64 <= MOST_BYTES, "{}: its pickle is larger than that of any model", path.display());
+        let mut reader = &bytes[..];
         let mut stack = Stack::empty();
         let mut ended = false;
         while !ended {
-            let operation = reader.fill_buf().with_context(place)?.first().copied();
+            let operation = reader.first().copied();
+            // candle makes room for as many bytes as a text says it has, before it looks whether they are there.
+            if let [b'X', a, b, c, d, rest @ ..] = reader {
+                let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+                ensure!(length <= rest.len(), "{}: a text in its pickle ends after the pickle does", path.display());
+            }
             ended = stack.read(&mut reader).with_context(place)?;
             // A name is on top of the stack right after it was read, whatever becomes of it later.
             if let Some(Object::Class { module_name, class_name }) = stack.stack().last() {
@@ -46,6 +54,8 @@ pub fn refuse_calls(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A pickle says where tensors lie and has none of their numbers: large models' are below a megabyte.
+const MOST_BYTES: u64 = 64 << 20;
 /// BINPUT, LONG_BINPUT, MEMOIZE, BINGET and LONG_BINGET.
 const REMEMBER_OR_RECALL: [u8; 5] = [b'q', b'r', 0x94, b'h', b'j'];
 /// More than anything that a saved tensor repeats is made of.

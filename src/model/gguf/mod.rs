@@ -14,6 +14,8 @@ use anyhow::{Context, Result, ensure};
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
 
+use crate::outside::without_panic;
+
 pub use candle_core::quantized::gguf_file::Value;
 
 pub struct GgufFile {
@@ -83,7 +85,10 @@ impl GgufFile {
     /// A tensor as the file has it, [out, in].
     fn stored(&self, gguf_name: &str) -> candle_core::Result<Tensor> {
         let mut reader = self.reader.lock().unwrap_or_else(|e| e.into_inner());
-        self.content.tensor(&mut *reader, gguf_name, &Device::Cpu)?.dequantize(&Device::Cpu)
+        let dequantized = without_panic(|| {
+            Ok(self.content.tensor(&mut *reader, gguf_name, &Device::Cpu)?.dequantize(&Device::Cpu)?)
+        });
+        dequantized.map_err(|e| candle_core::Error::Msg(format!("{e:#}")))
     }
 
     /// See [`super::Checkpoint::check_nothing_was_left_out`].
