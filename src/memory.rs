@@ -11,8 +11,7 @@ use crate::model::Architecture;
 
 /// Of ONNX Runtime too (its feature `override` takes the place of `malloc`): activations of a megabyte and more are taken
 /// and given back thousands of times a second, by several threads. The system's allocator kept their memory in pieces: a
-/// run took 45 % more, and 1 to 5 % more time. Huge pages (`no_thp` does without) made no products faster, and clearing
-/// them took longer than page faults do.
+/// run took 45 % more. `no_thp` does without huge pages: clearing them took the kernel longer than page faults do.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
