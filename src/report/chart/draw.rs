@@ -295,18 +295,18 @@ impl Pen {
                 self.put(format_args!("<path d=\"{path}z\" fill=\"{paint}\" fill-opacity=\"{opacity}\"/>\n"));
             }
             Mark::Boxes { boxes, opacity } => {
-                // Edges on whole pixels: no seams between cells.
+                // Edges on whole pixels and, in neighbours, of the same digits: no seams between cells.
                 self.put(format_args!("<g shape-rendering=\"crispEdges\" fill-opacity=\"{opacity}\">\n"));
                 for cell in boxes.iter().filter(|c| finite(c.corners.0) && finite(c.corners.1)) {
                     let (a, b) = (inside(cell.corners.0), inside(cell.corners.1));
-                    let (x, y, paint) = (a.0.min(b.0), a.1.min(b.1), cell.colour.paint(theme));
-                    let (wide, high) = ((a.0 - b.0).abs(), (a.1 - b.1).abs());
+                    let paint = cell.colour.paint(theme);
                     self.put(format_args!(
-                        "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{wide:.2}\" height=\"{high:.2}\" fill=\"{paint}\""
+                        "<path d=\"M{:.2} {:.2}H{:.2}V{:.2}H{:.2}z\" fill=\"{paint}\"",
+                        a.0, a.1, b.0, b.1, a.0
                     ));
                     match cell.name.is_empty() {
                         true => self.put(format_args!("/>\n")),
-                        false => self.put(format_args!("><title>{}</title></rect>\n", escape(&cell.name))),
+                        false => self.put(format_args!("><title>{}</title></path>\n", escape(&cell.name))),
                     }
                 }
                 self.put(format_args!("</g>\n"));
@@ -422,9 +422,12 @@ mod tests {
             let from = text.find(&format!("{name}=\"")).unwrap() + name.len() + 2;
             text[from..].split('"').next().unwrap().parse().unwrap()
         };
+        // x, y, width and height of the one box.
         let bar = |text: &str| {
-            let rect = &text[text.find("<rect").unwrap()..];
-            ["x", "y", " width", " height"].map(|name| of(rect, name))
+            let from = text.find("d=\"M").unwrap() + 4;
+            let corners = text[from..].split('z').next().unwrap().split(['H', 'V', ' ']);
+            let [x0, y0, x1, y1, _] = corners.map(|n| n.parse().unwrap()).collect::<Vec<f64>>()[..] else { panic!() };
+            [x0.min(x1), y0.min(y1), (x1 - x0).abs(), (y1 - y0).abs()]
         };
         let (wide, thick) = (of(plot, "width"), STRIP - STRIP_GAP);
         assert!((bar(above)[2] - wide / 2.0).abs() < 0.11 && bar(above)[0] == 0.0);

@@ -289,8 +289,14 @@ mod tests {
             (
                 "neuron_repairs",
                 &neurons,
-                &["zero none head 0 0 0 0 1 0 7 -0.5 0.25", "zero none head 0 0 0 0 1 1 3 0.5 0.125"],
-                &["recurring_neurons_zero", "anti_erasure_zero"],
+                &[
+                    "zero none head 0 0 0 0 1 0 7 -0.5 0.25",
+                    "zero none head 0 0 0 0 1 1 3 0.5 0.125",
+                    "zero none head 0 0 0 0 1 2 2 0.5 0.0625",
+                    "zero none head 0 0 0 0 1 3 1 0.5 -0.125",
+                    "zero none head 0 0 0 0 1 4 0 0.5 -0.25",
+                ],
+                &["recurring_neurons_zero", "anti_erasure_zero", "neurons_top_five_zero"],
             ),
             ("direct_effects", effects, &["0 0 mlp 1 - -0.75"], &[]),
             (
@@ -335,6 +341,13 @@ mod tests {
         let expected = expected.map(|mark| format!("{mark} % of what was added"));
         let heads = expected.clone().map(|mark| mark.replace("layer 0 ", "L0H0 ").replace("layer 1 ", "L1H0 "));
         assert_eq!(marks("stream_additions"), [expected, heads].concat());
+        // 0.25 + 0.125 + 0.0625 of 1: the two that fell are not repair.
+        let Mark::Boxes { boxes, .. } = &named(&figures, "neurons_top_five_zero").unwrap().chart.panels[0].marks[0]
+        else {
+            panic!("not a histogram")
+        };
+        let drawn: Vec<_> = boxes.iter().filter(|b| b.corners.0.1 != b.corners.1.1).map(|b| b.corners).collect();
+        assert_eq!(drawn, [((42.5, 0.0), (45.0, 100.0))]);
         assert_eq!(marks("head_similarity"), ["layers 0 and 1: 0.500", "layers 0 and 1: 0.250"]);
     }
 

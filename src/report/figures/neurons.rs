@@ -37,6 +37,9 @@ pub fn figures(study: &Study) -> Result<Vec<Figure>> {
         out.extend(anti_erasure(study, ablation)?);
         out.extend(recurring(study, ablation)?);
     }
+    if study.has(&["neuron_repairs", "neuron_totals"])? {
+        out.extend(top_five(study, ablation)?);
+    }
     Ok(out)
 }
 
@@ -172,6 +175,37 @@ fn top_percent(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         caption:
             "How much of what the last MLP's neurons repair together comes from the hundredth of them that repairs \
                   most on that token."
+                .into(),
+        sql: vec![sql],
+        chart,
+    }))
+}
+
+/// Of the first five, those that fell are not repair: as `top_five_share` of `neuron_summary`, but by token.
+fn top_five(study: &Study, ablation: &str) -> Result<Option<Figure>> {
+    let place = format!(
+        "{HEADS} and ablation = {} and neuron_layer = (select max(neuron_layer) from neuron_totals)",
+        quoted(ablation)
+    );
+    let sql = format!(
+        "with first_five as (select layer, head, prompt, position, sum(greatest(cast(change as double), 0)) as change \
+         from neuron_repairs where {place} and rank < 5 group by layer, head, prompt, position having max(rank) = 4) \
+         select least(floor(100 * f.change / t.positive_change / 2.5), 39) as bin, count(*) as rows \
+         from first_five f join (select * from neuron_totals where {place} and positive_change > 0) t \
+         on f.layer = t.layer and f.head = t.head and f.prompt = t.prompt and f.position = t.position group by 1"
+    );
+    let chart = empty(
+        "The five most repairing neurons in the positive change of the last MLP",
+        study.settings.line(&format!("{ablation} ablation, top tokens")),
+    );
+    let label = "share of the summed positive change [%]";
+    let Some(chart) = of_totals(study, &sql, label, (0.0, 100.0), chart)? else { return Ok(None) };
+    Ok(Some(Figure {
+        name: format!("neurons_top_five_{ablation}"),
+        theme: THEME,
+        caption:
+            "How much of what the last MLP's neurons repair together comes from the five of them that repair most on \
+                  that token."
                 .into(),
         sql: vec![sql],
         chart,

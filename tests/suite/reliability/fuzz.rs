@@ -310,6 +310,7 @@ fn configurations_and_settings() {
 /// Files that once were not refused as they should be, each in a folder with what belongs to it.
 #[test]
 fn files_that_once_did_harm() {
+    let before = peak();
     let mut seen = 0;
     for path in files(Path::new("tests/fixtures/bad")) {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -333,4 +334,5 @@ fn files_that_once_did_harm() {
         seen += 1;
     }
     assert!(seen > 0, "no such files are there");
+    assert!(peak() < before + MOST_MEMORY, "memory grew from {before} to {} bytes", peak());
 }
