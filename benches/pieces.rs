@@ -56,7 +56,7 @@ fn repair_of_a_token(bencher: Bencher) {
     };
     let what = AblatedComponent { layer: 0, own: 1.0, own_change: -1.0 };
     let mut changes = vec![0.0; SLOTS.count()];
-    bencher.counter(ItemsCount::new(1u32)).bench_local(|| repair(&clean, 0, &ablated, 0, &what, &mut changes));
+    bencher.counter(ItemsCount::new(1u32)).bench_local(|| repair(&clean, 0, &ablated, 0, &what, &mut changes, 1.0));
 }
 
 /// Rows of `ablations` to a file: encoded, compressed, summed up and hashed.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::components::{Ablatable, Component, Hold, Selection};
+use crate::precision::Precision;
 
 /// The configuration used when `--config` is not given.
 pub const QUICK: &str = include_str!("../pipeline/quick.toml");
@@ -145,6 +146,9 @@ pub struct RuntimeConfig {
     pub threads: usize,
     /// Bytes of memory a run may take, to which the batch is fitted; 0 takes what is free.
     pub memory: u64,
+    /// What a block's projections multiply in: `fp32`, `bf16`, `fp16`, or, on a GPU, `tf32`. The error against `fp32` is
+    /// measured on the first shard (table `rounding`). A CPU computes as in `fp32`, with the same rounding.
+    pub precision: Precision,
     /// Folder for ONNX Runtime's profiles; `bench` sets it.
     #[serde(skip)]
     pub profile: Option<std::path::PathBuf>,
@@ -270,7 +274,7 @@ impl Default for AnalysisConfig {
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { device: "cpu".into(), batch: 0, threads: 0, memory: 0, profile: None }
+        Self { device: "cpu".into(), batch: 0, threads: 0, memory: 0, precision: Precision::Fp32, profile: None }
     }
 }
 
@@ -321,6 +325,10 @@ impl Config {
         ensure!(self.neurons.top_k >= 1, "neurons.top_k must be at least 1");
         ensure!(self.iterative.multiples.iter().all(|m| m.is_finite()), "iterative.multiples must be numbers");
         ensure!(self.ablation.resample.samples >= 1, "ablation.resample.samples must be at least 1");
+        ensure!(
+            self.runtime.precision != Precision::Tf32 || self.runtime.device != "cpu",
+            "runtime.precision = \"tf32\" is a mode of NVIDIA cards: it goes with runtime.device = \"cuda\""
+        );
         let top = self.analysis.top_fraction;
         ensure!(top > 0.0 && top <= 1.0, "analysis.top_fraction is {top}; it must lie in (0, 1]");
         let thresholds = &self.analysis.thresholds;

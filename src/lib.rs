@@ -21,6 +21,7 @@ pub mod memory;
 pub mod model;
 pub mod outside;
 pub mod pairing;
+pub mod precision;
 pub mod progress;
 pub mod provision;
 pub mod push;

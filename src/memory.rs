@@ -19,11 +19,15 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 /// the cache.
 const ROWS: usize = 600;
 
+/// On a GPU, where no cache is to be fitted. A card that has no room for them says so, and then the batch is halved.
+const ROWS_ON_GPU: usize = 16 * 1024;
+
 /// Rows that the configuration asks for.
 pub fn rows_wanted(config: &RuntimeConfig) -> usize {
-    match config.batch {
-        0 => ROWS,
-        n => n,
+    match (config.batch, config.device.as_str()) {
+        (0, "cpu") => ROWS,
+        (0, _) => ROWS_ON_GPU,
+        (n, _) => n,
     }
 }
 
@@ -38,8 +42,9 @@ pub fn rows_that_fit(config: &RuntimeConfig, a: &Architecture, prompt_len: usize
     let Some(bytes) = Some(config.memory).filter(|&m| m > 0).or_else(available) else { return usize::MAX };
     // Half of what the weights leave may be activations.
     let left = (bytes as f64 - of_weights(a)).max(0.0) / 2.0;
+    let engines = if config.device == "cpu" { config.thread_count() } else { 1 };
     let heads = a.heads * (3 * a.d_head + 3 * prompt_len);
-    let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads) * config.thread_count();
+    let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads) * engines;
     // Logits, their exponentials and a copy, in the clean pass.
     let at_the_end = 12 * a.vocab;
     ((left / in_block.max(at_the_end) as f64) as usize).max(prompt_len)

@@ -1,4 +1,4 @@
--- Every component's direct effect and the constant sum to the logit, to float32 rounding of what is summed.
+-- Every component's direct effect and the constant sum to the logit, to the rounding of what is summed.
 with sums as (
     -- One number for prompt and position: grouping by two columns takes half as long again.
     select
@@ -11,4 +11,4 @@ with sums as (
 select c.prompt, c.position, c.logit, s.total, s.size
 from clean c
 left join sums s on cast(c.prompt as bigint) * 4294967296 + c.position = s.place
-where s.total is null or abs(c.logit - s.total) > 1e-4 * greatest(1, s.size)
+where s.total is null or abs(c.logit - s.total) > 1e-4 * (select coalesce(max(tolerance), 1) from rounding) * greatest(1, s.size)

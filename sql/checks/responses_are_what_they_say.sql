@@ -5,4 +5,5 @@ from stream_additions
 where abs(response - (logit_change - multiple * direct_effect))
         > 1e-4 * greatest(1, abs(logit_change) + abs(multiple * direct_effect))
     or abs(response - (response_attention + response_mlp + response_norm))
-        > 1e-3 * greatest(1, abs(response_attention) + abs(response_mlp) + abs(response_norm))
+        > 1e-3 * (select coalesce(max(tolerance), 1) from rounding)
+            * greatest(1, abs(response_attention) + abs(response_mlp) + abs(response_norm))

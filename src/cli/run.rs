@@ -53,6 +53,9 @@ pub struct Settings {
     /// Where to compute: cpu, cuda or cuda:n (the same as --set runtime.device=…)
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
+    /// What projections multiply in: fp32, bf16, fp16, or tf32 on a GPU (the same as --set runtime.precision=…)
+    #[arg(long, value_name = "PRECISION")]
+    pub precision: Option<String>,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -90,12 +93,13 @@ impl Last {
 impl Settings {
     /// Whether anything is asked that differs from the built-in configuration.
     pub fn are_given(&self) -> bool {
-        self.config.is_some() || !self.overrides.is_empty() || self.device.is_some()
+        self.config.is_some() || !self.overrides.is_empty() || self.device.is_some() || self.precision.is_some()
     }
 
     pub fn load(&self) -> Result<Config> {
         let mut overrides = self.overrides.clone();
         overrides.extend(self.device.iter().map(|d| format!("runtime.device={d}")));
+        overrides.extend(self.precision.iter().map(|p| format!("runtime.precision={p}")));
         Config::load(self.config.as_deref(), &overrides)
     }
 }

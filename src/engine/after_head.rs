@@ -119,6 +119,6 @@ impl Engine {
             inputs.push((clean, rows(read, prompts.clone())?));
             inputs.push((of_heads, Input::from(combined)));
         }
-        graph.context("this attention is not among the first readers")?.run_all(inputs, outputs)
+        graph.context("this attention is not among the first readers")?.run_on_device(inputs, outputs)
     }
 }

@@ -160,3 +160,61 @@ impl Engine {
         Ok((runtime::view(&log_prob)?.to_vec(), runtime::view(&kl)?.to_vec()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ort::memory::AllocationDevice;
+
+    use super::runtime::{int_tensor, memory_of, tensor, view};
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::model::{Model, ModelSource};
+
+    /// As on a GPU, but that the device whose memory is bound is the host.
+    #[test]
+    fn streams_that_stay_on_a_device_give_the_same_numbers() {
+        let config = ModelConfig { source: "tests/fixtures/tiny-llama".into(), ..Default::default() };
+        let model = Model::open(ModelSource::resolve(&config).unwrap()).unwrap();
+        let (a, dir) = (&model.architecture, tempfile::tempdir().unwrap());
+        export::export(&model, 16, dir.path()).unwrap();
+        let tokens: Vec<u32> = (3..19).collect();
+        let ablated = |memory, change: bool| {
+            let runtime = Runtime { memory, ..Runtime::get(&RuntimeConfig::default()).unwrap() };
+            let weights = SharedWeights::new(dir.path());
+            let needs = Needs { ablate: true, first_readers: vec![1], ..Default::default() };
+            let combined = after_head::combined(a, dir.path(), &runtime, &weights, &needs).unwrap();
+            let mut engine = Engine::load_shared(a, dir.path(), &runtime, &weights, &combined, &needs).unwrap();
+            let target = TargetRow { answer: tokens.clone(), wrong: None, measured: 0..tokens.len() };
+            let directions = engine.directions(&[target]).unwrap();
+            let keep = vec![Keep { mid: true, ..Default::default() }; a.layers];
+            let clean = engine.clean(&[&tokens], &directions, &keep).unwrap();
+            let mid = clean.layers[1].mid.as_ref().unwrap();
+            let size = 2 * tokens.len() * a.d_head;
+            let z_change = (0..size).map(|i| (i as f32).sin()).collect();
+            let z_change = tensor(&[2, tokens.len(), a.d_head], z_change).unwrap();
+            let heads = int_tensor(&[2], vec![0, 2]).unwrap();
+            let reads = engine.clean_reads(1, mid).unwrap().unwrap();
+            let suffix = Suffix {
+                layer: 1,
+                place: Place::Mid,
+                stream: engine.replace_heads(1, mid, 0..1, &heads, &z_change).unwrap(),
+                prompts: 0..1,
+                change: change.then_some(HeadChange { z_change, heads, clean: mid, reads: &reads }),
+                hold: None,
+                neurons: &[],
+                residual_final: true,
+                clean: &clean,
+                directions: &directions,
+            };
+            let found = engine.suffix(suffix).unwrap();
+            let stream = view(found.residual_final.as_ref().unwrap()).unwrap().to_vec();
+            (found.head_effects, found.mlp_effects, found.dot, found.norm_scale, stream)
+        };
+        for change in [false, true] {
+            let memory = memory_of(AllocationDevice::CPU, 0).unwrap();
+            let unbound = ablated(None, change);
+            assert!(unbound.2.iter().all(|x| x.is_finite()) && unbound.0.len() == a.layers - 2);
+            assert_eq!(ablated(Some(memory), change), unbound);
+        }
+    }
+}

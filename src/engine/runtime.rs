@@ -9,14 +9,16 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::ep::{self, ExecutionProvider};
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
-use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
+use ort::value::{DynTensorValueType, DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
 
 use super::weights::SharedWeights;
 use crate::config::RuntimeConfig;
-use crate::export;
+use crate::export::{self, Lowering};
 use crate::memory::copied;
+use crate::precision::{Half, Precision};
 use crate::provision;
 
 /// The loaded library and its environment. ONNX Runtime has one a process, so this is shared.
@@ -24,6 +26,11 @@ use crate::provision;
 pub struct Runtime {
     environment: Environment,
     device: Device,
+    /// Where streams stay from graph to graph, if not with the host.
+    pub(super) memory: Option<MemoryInfo<'static>>,
+    precision: Precision,
+    /// Whether the device multiplies numbers of two bytes: ONNX Runtime's products on a CPU are float32.
+    native: bool,
     /// Where each session leaves its profile, if profiling.
     profile: Option<PathBuf>,
 }
@@ -67,12 +74,22 @@ impl Runtime {
                 config.device
             );
         }
-        Ok(Self { environment, device, profile: config.profile.clone() })
+        let memory = match device {
+            Device::Cpu => None,
+            Device::Cuda(n) => Some(memory_of(AllocationDevice::CUDA, n)?),
+        };
+        let (precision, native) = (config.precision, device != Device::Cpu);
+        Ok(Self { environment, device, memory, precision, native, profile: config.profile.clone() })
     }
 
     /// Loads one exported graph.
     pub fn load(&self, path: &Path, weights: &SharedWeights) -> Result<Graph> {
-        let shared = weights.of_graph(path)?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let lowering = self.precision.half().filter(|_| export::is_lowered(&name));
+        let lowering = lowering.map(|to| Lowering { to, native: self.native });
+        let lowered = lowering.map(|lowering| export::lowered(path, lowering)).transpose()?;
+        let shared = weights.of_graph(path, lowering.zip(lowered.as_ref().map(|(_, names)| names)))?;
+        let of_graph = &name;
         let build = move || -> ort::Result<Session> {
             let mut builder = Session::builder(&self.environment)?
                 .with_flush_to_zero()?
@@ -88,24 +105,23 @@ impl Runtime {
                     builder.with_execution_providers([ep::CPU::default().with_arena_allocator(false).build()])?
                 }
                 Device::Cuda(n) => {
-                    let cuda = ep::CUDA::default().with_device_id(n).with_tf32(false).build();
+                    let cuda =
+                        ep::CUDA::default().with_device_id(n).with_tf32(self.precision == Precision::Tf32).build();
                     builder.with_execution_providers([cuda.error_on_failure()])?
                 }
             };
             if let Some(folder) = &self.profile {
                 // Engines that load the same graph at the same moment would write into one file.
                 let number = PROFILES.fetch_add(1, Relaxed);
-                let name = format!("{}_{number}", path.file_stem().unwrap_or_default().to_string_lossy());
-                builder = builder.with_profiling(folder.join(name))?;
+                builder = builder.with_profiling(folder.join(format!("{of_graph}_{number}")))?;
             }
-            builder.commit_from_file(path)
+            match &lowered {
+                Some((bytes, _)) => builder.commit_from_memory(bytes),
+                None => builder.commit_from_file(path),
+            }
         };
         let session = build().with_context(|| format!("ONNX Runtime cannot load {}", path.display()))?;
-        Ok(Graph {
-            session,
-            profiled: self.profile.is_some(),
-            name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-        })
+        Ok(Graph { session, profiled: self.profile.is_some(), name, memory: self.memory.clone() })
     }
 }
 
@@ -169,7 +185,11 @@ pub struct Graph {
     session: Session,
     profiled: bool,
     name: String,
+    memory: Option<MemoryInfo<'static>>,
 }
+
+/// Outputs that the next graph reads and nobody else has to.
+const STREAMS: [&str; 3] = ["ablated", "residual_mid", "residual_post"];
 
 impl Graph {
     /// Runs the graph and returns the named outputs, in order.
@@ -199,6 +219,50 @@ impl Graph {
         let taken: Option<Vec<DynValue>> = outputs.iter().map(|name| results.remove(name)).collect();
         taken.with_context(|| format!("the graph {} lacks one of {outputs:?}", self.name))
     }
+}
+
+impl Graph {
+    /// As [`Graph::run_all`], but that the stream stays on the device: it is an input of the next graph there, and only
+    /// the rest comes back. [`to_host`] brings it.
+    pub fn run_on_device<'a>(
+        &mut self,
+        inputs: impl IntoIterator<Item = (&'static str, Input<'a>)>,
+        outputs: &[&str],
+    ) -> Result<Vec<DynValue>> {
+        let Some(memory) = self.memory.clone() else { return self.run_all(inputs, outputs) };
+        let start = Instant::now();
+        let session = &mut self.session;
+        let run = || -> ort::Result<Option<Vec<DynValue>>> {
+            let mut binding = session.create_binding()?;
+            for (name, value) in inputs {
+                binding.bind_input(name, &value)?;
+            }
+            let host = MemoryInfo::default();
+            for &name in outputs {
+                binding.bind_output_to_device(name, if STREAMS.contains(&name) { &memory } else { &host })?;
+            }
+            binding.synchronize_inputs()?;
+            let mut results = session.run_binding(&binding)?;
+            Ok(outputs.iter().map(|name| results.remove(name)).collect())
+        };
+        let taken = run().with_context(|| format!("running the graph {}", self.name))?;
+        RUNNING.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
+        taken.with_context(|| format!("the graph {} lacks one of {outputs:?}", self.name))
+    }
+}
+
+/// The memory of the n-th device of a sort.
+pub(super) fn memory_of(device: AllocationDevice<'static>, number: i32) -> ort::Result<MemoryInfo<'static>> {
+    MemoryInfo::new(device, number, AllocatorType::Device, MemoryType::Default)
+}
+
+/// A tensor that the program can read: as it is, or copied from the device that has it.
+pub fn to_host(value: DynValue) -> Result<DynValue> {
+    let tensor = value.downcast::<DynTensorValueType>()?;
+    Ok(match tensor.memory_info().is_cpu_accessible() {
+        true => tensor.into_dyn(),
+        false => tensor.to(AllocationDevice::CPU, 0)?.into_dyn(),
+    })
 }
 
 impl Drop for Graph {
@@ -249,6 +313,15 @@ pub fn tensor(shape: &[usize], data: Vec<f32>) -> Result<DynValue> {
     Ok(Tensor::from_array((shape, data))?.into_dyn())
 }
 
+/// Numbers rounded to two bytes each.
+pub fn half_tensor(shape: &[usize], data: impl Iterator<Item = f32>, to: Half) -> Result<DynValue> {
+    let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+    Ok(match to {
+        Half::Bf16 => Tensor::from_array((shape, data.map(half::bf16::from_f32).collect::<Vec<_>>()))?.into_dyn(),
+        Half::Fp16 => Tensor::from_array((shape, data.map(half::f16::from_f32).collect::<Vec<_>>()))?.into_dyn(),
+    })
+}
+
 /// A tensor of token ids, positions or indices.
 pub fn int_tensor(shape: &[usize], data: Vec<i64>) -> Result<DynValue> {
     let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
@@ -293,4 +366,50 @@ pub fn rows_of<T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static
     shape[0] = range.len() as i64;
     let view = TensorRef::from_array_view((shape, &data[range.start * row..range.end * row]))?;
     Ok(Input::from(view))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INPUTS: usize = 24;
+    const OUTPUTS: usize = 16;
+
+    /// x W of `export::matmul`, with x, W and the product rounded, from float64 sums.
+    fn expected(x: &[f32], to: Half) -> Vec<f32> {
+        let w = |i: usize| f64::from(to.round((i % 89) as f32 / 89.0 - 0.5));
+        let sum = |row: &[f32], j| -> f64 {
+            row.iter().enumerate().map(|(i, &x)| f64::from(to.round(x)) * w(i * OUTPUTS + j)).sum()
+        };
+        x.chunks(INPUTS).flat_map(|row| (0..OUTPUTS).map(move |j| to.round(sum(row, j) as f32))).collect()
+    }
+
+    #[test]
+    fn products_round_what_they_take_and_give() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = export::matmul(INPUTS, OUTPUTS, dir.path()).unwrap();
+        let x: Vec<f32> = (0..3 * INPUTS).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+        let product = |precision, native| {
+            let config = RuntimeConfig { precision, ..Default::default() };
+            let runtime = Runtime { native, ..Runtime::get(&config).unwrap() };
+            let mut graph = runtime.load(&path, &SharedWeights::new(dir.path())).unwrap();
+            let input = tensor(&[3, INPUTS], x.clone()).unwrap();
+            let [y] = graph.run([("x", Input::from(&input))], ["y"]).unwrap();
+            view(&y).unwrap().to_vec()
+        };
+        let exact = product(Precision::Fp32, false);
+        // ONNX Runtime computes products of fp16 on a CPU, too, by float32.
+        for (precision, native) in [(Precision::Bf16, false), (Precision::Fp16, false), (Precision::Fp16, true)] {
+            let half = precision.half().unwrap();
+            let (found, expected) = (product(precision, native), expected(&x, half));
+            let neighbour = if half == Half::Bf16 { 2f32.powi(-7) } else { 2f32.powi(-10) };
+            for (found, expected) in found.iter().zip(&expected) {
+                // A sum in the middle of two numbers may round to either.
+                assert!((found - expected).abs() <= neighbour * expected.abs(), "{found} is not {expected}");
+            }
+            let same = found.iter().zip(&expected).filter(|(a, b)| a == b).count();
+            assert!(same * 10 > found.len() * 9, "{same} of {} are the same", found.len());
+            assert!(found.iter().zip(&exact).any(|(a, b)| a != b), "nothing was rounded");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use ort::value::DynValue;
 use super::Engine;
 use super::after_head::{HeadChange, Part};
 use super::clean::{CleanBatch, Directions, position_tensor};
-use super::runtime::{Input, bool_tensor, rows, rows_of, view};
+use super::runtime::{Input, bool_tensor, rows, rows_of, to_host, view};
 use crate::memory::copied;
 
 /// Where in a block a suffix starts.
@@ -102,9 +102,9 @@ pub struct Ablated {
 }
 
 impl Engine {
-    /// The clean streams of `prompts` with one head's z changed in each run, [B, S, D]: after attention, or after the
-    /// whole block where the two are parallel. `z_changes` is [B, S, d_head], replacement less clean, and `heads` \[B\]
-    /// says whose.
+    /// The clean streams of `prompts` with one head's z changed in each run, [B, S, D], on the device: after attention, or
+    /// after the whole block where the two are parallel. `z_changes` is [B, S, d_head], replacement less clean, and `heads`
+    /// \[B\] says whose.
     pub fn replace_heads(
         &mut self,
         layer: usize,
@@ -116,8 +116,7 @@ impl Engine {
         let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
         let inputs =
             [("residual", rows(base, prompts)?), ("z_change", Input::from(z_changes)), ("head", Input::from(heads))];
-        let [ablated] = graph.run(inputs, ["ablated"])?;
-        Ok(ablated)
+        graph.run_on_device(inputs, &["ablated"])?.pop().context("no stream")
     }
 
     /// Runs what follows. The directions are read where the clean pass left them, and nothing is copied a run.
@@ -149,7 +148,7 @@ impl Engine {
         let residual = residual.unwrap_or(s.stream);
         let u = rows(&s.directions.u, s.prompts)?;
         let (dot, norm_scale) = self.read_out(Input::from(&residual), u)?;
-        let residual_final = s.residual_final.then_some(residual);
+        let residual_final = s.residual_final.then(|| to_host(residual)).transpose()?;
         Ok(Ablated { head_effects, first_mlp, mlp_effects, posts, dot, norm_scale, residual_final })
     }
 
@@ -168,7 +167,10 @@ impl Engine {
                 let inputs = vec![("residual", Input::from(residual)), ("positions", Input::from(place)), ("v", v)];
                 self.read_first(layer, Part::Attention, inputs, s.prompts.clone(), change, &names)?
             }
-            (_, None) => self.attention(layer, Input::from(residual), place, v, &names)?,
+            (_, None) => {
+                let inputs = [("residual", Input::from(residual)), ("positions", Input::from(place)), ("v", v)];
+                self.attention[layer].run_on_device(inputs, &names)?
+            }
             (_, Some(masks)) => {
                 let z = s.clean.layers[layer].z.as_ref().context("the clean pass did not keep z")?;
                 let inputs = [
@@ -179,7 +181,7 @@ impl Engine {
                     ("held_z", rows(z, s.prompts.clone())?),
                 ];
                 let graph = self.attention_held.get_mut(layer).context("this engine was not loaded for holding")?;
-                graph.run_all(inputs, &names)?
+                graph.run_on_device(inputs, &names)?
             }
         };
         let effects = outputs.pop().context("no effects")?;
@@ -191,23 +193,16 @@ impl Engine {
         let mut names = vec!["residual_post", "mlp_effect"];
         names.extend(s.neurons.contains(&layer).then_some("post"));
         let u = rows(&s.directions.u, s.prompts.clone())?;
+        let mut inputs = vec![("residual_mid", Input::from(mid)), ("u", u)];
+        inputs.extend(self.architecture.parallel.then(|| ("residual", Input::from(residual))));
         if let Some(change) = s.change.as_ref().filter(|_| s.reads_first(layer)) {
-            let mut inputs = vec![("residual_mid", Input::from(mid)), ("u", u)];
-            inputs.extend(self.architecture.parallel.then(|| ("residual", Input::from(residual))));
             return self.read_first(layer, Part::Mlp, inputs, s.prompts.clone(), change, &names);
         }
-        let Some(masks) = s.hold else { return self.mlp(layer, residual, mid, u, &names) };
+        let Some(masks) = s.hold else { return self.mlp[layer].run_on_device(inputs, &names) };
         let output = s.clean.layers[layer].mlp_out.as_ref().context("the clean pass did not keep the MLP's output")?;
-        let mut inputs = vec![
-            ("residual_mid", Input::from(mid)),
-            ("u", u),
-            ("held", rows_of::<bool>(&masks.mlps[layer], s.prompts.clone())?),
-            ("held_written", rows(output, s.prompts.clone())?),
-        ];
-        if self.architecture.parallel {
-            inputs.push(("residual", Input::from(residual)));
-        }
+        inputs.push(("held", rows_of::<bool>(&masks.mlps[layer], s.prompts.clone())?));
+        inputs.push(("held_written", rows(output, s.prompts.clone())?));
         let graph = self.mlp_held.get_mut(layer).context("this engine was not loaded for holding")?;
-        graph.run_all(inputs, &names)
+        graph.run_on_device(inputs, &names)
     }
 }

@@ -1,7 +1,7 @@
 //! Weights shared between sessions: read once, and put into the order that matrix products want once, however many
 //! graphs and threads use them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use anyhow::{Context, Result};
 use ort::session::builder::PrepackedWeights;
 use ort::value::DynValue;
 
-use super::runtime::tensor;
-use crate::export::{ExternalWeight, external_weights};
+use super::runtime::{half_tensor, tensor};
+use crate::export::{ExternalWeight, Lowering, external_weights};
 
-/// File, offset and shape.
-type Place = (String, u64, Vec<usize>);
+/// File, offset, shape, and how it is rounded.
+type Place = (String, u64, Vec<usize>, Option<Lowering>);
 
 pub struct SharedWeights {
     folder: PathBuf,
@@ -33,13 +33,21 @@ impl SharedWeights {
         &self.prepacked
     }
 
-    /// The weights that a graph refers to, by their names in it.
-    pub fn of_graph(&self, path: &Path) -> Result<Vec<(String, Arc<DynValue>)>> {
-        external_weights(path)?.into_iter().map(|w| Ok((w.name.clone(), self.tensor(w)?))).collect()
+    /// The weights that a graph refers to, by their names in it; those that `lowered` names are rounded.
+    pub fn of_graph(
+        &self,
+        path: &Path,
+        lowered: Option<(Lowering, &BTreeSet<String>)>,
+    ) -> Result<Vec<(String, Arc<DynValue>)>> {
+        let of = |w: ExternalWeight| {
+            let lowering = lowered.and_then(|(lowering, names)| names.contains(&w.name).then_some(lowering));
+            Ok((w.name.clone(), self.tensor(w, lowering)?))
+        };
+        external_weights(path)?.into_iter().map(of).collect()
     }
 
-    fn tensor(&self, weight: ExternalWeight) -> Result<Arc<DynValue>> {
-        let key = (weight.file, weight.offset, weight.dims);
+    fn tensor(&self, weight: ExternalWeight, lowering: Option<Lowering>) -> Result<Arc<DynValue>> {
+        let key = (weight.file, weight.offset, weight.dims, lowering);
         let mut tensors = self.tensors.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(found) = tensors.get(&key) {
             return Ok(found.clone());
@@ -48,8 +56,12 @@ impl SharedWeights {
         let place = || format!("{} does not hold the tensor {}", path.display(), weight.name);
         let mut bytes = vec![0; 4 * key.2.iter().product::<usize>()];
         File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, key.1)).with_context(place)?;
-        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let value = Arc::new(tensor(&key.2, values)?);
+        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let value = Arc::new(match lowering {
+            None => tensor(&key.2, values.collect())?,
+            Some(Lowering { to, native: false }) => tensor(&key.2, values.map(|v| to.round(v)).collect())?,
+            Some(Lowering { to, native: true }) => half_tensor(&key.2, values, to)?,
+        });
         tensors.insert(key, value.clone());
         Ok(value)
     }

@@ -10,6 +10,7 @@
 
 mod ends;
 mod graphs;
+mod lower;
 mod onnx;
 mod readers;
 mod stored;
@@ -22,6 +23,7 @@ use crate::interrupt;
 use crate::model::Model;
 use crate::progress;
 use graphs::Variant;
+pub use lower::{Lowering, is_lowered, lowered};
 use onnx::{Dim, GraphBuilder, WeightsFile};
 pub use onnx::{ExternalWeight, external_weights};
 pub use readers::{Reader, readers};

@@ -39,7 +39,7 @@ use crate::sharing::ShardSet;
 use crate::status::state;
 use crate::tables::{
     ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, Metadata, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS,
-    PAIRS, REPAIR_GRAPH, SCHEMA_VERSION, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS, TableWriter,
+    PAIRS, REPAIR_GRAPH, ROUNDING, SCHEMA_VERSION, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS, TableWriter,
 };
 
 pub use plan::{Estimate, dry_run};
@@ -130,10 +130,10 @@ impl Prepared {
         let corpus = fingerprint(&json!([code, &model_sha256, corpus_sha256, c.corpus]))?;
         // The tables name where the model came from; what is measured depends on its bytes alone.
         let export = fingerprint(&json!([code, c.model, &model_sha256, c.corpus.prompt_len]))?;
-        let trace = fingerprint(&json!([code, corpus, &model_sha256, c.trace]))?;
+        let trace = fingerprint(&json!([code, corpus, &model_sha256, c.trace, c.runtime.precision]))?;
         // The number of top tokens decides for which ones components and neurons are kept.
         let measured = json!([c.ablation, components, holds, c.neurons, neurons, c.iterative, c.analysis.top_fraction]);
-        let ablate = fingerprint(&json!([code, corpus, &model_sha256, measured]))?;
+        let ablate = fingerprint(&json!([code, corpus, &model_sha256, measured, c.runtime.precision]))?;
         let analyze = fingerprint(&json!([ablate, c.analysis, analyze::queries_fingerprint(&c.analysis)?]))?;
         let report = fingerprint(&json!([analyze, report::VERSION]))?;
         let inputs: Vec<PathBuf> = files.into_iter().chain(corpus_files.iter().cloned()).collect();
@@ -299,6 +299,7 @@ impl Run {
                     &SELF_ADDITIONS,
                     &STREAM_ADDITIONS,
                     &HEAD_SIMILARITY,
+                    &ROUNDING,
                 ];
                 tables.iter().map(|table| f.table(table.name)).chain([f.sums()]).collect()
             }

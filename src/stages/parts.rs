@@ -25,8 +25,10 @@ pub fn parts(config: &Config, model_sha256: &str, corpus_sha256: &[String]) -> R
     add(&mut export, "corpus.prompt_len", &config.corpus.prompt_len)?;
     let mut trace = corpus.clone();
     add(&mut trace, "trace", &config.trace)?;
+    add(&mut trace, "runtime.precision", &config.runtime.precision)?;
     let mut ablate = corpus.clone();
     add(&mut ablate, "ablation", &config.ablation)?;
+    add(&mut ablate, "runtime.precision", &config.runtime.precision)?;
     add(&mut ablate, "neurons", &config.neurons)?;
     add(&mut ablate, "iterative", &config.iterative)?;
     add(&mut ablate, "analysis.top_fraction", &config.analysis.top_fraction)?;

@@ -19,6 +19,7 @@ use crate::engine::{CleanBatch, CleanEffects, Crew, Engine, Keep, Needs, TargetR
 use crate::interrupt;
 use crate::memory;
 use crate::model::Architecture;
+use crate::precision::Precision;
 use crate::progress;
 use crate::run_folder::{Stage, sha256_of, write_atomically};
 use crate::tables::{CLEAN, DIRECT_EFFECTS, TableWriter, is_whole};
@@ -145,7 +146,7 @@ fn trace_group(run: &Run, engine: &mut Engine, prompts: &Prompts, group: &[usize
     let directions = engine.directions(&targets)?;
     let clean = engine.clean(&tokens, &directions, &vec![keep; a.layers])?;
     let log_probs = engine.log_probs(&clean, &targets)?;
-    check(&clean.effects, group, &targets)?;
+    check(&clean.effects, group, &targets, run.config.runtime.precision)?;
     let mut sums = Sums::new(&a);
     sums.add(&clean)?;
     let activations = activations::batches(run, &a, &clean, group)?;
@@ -274,7 +275,7 @@ impl Means {
 }
 
 /// Numbers that cannot be trusted are never written: everything finite, and the direct effects complete.
-fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow]) -> Result<()> {
+fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow], precision: Precision) -> Result<()> {
     for (p, target) in targets.iter().enumerate() {
         for s in target.measured.clone() {
             let i = p * clean.positions + s;
@@ -284,12 +285,13 @@ fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow]) -> Result
             if let Some(name) = first_without_number(clean, i) {
                 bail!(
                     "prompt {}, position {s}: the {name} is not a number that can be trusted; the model's activations \
-                     overflow float32 here, so nothing of this shard is written",
-                    group[p]
+                     overflow {} here, so nothing of this shard is written",
+                    group[p],
+                    precision.name()
                 );
             }
-            // Relative to the size of what is summed: that is what float32 can promise.
-            if (sum - dot).abs() > 1e-4 * size.max(1.0) {
+            // Relative to the size of what is summed: that is what rounding leaves.
+            if (sum - dot).abs() > 1e-4 * precision.tolerance() * size.max(1.0) {
                 bail!(
                     "prompt {}, position {s}: the direct effects sum to {sum} where the stream gives {dot} (before the \
                      norm's scale {}); the exported graphs do not fit the model",

@@ -436,7 +436,22 @@ pub const HEAD_SIMILARITY: Table = Table {
 };
 
 /// All tables that the stages measure, in the order in which a run writes them.
-pub const MEASURED: [&Table; 16] = [
+pub const ROUNDING: Table = Table {
+    name: "rounding",
+    grain: "a column of ablations, where projections were not computed in float32",
+    key: 1,
+    columns: &[
+        Column("measured", Text, "", "a column of `ablations`"),
+        Column("precision", Text, "", "runtime.precision"),
+        Column("rows", Int, "", "rows of the first shard, which were computed in float32 too"),
+        Column("root_mean_square", Float, "as the column", "of the column in float32"),
+        Column("root_mean_square_error", Float, "as the column", "of the difference from float32"),
+        Column("largest_error", Float, "as the column", "largest difference from float32, as an absolute value"),
+        Column("tolerance", Float, "", "by how much checks of sums allow more than in float32"),
+    ],
+};
+
+pub const MEASURED: [&Table; 17] = [
     &TOKENS,
     &TARGETS,
     &MODEL,
@@ -453,6 +468,7 @@ pub const MEASURED: [&Table; 16] = [
     &SELF_ADDITIONS,
     &STREAM_ADDITIONS,
     &HEAD_SIMILARITY,
+    &ROUNDING,
 ];
 
 #[cfg(test)]

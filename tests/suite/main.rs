@@ -12,6 +12,7 @@ mod notebook;
 mod own_queries;
 mod pages;
 mod parity;
+mod precision;
 mod provisioning;
 mod push;
 mod queries;

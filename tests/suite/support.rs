@@ -32,8 +32,10 @@ pub const EVERYTHING: [&str; 5] = [
     "iterative.prompts=2",
 ];
 
-/// Tables of runs over a prompt set, and of runs whose model the paper's authors published numbers for.
-pub const TABLES_OF_OTHER_RUNS: [&str; 4] = ["targets", "task_summary", "paper_comparison", "paper_agreement"];
+/// Tables of runs over a prompt set, of runs whose model the paper's authors published numbers for, and of a lower
+/// precision.
+pub const TABLES_OF_OTHER_RUNS: [&str; 5] =
+    ["targets", "task_summary", "paper_comparison", "paper_agreement", "rounding"];
 
 pub fn pipeline() -> Command {
     Command::new(env!("CARGO_BIN_EXE_pipeline"))

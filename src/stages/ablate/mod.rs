@@ -2,10 +2,11 @@
 //!
 //! `plan` says what is ablated, `top` which tokens are each component's strongest, `work` runs batches of prompts,
 //! `tally` gathers what components and neurons changed, `sums` keeps what is summed over the whole corpus, and `shard`
-//! lays out the rows of one file.
+//! lays out the rows of one file. `rounding` says what a lower precision did to them.
 
 mod plan;
 mod replace;
+mod rounding;
 mod shard;
 mod sums;
 mod tally;
@@ -42,6 +43,7 @@ pub use top::TopTokens;
 pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
     let plan = begin(run, prompts)?;
     ablate_shards(run, &plan, ShardSet::ALL)?;
+    rounding::measure(run, &plan)?;
     SavedSums::open(run, &plan, ShardSet::ALL)?.write_tables(run, &plan)?;
     iterate::iterate(run, prompts, &plan)?;
     let tokens = prompts.measured_tokens();

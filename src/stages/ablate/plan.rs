@@ -31,6 +31,8 @@ pub struct Plan<'a> {
     pub top_k: usize,
     /// Whether the ablated runs' distributions are measured.
     pub distribution: bool,
+    /// Of sums, as a multiple of float32's.
+    pub tolerance: f64,
     pub slots: Slots,
     pub architecture: &'a Architecture,
     iterates: bool,
@@ -77,6 +79,7 @@ impl<'a> Plan<'a> {
             neuron_layers,
             top_k: run.config.neurons.top_k.min(a.d_mlp),
             distribution: run.config.ablation.distribution,
+            tolerance: run.config.runtime.precision.tolerance(),
             slots: Slots { layers: a.layers, heads: a.heads },
             architecture: a,
             iterates: run.config.iterative.prompts > 0,

@@ -9,7 +9,7 @@ use super::plan::{Item, Plan, place};
 use super::work::Work;
 use crate::components::Component;
 use crate::config::Kind;
-use crate::engine::runtime::{int_tensor, tensor, view, view_mut};
+use crate::engine::runtime::{int_tensor, tensor, to_host, view, view_mut};
 use crate::engine::{Engine, Kept, Place};
 use crate::memory::room;
 use crate::model::Architecture;
@@ -58,8 +58,11 @@ impl Replacement {
         let z_changes = tensor(&[runs.len(), z_changes.len() / (runs.len() * d_head), d_head], z_changes)?;
         let heads = int_tensor(&[runs.len()], heads)?;
         let mut stream = engine.replace_heads(layer, base, prompts, &heads, &z_changes)?;
-        add_along_u(work, view_mut(&mut stream)?, runs, &along)?;
         let by_z_alone = along.iter().all(Option::is_none);
+        if !by_z_alone {
+            stream = to_host(stream)?;
+            add_along_u(work, view_mut(&mut stream)?, runs, &along)?;
+        }
         Ok(Self { stream, own_changes, heads: by_z_alone.then_some((z_changes, heads)) })
     }
 

@@ -1,6 +1,7 @@
 //! The rows of one file of each table that `ablate` writes, in the tables' order.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -78,6 +79,10 @@ impl ShardFiles {
         }
     }
 
+    pub fn ablations(&self) -> &Path {
+        &self.ablations
+    }
+
     /// Samples of neurons are removed once the medians are `done`.
     pub fn are_whole(&self, meta: &Metadata, done: bool) -> bool {
         let neurons = self.neurons.iter().flat_map(|(a, b)| [a, b]);
@@ -151,6 +156,11 @@ impl Shard {
 }
 
 impl Shard {
+    /// Some rows of `ablations`, in the table's order, without the key.
+    pub fn columns(&self, rows: Range<usize>) -> Result<Vec<ArrayRef>> {
+        self.rows.get(rows).map(repair_columns).context("a shard has other rows than its file")
+    }
+
     /// Takes over the rows of some of its prompts.
     pub fn absorb(&mut self, plan: &Plan, part: Shard) {
         for (i, &prompt) in part.prompts.iter().enumerate() {

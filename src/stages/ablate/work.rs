@@ -187,7 +187,7 @@ impl<'a> Work<'a> {
             let (i, j) = (p * positions + s, b * positions + s);
             let own = self.effect(group.component, group.layer, component.head, i);
             let what = AblatedComponent { layer: group.layer, own, own_change: own_changes[s] };
-            let mut token = repair(&self.clean.effects, i, ablated, j, &what, &mut changes)
+            let mut token = repair(&self.clean.effects, i, ablated, j, &what, &mut changes, plan.tolerance)
                 .with_context(|| format!("{component}, prompt {prompt}, position {s}"))?;
             token.ablated_residual_norm = engine.architecture.residual_norm(token.ablated_norm_scale);
             let of_token = distribution.as_ref().map(|(log_prob, kl)| (log_prob[s], kl[s]));

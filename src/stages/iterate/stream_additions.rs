@@ -65,6 +65,8 @@ pub struct StreamAdditions {
     heads_in_layer: usize,
     /// Additions and clean rows that fit into one call.
     rows_in_call: usize,
+    /// Of sums, as a multiple of float32's.
+    tolerance: f64,
     /// The ablated heads: index among what is ablated, layer, head.
     heads: Vec<(usize, usize, usize)>,
     /// By head, block and multiple.
@@ -78,8 +80,8 @@ impl StreamAdditions {
         let multiples = multiples(&run.config);
         let rows = vec![vec![]; heads.len() * a.layers * multiples.len()];
         let (layers, d_model, heads_in_layer) = (a.layers, a.d_model, a.heads);
-        let rows_in_call = rows_in_call(&run.config);
-        Self { multiples, layers, d_model, heads_in_layer, rows_in_call, heads, rows }
+        let (rows_in_call, tolerance) = (rows_in_call(&run.config), run.config.runtime.precision.tolerance());
+        Self { multiples, layers, d_model, heads_in_layer, rows_in_call, tolerance, heads, rows }
     }
 
     /// Adds the rows of a later prompt.
@@ -114,7 +116,7 @@ impl StreamAdditions {
             for (j, item) in items.iter().enumerate() {
                 let (_, of_layer, head) = self.heads[item.head];
                 let own = (of_layer, head, self.multiples[item.multiple]);
-                let row = row(&prompt.clean.effects, item.position, &response, j, layer, own);
+                let row = row(&prompt.clean.effects, item.position, &response, j, layer, own, self.tolerance);
                 let place = || format!("prompt {}, L{of_layer}H{head} added before block {layer}", prompt.number);
                 let row = Row { prompt: prompt.number as u32, ..row.with_context(place)? };
                 self.rows[(item.head * self.layers + layer) * self.multiples.len() + item.multiple].push(row);
@@ -173,6 +175,7 @@ fn row(
     j: usize,
     layer: usize,
     (of_layer, head, multiple): (usize, usize, f64),
+    tolerance: f64,
 ) -> Result<Row> {
     let heads = clean.heads[0].len() / clean.positions;
     let (scale, new_scale) = (f64::from(clean.norm_scale[s]), f64::from(response.norm_scale[j]));
@@ -195,7 +198,7 @@ fn row(
         + (dot.abs() + new_dot.abs()) / scale;
     let gap = total - (attention + mlp + norm);
     ensure!(
-        gap.abs() <= 1e-4 * size.max(1.0),
+        gap.abs() <= 1e-4 * tolerance * size.max(1.0),
         "position {s}: the response is {total} but its parts sum to {} (gap {gap:e}, effects of size {size})",
         total - gap
     );
@@ -242,7 +245,7 @@ mod tests {
             dot: vec![dot],
             norm_scale: vec![4.0],
         };
-        let r = row(&clean(), 0, &response(12.0), 0, 1, (0, 0, 3.0)).unwrap();
+        let r = row(&clean(), 0, &response(12.0), 0, 1, (0, 0, 3.0), 1.0).unwrap();
         let expected = Row {
             prompt: 0,
             position: 0,
@@ -256,8 +259,8 @@ mod tests {
         };
         assert_eq!(r, expected);
         // Head (1, 0) itself runs again.
-        assert!(row(&clean(), 0, &response(-6.0), 0, 1, (1, 0, 3.0)).unwrap().own_change == Some(-0.5));
-        let error = row(&clean(), 0, &response(13.0), 0, 1, (0, 0, 3.0)).unwrap_err().to_string();
+        assert!(row(&clean(), 0, &response(-6.0), 0, 1, (1, 0, 3.0), 1.0).unwrap().own_change == Some(-0.5));
+        let error = row(&clean(), 0, &response(13.0), 0, 1, (0, 0, 3.0), 1.0).unwrap_err().to_string();
         assert!(error.contains("parts sum to"), "{error}");
     }
 }

@@ -1,0 +1,98 @@
+//! Exported graphs in a lower precision. The files stay float32; what is rounded is decided when a graph is loaded.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use prost::Message;
+
+use super::onnx::{FLOAT, GraphProto, ModelProto, NodeProto, int};
+use crate::precision::Half;
+
+/// How a graph's projections are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Lowering {
+    pub to: Half,
+    /// Whether products take numbers of two bytes. Where the device has no such product, float32 ones take rounded
+    /// numbers and their results are rounded: the same values but for the order of sums, at float32's cost.
+    pub native: bool,
+}
+
+impl Half {
+    /// As onnx.proto numbers it.
+    fn data_type(self) -> i32 {
+        match self {
+            Half::Fp16 => 10,
+            Half::Bf16 => 16,
+        }
+    }
+}
+
+/// Whether a graph's projections are lowered: those of blocks, and the product that measures the machine. The ends of the
+/// model, and what computes small differences by products of its own, stay float32.
+pub fn is_lowered(name: &str) -> bool {
+    ["attention_", "mlp_", "clean_reads_", "matmul_"].iter().any(|start| name.starts_with(start))
+}
+
+/// A graph of [`super::export`] with every product with a stored weight lowered, and those weights' names.
+pub fn lowered(path: &Path, lowering: Lowering) -> Result<(Vec<u8>, BTreeSet<String>)> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
+    let graph = model.graph.as_mut().with_context(|| format!("{} has no graph", path.display()))?;
+    let weights = lower(graph, lowering);
+    Ok((model.encode_to_vec(), weights))
+}
+
+fn lower(graph: &mut GraphProto, lowering: Lowering) -> BTreeSet<String> {
+    let stored: BTreeSet<&String> =
+        graph.initializer.iter().filter(|t| !t.external_data.is_empty()).map(|t| &t.name).collect();
+    let is_projection = |node: &NodeProto| node.op_type == "MatMul" && stored.contains(&node.input[1]);
+    let weights: BTreeSet<String> =
+        graph.node.iter().filter(|node| is_projection(node)).map(|node| node.input[1].clone()).collect();
+    let mut nodes = Vec::new();
+    // What several projections read is rounded once.
+    let mut rounded = BTreeSet::new();
+    for mut node in std::mem::take(&mut graph.node) {
+        if !(node.op_type == "MatMul" && weights.contains(&node.input[1])) {
+            nodes.push(node);
+            continue;
+        }
+        let (input, output) = (node.input[0].clone(), node.output[0].clone());
+        let (short, product) = (format!("{input}_rounded"), format!("{output}_exact"));
+        if rounded.insert(input.clone()) {
+            nodes.extend(rounding(&input, &short, lowering));
+        }
+        (node.input[0], node.output[0]) = (short, product.clone());
+        nodes.push(node);
+        nodes.extend(match lowering.native {
+            true => vec![cast(&product, &output, FLOAT)],
+            false => rounding(&product, &output, lowering),
+        });
+    }
+    graph.node = nodes;
+    if lowering.native {
+        for tensor in graph.initializer.iter_mut().filter(|t| weights.contains(&t.name)) {
+            tensor.data_type = lowering.to.data_type();
+        }
+    }
+    weights
+}
+
+/// Nodes that make `to` of `from`: of two bytes, or float32 that was.
+fn rounding(from: &str, to: &str, Lowering { to: half, native }: Lowering) -> Vec<NodeProto> {
+    if native {
+        return vec![cast(from, to, half.data_type())];
+    }
+    let short = format!("{to}_short");
+    vec![cast(from, &short, half.data_type()), cast(&short, to, FLOAT)]
+}
+
+fn cast(from: &str, to: &str, data_type: i32) -> NodeProto {
+    NodeProto {
+        input: vec![from.into()],
+        output: vec![to.into()],
+        name: format!("Cast:{to}"),
+        op_type: "Cast".into(),
+        attribute: vec![int("to", i64::from(data_type))],
+    }
+}

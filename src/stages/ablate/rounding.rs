@@ -1,0 +1,112 @@
+//! What a lower precision does to the numbers: the first shard once more in float32, and how far its rows are apart.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use arrow::array::{ArrayRef, AsArray, Float32Array, RecordBatch, StringArray, UInt32Array};
+use arrow::datatypes::Float32Type;
+use indicatif::ProgressBar;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::shard::{Shard, ShardFiles};
+use super::{Plan, Run, ablate_batch};
+use crate::config::RuntimeConfig;
+use crate::engine::Crew;
+use crate::precision::Precision;
+use crate::progress;
+use crate::run_folder::Stage;
+use crate::tables::{ABLATIONS, ROUNDING, TableWriter, is_whole};
+
+/// Sums over the rows of one column.
+#[derive(Default, Clone)]
+struct Difference {
+    largest: f64,
+    squares: f64,
+    /// Of the float32 values themselves.
+    own_squares: f64,
+}
+
+/// Writes the table `rounding` and says what it found, unless everything is float32 anyway.
+pub fn measure(run: &Run, plan: &Plan) -> Result<()> {
+    let precision = run.config.runtime.precision;
+    let path = run.folder.table(ROUNDING.name).join(format!("{}.parquet", ROUNDING.name));
+    if precision == Precision::Fp32 || is_whole(&path, &run.meta(Stage::Ablate)) {
+        return Ok(());
+    }
+    let spinner = progress::spinner("the first shard in float32, to see what rounding does");
+    let exact = in_float32(run, plan)?;
+    spinner.finish_and_clear();
+    let (rows, differences) = compare(ShardFiles::new(run, plan, 0).ablations(), &exact)?;
+    let root = |squares: f64| (squares / rows as f64).sqrt();
+    let of = |name: &str| {
+        let found = differences.iter().find(|(column, _)| column == name).map(|(_, d)| d.clone());
+        found.with_context(|| format!("ablations has no {name}"))
+    };
+    let repair = of("self_repair")?;
+    run.folder.warn(format!(
+        "projections were computed in {}: on the first shard's {rows} rows, self_repair is {:.2e} from float32 (root mean \
+         square; its own is {:.2e}), at most {:.2e}; table rounding has every column",
+        precision.name(),
+        root(repair.squares),
+        root(repair.own_squares),
+        repair.largest
+    ));
+    let floats = |f: &dyn Fn(&Difference) -> f64| -> ArrayRef {
+        Arc::new(differences.iter().map(|(_, d)| Some(f(d) as f32)).collect::<Float32Array>())
+    };
+    let count = differences.len();
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(differences.iter().map(|d| &d.0))),
+        Arc::new(StringArray::from(vec![precision.name(); count])),
+        Arc::new(UInt32Array::from(vec![rows as u32; count])),
+        floats(&|d| root(d.own_squares)),
+        floats(&|d| root(d.squares)),
+        floats(&|d| d.largest),
+        Arc::new(Float32Array::from(vec![precision.tolerance() as f32; count])),
+    ];
+    let mut writer = TableWriter::create(&ROUNDING, &path, &run.meta(Stage::Ablate))?;
+    writer.write(&RecordBatch::try_new(ROUNDING.schema(), columns)?)?;
+    writer.finish()
+}
+
+fn in_float32(run: &Run, plan: &Plan) -> Result<Shard> {
+    let config = RuntimeConfig { precision: Precision::Fp32, ..run.config.runtime.clone() };
+    let mut crew = Crew::load(plan.architecture, &run.folder.model(), &config, &plan.needs())?;
+    let prompts: Vec<usize> = (0..plan.prompts.count().min(plan.prompts_in_shard())).collect();
+    let length = |p: usize| plan.prompts.needed(p).len();
+    let batches = run.batches_of(plan.prompts.by_length(&prompts), length, crew.size());
+    let mut shard = Shard::new(plan, &prompts);
+    let bar = ProgressBar::hidden();
+    let work = |engine: &mut _, prompts: &Vec<usize>| ablate_batch(run, plan, engine, prompts, &bar);
+    crew.each(&batches, work, |part| {
+        shard.absorb(plan, part);
+        Ok(())
+    })?;
+    Ok(shard)
+}
+
+/// The rows of a file and, by column, how far it is from `exact`, whose rows are in the same order.
+fn compare(path: &Path, exact: &Shard) -> Result<(usize, Vec<(String, Difference)>)> {
+    let place = || format!("cannot read {}", path.display());
+    let file = std::fs::File::open(path).with_context(place)?;
+    let names: Vec<&str> = ABLATIONS.columns[ABLATIONS.key..].iter().map(|c| c.0).collect();
+    let mut differences: Vec<_> = names.iter().map(|name| (name.to_string(), Difference::default())).collect();
+    let mut rows = 0;
+    for batch in ParquetRecordBatchReaderBuilder::try_new(file).with_context(place)?.build().with_context(place)? {
+        let batch = batch.with_context(place)?;
+        let columns = exact.columns(rows..rows + batch.num_rows())?;
+        for ((name, d), exact) in differences.iter_mut().zip(&columns) {
+            let rounded = batch.column_by_name(name).with_context(place)?.as_primitive::<Float32Type>().values();
+            for (&x, &exact) in rounded.iter().zip(exact.as_primitive::<Float32Type>().values()) {
+                let (difference, exact) = (f64::from(x) - f64::from(exact), f64::from(exact));
+                d.largest = d.largest.max(difference.abs());
+                d.squares += difference * difference;
+                d.own_squares += exact * exact;
+            }
+        }
+        rows += batch.num_rows();
+    }
+    ensure!(rows > 0, "{} has no rows", path.display());
+    Ok((rows, differences))
+}
