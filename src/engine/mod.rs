@@ -179,7 +179,8 @@ mod tests {
         export::export(&model, 16, dir.path()).unwrap();
         let tokens: Vec<u32> = (3..19).collect();
         let ablated = |memory, change: bool| {
-            let runtime = Runtime { memory, ..Runtime::get(&RuntimeConfig::default()).unwrap() };
+            let mut runtime = Runtime::get(&RuntimeConfig::default()).unwrap();
+            runtime.memory = memory;
             let weights = SharedWeights::new(dir.path());
             let needs = Needs { ablate: true, first_readers: vec![1], ..Default::default() };
             let combined = after_head::combined(a, dir.path(), &runtime, &weights, &needs).unwrap();
