@@ -94,13 +94,16 @@ impl Engine {
         readers.clean_reads.run_all([("residual", Input::from(clean))], &names).map(Some)
     }
 
-    /// Runs the attention or the MLP that reads a replaced head first; `inputs` are those of the usual graph.
+    /// Runs the attention or the MLP that reads a replaced head first; `inputs` are those of the usual graph, and `shape`
+    /// is the stream's.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn read_first(
         &mut self,
         layer: usize,
         part: Part,
         inputs: Vec<(&'static str, Input)>,
         prompts: Range<usize>,
+        shape: &[i64],
         change: &HeadChange,
         outputs: &[&str],
     ) -> Result<Vec<DynValue>> {
@@ -119,6 +122,6 @@ impl Engine {
             inputs.push((clean, rows(read, prompts.clone())?));
             inputs.push((of_heads, Input::from(combined)));
         }
-        graph.context("this attention is not among the first readers")?.run_on_device(inputs, outputs)
+        graph.context("this attention is not among the first readers")?.run_on_device(inputs, outputs, shape)
     }
 }

@@ -178,9 +178,9 @@ mod tests {
         let (a, dir) = (&model.architecture, tempfile::tempdir().unwrap());
         export::export(&model, 16, dir.path()).unwrap();
         let tokens: Vec<u32> = (3..19).collect();
-        let ablated = |memory, change: bool| {
+        let ablated = |bound: bool, change: bool| {
             let mut runtime = Runtime::get(&RuntimeConfig::default()).unwrap();
-            runtime.memory = memory;
+            runtime.memory = bound.then(|| memory_of(AllocationDevice::CPU, 0).unwrap());
             let weights = SharedWeights::new(dir.path());
             let needs = Needs { ablate: true, first_readers: vec![1], ..Default::default() };
             let combined = after_head::combined(a, dir.path(), &runtime, &weights, &needs).unwrap();
@@ -212,10 +212,9 @@ mod tests {
             (found.head_effects, found.mlp_effects, found.dot, found.norm_scale, stream)
         };
         for change in [false, true] {
-            let memory = memory_of(AllocationDevice::CPU, 0).unwrap();
-            let unbound = ablated(None, change);
+            let unbound = ablated(false, change);
             assert!(unbound.2.iter().all(|x| x.is_finite()) && unbound.0.len() == a.layers - 2);
-            assert_eq!(ablated(Some(memory), change), unbound);
+            assert_eq!(ablated(true, change), unbound);
         }
     }
 }

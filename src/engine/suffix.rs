@@ -116,7 +116,9 @@ impl Engine {
         let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
         let inputs =
             [("residual", rows(base, prompts)?), ("z_change", Input::from(z_changes)), ("head", Input::from(heads))];
-        graph.run_on_device(inputs, &["ablated"])?.pop().context("no stream")
+        let clean = base.shape();
+        let shape = [heads.shape()[0], clean[1], clean[2]];
+        graph.run_on_device(inputs, &["ablated"], &shape)?.pop().context("no stream")
     }
 
     /// Runs what follows. The directions are read where the clean pass left them, and nothing is copied a run.
@@ -165,11 +167,11 @@ impl Engine {
         let mut outputs = match (&s.change, s.hold) {
             (Some(change), _) if s.reads_first(layer) => {
                 let inputs = vec![("residual", Input::from(residual)), ("positions", Input::from(place)), ("v", v)];
-                self.read_first(layer, Part::Attention, inputs, s.prompts.clone(), change, &names)?
+                self.read_first(layer, Part::Attention, inputs, s.prompts.clone(), s.stream.shape(), change, &names)?
             }
             (_, None) => {
                 let inputs = [("residual", Input::from(residual)), ("positions", Input::from(place)), ("v", v)];
-                self.attention[layer].run_on_device(inputs, &names)?
+                self.attention[layer].run_on_device(inputs, &names, s.stream.shape())?
             }
             (_, Some(masks)) => {
                 let z = s.clean.layers[layer].z.as_ref().context("the clean pass did not keep z")?;
@@ -181,7 +183,7 @@ impl Engine {
                     ("held_z", rows(z, s.prompts.clone())?),
                 ];
                 let graph = self.attention_held.get_mut(layer).context("this engine was not loaded for holding")?;
-                graph.run_on_device(inputs, &names)?
+                graph.run_on_device(inputs, &names, s.stream.shape())?
             }
         };
         let effects = outputs.pop().context("no effects")?;
@@ -196,13 +198,13 @@ impl Engine {
         let mut inputs = vec![("residual_mid", Input::from(mid)), ("u", u)];
         inputs.extend(self.architecture.parallel.then(|| ("residual", Input::from(residual))));
         if let Some(change) = s.change.as_ref().filter(|_| s.reads_first(layer)) {
-            return self.read_first(layer, Part::Mlp, inputs, s.prompts.clone(), change, &names);
+            return self.read_first(layer, Part::Mlp, inputs, s.prompts.clone(), s.stream.shape(), change, &names);
         }
-        let Some(masks) = s.hold else { return self.mlp[layer].run_on_device(inputs, &names) };
+        let Some(masks) = s.hold else { return self.mlp[layer].run_on_device(inputs, &names, s.stream.shape()) };
         let output = s.clean.layers[layer].mlp_out.as_ref().context("the clean pass did not keep the MLP's output")?;
         inputs.push(("held", rows_of::<bool>(&masks.mlps[layer], s.prompts.clone())?));
         inputs.push(("held_written", rows(output, s.prompts.clone())?));
         let graph = self.mlp_held.get_mut(layer).context("this engine was not loaded for holding")?;
-        graph.run_on_device(inputs, &names)
+        graph.run_on_device(inputs, &names, s.stream.shape())
     }
 }
