@@ -304,20 +304,22 @@ fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow], precision
     Ok(())
 }
 
-/// What at row `i` is infinite or not a number, by name.
+/// What at row `i` is infinite or not a number, by name; of several, the one that the model computes first.
 fn first_without_number(clean: &CleanEffects, i: usize) -> Option<String> {
     let tokens = clean.prompts * clean.positions;
     let biases = clean.attention_bias.len() / tokens;
     let keys = component_keys(clean.heads.len(), clean.heads[0].len() / tokens, biases);
     let components = keys.into_iter().filter(|k| k.0 != "constant").zip(component_dots(clean, i));
-    let named = components.map(|((name, layer, head), value)| {
+    let spoilt = components.filter(|(_, value)| !value.is_finite()).map(|(key, _)| key);
+    // What overflows spoils what reads it: the first in the order of the blocks is to blame.
+    let first = spoilt.min_by_key(|&(name, layer, _)| (layer.map_or(0, |l| l + 1), name == "mlp"));
+    let named = first.map(|(name, layer, head)| {
         let layer = layer.map_or(String::new(), |l| format!(" of layer {l}"));
         let head = head.map_or(String::new(), |h| format!(" {h}"));
-        (format!("direct effect of {name}{head}{layer}"), value)
+        format!("direct effect of {name}{head}{layer}")
     });
     let whole = [("final norm's scale", clean.norm_scale[i]), ("logit", clean.dot[i])];
-    let whole = whole.map(|(name, value)| (name.to_string(), f64::from(value)));
-    named.chain(whole).find(|(_, value)| !value.is_finite()).map(|(name, _)| name)
+    named.or_else(|| whole.iter().find(|(_, value)| !value.is_finite()).map(|(name, _)| name.to_string()))
 }
 
 /// Every component's dot product with u at row `i`: attention biases, embedding, heads, MLPs.
