@@ -47,11 +47,11 @@ pub struct StageBench {
     pub rate: f64,
     /// Of the MatMul rate.
     pub ratio: f64,
-    /// Inside ONNX Runtime.
+    /// Inside ONNX Runtime, of all threads together.
     pub runtime_seconds: f64,
     /// Writing Parquet; of ablate, on a thread of its own while the arithmetic goes on.
     pub writing_seconds: f64,
-    /// The rest: replacements, effects, sums.
+    /// What else the engines' threads did, or waited for: replacements, effects, sums, loading.
     pub host_seconds: f64,
 }
 
@@ -99,7 +99,7 @@ fn timed(run: &Run, stage: Stage, flops: f64) -> Result<StageBench> {
         ratio: 0.0,
         runtime_seconds: spent.running,
         writing_seconds: spent.writing,
-        host_seconds: seconds - spent.running,
+        host_seconds: run.config.runtime.engine_count() as f64 * seconds - spent.running,
     })
 }
 
@@ -173,7 +173,7 @@ impl Bench {
             )?;
             writeln!(
                 text,
-                "{:<14}ONNX Runtime {}, the rest {}; writing tables {}",
+                "{:<14}ONNX Runtime {} of all threads' time, the rest {}; writing tables {}",
                 "",
                 progress::seconds(s.runtime_seconds),
                 progress::seconds(s.host_seconds),

@@ -285,6 +285,11 @@ impl RuntimeConfig {
             n => n,
         }
     }
+
+    /// Engines at work at the same time: one a thread; a GPU does one call at a time.
+    pub fn engine_count(&self) -> usize {
+        if self.device == "cpu" { self.thread_count() } else { 1 }
+    }
 }
 
 impl Config {

@@ -42,9 +42,8 @@ pub fn rows_that_fit(config: &RuntimeConfig, a: &Architecture, prompt_len: usize
     let Some(bytes) = Some(config.memory).filter(|&m| m > 0).or_else(available) else { return usize::MAX };
     // Half of what the weights leave may be activations.
     let left = (bytes as f64 - of_weights(a)).max(0.0) / 2.0;
-    let engines = if config.device == "cpu" { config.thread_count() } else { 1 };
     let heads = a.heads * (3 * a.d_head + 3 * prompt_len);
-    let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads) * engines;
+    let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads) * config.engine_count();
     // Logits, their exponentials and a copy, in the clean pass.
     let at_the_end = 12 * a.vocab;
     ((left / in_block.max(at_the_end) as f64) as usize).max(prompt_len)

@@ -32,7 +32,7 @@ impl Crew {
     pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, needs: &Needs) -> Result<Self> {
         let runtime = Runtime::get(config)?;
         let weights = SharedWeights::new(directory);
-        let count = if runtime.is_gpu() { 1 } else { config.thread_count() };
+        let count = config.engine_count();
         let bar = crate::progress::bar("load", (count * a.layers) as u64, "layers");
         let combined = combined(a, directory, &runtime, &weights, needs)?;
         let load = || {

@@ -170,12 +170,6 @@ pub fn describe(path: &Path) -> Result<(String, Vec<&'static str>)> {
     Ok((version, providers))
 }
 
-impl Runtime {
-    pub fn is_gpu(&self) -> bool {
-        self.device != Device::Cpu
-    }
-}
-
 /// What the library says its version is: `ort` reads the same string but keeps it to itself.
 fn version_of(path: &Path) -> Result<String> {
     #[allow(unsafe_code)]
