@@ -19,7 +19,7 @@ LAYERS, HEADS, POSITIONS, TOP_FRACTION = 12, 12, 127, 0.02
 SHARD = 64
 KEYS = {"model": 1, "tokens": 2, "pairs": 2, "clean": 2, "direct_effects": 5, "top_tokens": 4, "ablations": 7}
 KEYS |= {"component_repairs": 8, "neuron_repairs": 9, "neuron_totals": 8, "repair_graph": 9, "neuron_curves": 5}
-KEYS |= {"self_additions": 6, "head_similarity": 4, "targets": 1}
+KEYS |= {"self_additions": 6, "head_similarity": 4, "targets": 1, "rounding": 1, "stream_additions": 6}
 KEPT, D_MLP = 10, 3072
 random = np.random.default_rng(0)
 
@@ -267,6 +267,12 @@ def main(run: Path, prompts: int, kinds: list[str]):
     of_heads_and_neurons(run, kinds, prompts)
     # No prompt set.
     write(run, "targets", {name: ints([]) for name in ["prompt", "position", "answer", "wrong"]})
+    write(run, "rounding", {"measured": pa.array([], pa.string()), "tolerance": floats([])})
+    # Nothing added to streams.
+    key = {name: ints([]) for name in ["layer", "head", "added_at", "prompt", "position"]}
+    effects = ["multiple", "direct_effect", "logit_change", "response", "response_attention", "response_mlp",
+               "response_norm", "own_change"]
+    write(run, "stream_additions", key | {name: floats([]) for name in effects})
 
 
 if __name__ == "__main__":
