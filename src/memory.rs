@@ -19,7 +19,8 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 /// the cache.
 const ROWS: usize = 600;
 
-/// On a GPU, where no cache is to be fitted. A card that has no room for them says so, and then the batch is halved.
+/// On a GPU, where no cache is to be fitted. If ONNX Runtime says that the card has no room for them, the batch is halved.
+/// (Not tuned on a card yet.)
 const ROWS_ON_GPU: usize = 16 * 1024;
 
 /// Rows that the configuration asks for.

@@ -44,19 +44,17 @@ pub fn lowered(path: &Path, lowering: Lowering) -> Result<(Vec<u8>, BTreeSet<Str
 }
 
 fn lower(graph: &mut GraphProto, lowering: Lowering) -> BTreeSet<String> {
-    let stored: BTreeSet<&String> =
-        graph.initializer.iter().filter(|t| !t.external_data.is_empty()).map(|t| &t.name).collect();
-    let is_projection = |node: &NodeProto| node.op_type == "MatMul" && stored.contains(&node.input[1]);
-    let weights: BTreeSet<String> =
-        graph.node.iter().filter(|node| is_projection(node)).map(|node| node.input[1].clone()).collect();
-    let mut nodes = Vec::new();
+    let stored = graph.initializer.iter().filter(|t| !t.external_data.is_empty()).map(|t| t.name.clone());
+    let stored: BTreeSet<String> = stored.collect();
+    let (mut nodes, mut weights) = (Vec::new(), BTreeSet::new());
     // What several projections read is rounded once.
     let mut rounded = BTreeSet::new();
     for mut node in std::mem::take(&mut graph.node) {
-        if !(node.op_type == "MatMul" && weights.contains(&node.input[1])) {
+        if node.op_type != "MatMul" || !stored.contains(&node.input[1]) {
             nodes.push(node);
             continue;
         }
+        weights.insert(node.input[1].clone());
         let (input, output) = (node.input[0].clone(), node.output[0].clone());
         let (short, product) = (format!("{input}_rounded"), format!("{output}_exact"));
         if rounded.insert(input.clone()) {

@@ -137,23 +137,43 @@ fn cumulative(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     }))
 }
 
-/// A histogram over (head, token) pairs of one ratio from `neuron_totals`, in percent.
-fn of_totals(study: &Study, sql: &str, label: &str, range: (f64, f64), chart: Chart) -> Result<Option<Chart>> {
-    let rows = study.rows(sql)?;
+/// A share of something in `neuron_totals`, in percent, by (head, token): `sql` counts its bins of a 40th of `range`.
+struct Share {
+    name: &'static str,
+    title: &'static str,
+    caption: &'static str,
+    label: &'static str,
+    range: (f64, f64),
+    sql: String,
+}
+
+/// Its histogram.
+fn share(study: &Study, ablation: &str, of: Share) -> Result<Option<Figure>> {
+    let (rows, range) = (study.rows(&of.sql)?, of.range);
     if rows.is_empty() {
         return Ok(None);
     }
     let width = (range.1 - range.0) / 40.0;
     let histogram = Histogram::counted(range.0, width, 40, &rows.numbers("bin")?, &rows.numbers("rows")?);
-    let top = histogram.shares.iter().copied().fold(0.0, f64::max);
-    let panel = Panel::new(
-        "",
-        Axis::numbers(label, range),
-        Axis::numbers("heads × top tokens [%]", (0.0, 1.08 * top.max(1.0))),
-    )
-    .with(histogram.mark(BLUE, 0.8))
-    .with(Mark::thin((0.0, 0.0), (0.0, 2.0 * top), Colour::Soft));
-    Ok(Some(Chart { panels: vec![panel], columns: 1, height: 240.0, ..chart }))
+    let top = largest(&histogram.shares);
+    let shares = Axis::numbers("heads × top tokens [%]", (0.0, 1.08 * top.max(1.0)));
+    let panel = Panel::new("", Axis::numbers(of.label, range), shares)
+        .with(histogram.mark(BLUE, 0.8))
+        .with(Mark::thin((0.0, 0.0), (0.0, 2.0 * top), Colour::Soft));
+    Ok(Some(Figure {
+        name: format!("{}_{ablation}", of.name),
+        theme: THEME,
+        caption: of.caption.into(),
+        sql: vec![of.sql],
+        chart: Chart {
+            title: of.title.into(),
+            settings: study.settings.line(&format!("{ablation} ablation, top tokens")),
+            legend: Vec::new(),
+            panels: vec![panel],
+            columns: 1,
+            height: 240.0,
+        },
+    }))
 }
 
 fn top_percent(study: &Study, ablation: &str) -> Result<Option<Figure>> {
@@ -163,22 +183,16 @@ fn top_percent(study: &Study, ablation: &str) -> Result<Option<Figure>> {
          and neuron_layer = (select max(neuron_layer) from neuron_totals) group by 1",
         quoted(ablation)
     );
-    let chart = empty(
-        "The top 1 % of neurons in the positive change of the last MLP",
-        study.settings.line(&format!("{ablation} ablation, top tokens")),
-    );
-    let label = "share of the summed positive change [%]";
-    let Some(chart) = of_totals(study, &sql, label, (0.0, 100.0), chart)? else { return Ok(None) };
-    Ok(Some(Figure {
-        name: format!("neurons_top_percent_{ablation}"),
-        theme: THEME,
-        caption:
-            "How much of what the last MLP's neurons repair together comes from the hundredth of them that repairs \
-                  most on that token."
-                .into(),
-        sql: vec![sql],
-        chart,
-    }))
+    let of = Share {
+        name: "neurons_top_percent",
+        title: "The top 1 % of neurons in the positive change of the last MLP",
+        caption: "How much of what the last MLP's neurons repair together comes from the hundredth of them that repairs \
+                  most on that token.",
+        label: "share of the summed positive change [%]",
+        range: (0.0, 100.0),
+        sql,
+    };
+    share(study, ablation, of)
 }
 
 /// Of the first five, those that fell are not repair: as `top_five_share` of `neuron_summary`, but by token.
@@ -194,22 +208,16 @@ fn top_five(study: &Study, ablation: &str) -> Result<Option<Figure>> {
          from first_five f join (select * from neuron_totals where {place} and positive_change > 0) t \
          on f.layer = t.layer and f.head = t.head and f.prompt = t.prompt and f.position = t.position group by 1"
     );
-    let chart = empty(
-        "The five most repairing neurons in the positive change of the last MLP",
-        study.settings.line(&format!("{ablation} ablation, top tokens")),
-    );
-    let label = "share of the summed positive change [%]";
-    let Some(chart) = of_totals(study, &sql, label, (0.0, 100.0), chart)? else { return Ok(None) };
-    Ok(Some(Figure {
-        name: format!("neurons_top_five_{ablation}"),
-        theme: THEME,
-        caption:
-            "How much of what the last MLP's neurons repair together comes from the five of them that repair most on \
-                  that token."
-                .into(),
-        sql: vec![sql],
-        chart,
-    }))
+    let of = Share {
+        name: "neurons_top_five",
+        title: "The five most repairing neurons in the positive change of the last MLP",
+        caption: "How much of what the last MLP's neurons repair together comes from the five of them that repair most on \
+                  that token.",
+        label: "share of the summed positive change [%]",
+        range: (0.0, 100.0),
+        sql,
+    };
+    share(study, ablation, of)
 }
 
 fn share_of_repair(study: &Study, ablation: &str) -> Result<Option<Figure>> {
@@ -221,25 +229,15 @@ fn share_of_repair(study: &Study, ablation: &str) -> Result<Option<Figure>> {
          and n.neuron_layer = (select max(neuron_layer) from neuron_totals) group by 1",
         quoted(ablation)
     );
-    let chart = empty(
-        "Share of self-repair that comes from the last MLP",
-        study.settings.line(&format!("{ablation} ablation, top tokens")),
-    );
-    let label = "last MLP's change / self-repair [%]";
-    let Some(chart) = of_totals(study, &sql, label, (-100.0, 200.0), chart)? else { return Ok(None) };
-    Ok(Some(Figure {
-        name: format!("neurons_share_of_repair_{ablation}"),
-        theme: THEME,
-        caption:
-            "On top tokens with self-repair above 0.05 logits. What lies outside −100 … 200 % counts, but is not drawn."
-                .into(),
-        sql: vec![sql],
-        chart,
-    }))
-}
-
-fn empty(title: &str, settings: String) -> Chart {
-    Chart { title: title.into(), settings, legend: Vec::new(), panels: Vec::new(), columns: 1, height: 240.0 }
+    let of = Share {
+        name: "neurons_share_of_repair",
+        title: "Share of self-repair that comes from the last MLP",
+        caption: "On top tokens with self-repair above 0.05 logits. What lies outside −100 … 200 % counts, but is not drawn.",
+        label: "last MLP's change / self-repair [%]",
+        range: (-100.0, 200.0),
+        sql,
+    };
+    share(study, ablation, of)
 }
 
 /// The top repairing neuron of each token: what it wrote before, and what it writes now.

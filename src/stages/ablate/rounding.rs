@@ -16,7 +16,7 @@ use crate::engine::Crew;
 use crate::precision::Precision;
 use crate::progress;
 use crate::run_folder::Stage;
-use crate::tables::{ABLATIONS, ROUNDING, TableWriter, is_whole};
+use crate::tables::{ABLATIONS, ROUNDING, TableWriter};
 
 /// Sums over the rows of one column.
 #[derive(Default, Clone)]
@@ -27,11 +27,11 @@ struct Difference {
     own_squares: f64,
 }
 
-/// Writes the table `rounding` and says what it found, unless everything is float32 anyway.
+/// Writes the table `rounding` and says what it found, unless everything is float32 anyway. A run that was stopped after it
+/// measures anew: its warning would be missing else.
 pub fn measure(run: &Run, plan: &Plan) -> Result<()> {
     let precision = run.config.runtime.precision;
-    let path = run.folder.table(ROUNDING.name).join(format!("{}.parquet", ROUNDING.name));
-    if precision == Precision::Fp32 || is_whole(&path, &run.meta(Stage::Ablate)) {
+    if precision == Precision::Fp32 {
         return Ok(());
     }
     let spinner = progress::spinner("the first shard in float32, to see what rounding does");
@@ -65,6 +65,7 @@ pub fn measure(run: &Run, plan: &Plan) -> Result<()> {
         floats(&|d| d.largest),
         Arc::new(Float32Array::from(vec![precision.tolerance() as f32; count])),
     ];
+    let path = run.folder.table(ROUNDING.name).join(format!("{}.parquet", ROUNDING.name));
     let mut writer = TableWriter::create(&ROUNDING, &path, &run.meta(Stage::Ablate))?;
     writer.write(&RecordBatch::try_new(ROUNDING.schema(), columns)?)?;
     writer.finish()
