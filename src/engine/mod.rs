@@ -7,6 +7,7 @@ mod after_head;
 mod clean;
 mod crew;
 mod iterate;
+mod operators;
 pub mod rate;
 pub mod runtime;
 mod suffix;
@@ -170,37 +171,54 @@ mod tests {
     use crate::config::ModelConfig;
     use crate::model::{Model, ModelSource};
 
-    /// As on a GPU, but that the device whose memory is bound is the host.
-    #[test]
-    fn streams_that_stay_on_a_device_give_the_same_numbers() {
-        let config = ModelConfig { source: "tests/fixtures/tiny-llama".into(), ..Default::default() };
-        let model = Model::open(ModelSource::resolve(&config).unwrap()).unwrap();
-        let (a, dir) = (&model.architecture, tempfile::tempdir().unwrap());
-        export::export(&model, 16, dir.path()).unwrap();
-        let tokens: Vec<u32> = (3..19).collect();
-        let ablated = |bound: bool, change: bool| {
+    /// Of two runs with a head of layer 1 replaced: effects of heads, of MLPs, and of the final stream, and the stream.
+    type Numbers = [Vec<f32>; 4];
+
+    struct Exported {
+        model: Model,
+        folder: tempfile::TempDir,
+    }
+
+    impl Exported {
+        fn new(source: &str) -> Self {
+            let config = ModelConfig { source: source.into(), ..Default::default() };
+            let model = Model::open(ModelSource::resolve(&config).unwrap()).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            export::export(&model, 16, folder.path()).unwrap();
+            Self { model, folder }
+        }
+
+        /// By a runtime that `change` has changed; the first readers read by differences or not.
+        fn ablated(&self, by_difference: bool, change: impl FnOnce(&mut Runtime)) -> Numbers {
+            let (a, folder) = (&self.model.architecture, self.folder.path());
             let mut runtime = Runtime::get(&RuntimeConfig::default()).unwrap();
-            runtime.memory = bound.then(|| memory_of(AllocationDevice::CPU, 0).unwrap());
-            let weights = SharedWeights::new(dir.path());
-            let needs = Needs { ablate: true, first_readers: vec![1], ..Default::default() };
-            let combined = after_head::combined(a, dir.path(), &runtime, &weights, &needs).unwrap();
-            let mut engine = Engine::load_shared(a, dir.path(), &runtime, &weights, &combined, &needs).unwrap();
+            change(&mut runtime);
+            let weights = SharedWeights::new(folder);
+            let reader = if a.parallel { 2 } else { 1 };
+            let needs = Needs { ablate: true, first_readers: vec![reader], ..Default::default() };
+            let combined = after_head::combined(a, folder, &runtime, &weights, &needs).unwrap();
+            let mut engine = Engine::load_shared(a, folder, &runtime, &weights, &combined, &needs).unwrap();
+            let tokens: Vec<u32> = (3..19).collect();
             let target = TargetRow { answer: tokens.clone(), wrong: None, measured: 0..tokens.len() };
             let directions = engine.directions(&[target]).unwrap();
-            let keep = vec![Keep { mid: true, ..Default::default() }; a.layers];
+            let keep = vec![Keep { mid: true, residual_post: true, ..Default::default() }; a.layers];
             let clean = engine.clean(&[&tokens], &directions, &keep).unwrap();
-            let mid = clean.layers[1].mid.as_ref().unwrap();
+            let of_layer = &clean.layers[1];
+            let (place, base) = match a.parallel {
+                true => (Place::Post, of_layer.residual_post.as_ref().unwrap()),
+                false => (Place::Mid, of_layer.mid.as_ref().unwrap()),
+            };
             let size = 2 * tokens.len() * a.d_head;
             let z_change = (0..size).map(|i| (i as f32).sin()).collect();
             let z_change = tensor(&[2, tokens.len(), a.d_head], z_change).unwrap();
             let heads = int_tensor(&[2], vec![0, 2]).unwrap();
-            let reads = engine.clean_reads(1, mid).unwrap().unwrap();
+            let reads = engine.clean_reads(reader, base).unwrap().unwrap();
             let suffix = Suffix {
                 layer: 1,
-                place: Place::Mid,
-                stream: engine.replace_heads(1, mid, 0..1, &heads, &z_change).unwrap(),
+                place,
+                stream: engine.replace_heads(1, base, 0..1, &heads, &z_change).unwrap(),
                 prompts: 0..1,
-                change: change.then_some(HeadChange { z_change, heads, clean: mid, reads: &reads }),
+                change: by_difference.then_some(HeadChange { z_change, heads, clean: base, reads: &reads }),
                 hold: None,
                 neurons: &[],
                 residual_final: true,
@@ -209,12 +227,40 @@ mod tests {
             };
             let found = engine.suffix(suffix).unwrap();
             let stream = view(found.residual_final.as_ref().unwrap()).unwrap().to_vec();
-            (found.head_effects, found.mlp_effects, found.dot, found.norm_scale, stream)
-        };
-        for change in [false, true] {
-            let unbound = ablated(false, change);
-            assert!(unbound.2.iter().all(|x| x.is_finite()) && unbound.0.len() == a.layers - 2);
-            assert_eq!(ablated(true, change), unbound);
+            [found.head_effects.concat(), found.mlp_effects.concat(), found.dot, stream]
+        }
+    }
+
+    /// As on a GPU, but that the device whose memory is bound is the host.
+    #[test]
+    fn streams_that_stay_on_a_device_give_the_same_numbers() {
+        let exported = Exported::new("tests/fixtures/tiny-llama");
+        for by_difference in [false, true] {
+            let unbound = exported.ablated(by_difference, |_| ());
+            assert!(unbound.iter().flatten().all(|x| x.is_finite()));
+            let bound = exported.ablated(by_difference, |runtime| {
+                runtime.memory = Some(memory_of(AllocationDevice::CPU, 0).unwrap());
+            });
+            assert_eq!(bound, unbound);
+        }
+    }
+
+    /// Of every family, whose activations, biases, norms and shapes differ.
+    #[test]
+    fn operators_of_our_own_give_the_standard_ones_numbers() {
+        for family in std::fs::read_dir("tests/fixtures/families").unwrap() {
+            let path = family.unwrap().path();
+            let exported = Exported::new(path.to_str().unwrap());
+            for by_difference in [false, true] {
+                let fused = exported.ablated(by_difference, |_| ());
+                let standard = exported.ablated(by_difference, |runtime| runtime.fused = false);
+                for (fused, standard) in fused.iter().zip(&standard) {
+                    let largest = standard.iter().fold(0f32, |m, x| m.max(x.abs()));
+                    let far = fused.iter().zip(standard).find(|(a, b)| (*a - *b).abs() > 1e-5 * largest.max(1.0));
+                    assert_eq!(far, None, "{}, by difference: {by_difference}", path.display());
+                }
+                assert_ne!(fused, standard, "{}: nothing was fused", path.display());
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::{DynTensorValueType, DynValue, PrimitiveTensorElementType, Tensor, TensorRef};
 
+use super::operators;
 use super::weights::SharedWeights;
 use crate::config::RuntimeConfig;
 use crate::export::{self, Lowering};
@@ -29,6 +30,8 @@ pub struct Runtime {
     /// Where streams stay from graph to graph, if not with the host.
     pub(super) memory: Option<MemoryInfo<'static>>,
     precision: Precision,
+    /// Whether graphs get operators of our own, which run on a CPU.
+    pub(super) fused: bool,
     /// Whether the device multiplies numbers of two bytes: ONNX Runtime's products on a CPU are float32.
     native: bool,
     /// Where each session leaves its profile, if profiling.
@@ -78,8 +81,16 @@ impl Runtime {
             Device::Cpu => None,
             Device::Cuda(n) => Some(memory_of(AllocationDevice::CUDA, n)?),
         };
-        let (precision, native) = (config.precision, device != Device::Cpu);
-        Ok(Self { environment, device, memory, precision, native, profile: config.profile.clone() })
+        let is_cpu = device == Device::Cpu;
+        Ok(Self {
+            environment,
+            device,
+            memory,
+            precision: config.precision,
+            fused: is_cpu,
+            native: !is_cpu,
+            profile: config.profile.clone(),
+        })
     }
 
     /// Loads one exported graph.
@@ -87,8 +98,8 @@ impl Runtime {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let lowering = self.precision.half().filter(|_| export::is_lowered(&name));
         let lowering = lowering.map(|to| Lowering { to, native: self.native });
-        let lowered = lowering.map(|lowering| export::lowered(path, lowering)).transpose()?;
-        let shared = weights.of_graph(path, lowering.zip(lowered.as_ref().map(|(_, names)| names)))?;
+        let prepared = export::prepared(path, lowering, self.fused)?;
+        let shared = weights.of_graph(path, lowering.map(|lowering| (lowering, &prepared.rounded)))?;
         let of_graph = &name;
         let build = move || -> ort::Result<Session> {
             let mut builder = Session::builder(&self.environment)?
@@ -115,15 +126,9 @@ impl Runtime {
                 let number = PROFILES.fetch_add(1, Relaxed);
                 builder = builder.with_profiling(folder.join(format!("{of_graph}_{number}")))?;
             }
-            match &lowered {
-                Some((bytes, _)) => {
-                    // What is not rounded may still be read from the weights' file.
-                    let folder = path.parent().unwrap_or(Path::new(".")).to_string_lossy();
-                    builder = builder.with_config_entry(WEIGHTS_FOLDER, &*folder)?;
-                    builder.commit_from_memory(bytes)
-                }
-                None => builder.commit_from_file(path),
-            }
+            let folder = path.parent().unwrap_or(Path::new(".")).to_string_lossy();
+            builder = builder.with_config_entry(WEIGHTS_FOLDER, &*folder)?.with_operators(operators::domain()?)?;
+            builder.commit_from_memory(&prepared.onnx)
         };
         let session = build().with_context(|| format!("ONNX Runtime cannot load {}", path.display()))?;
         let memory = self.memory.clone().map(|memory| Allocator::new(&session, memory)).transpose()?;
@@ -131,7 +136,7 @@ impl Runtime {
     }
 }
 
-/// ONNX Runtime's name for where a graph's weights lie, if the graph comes from no file.
+/// ONNX Runtime's name for where a graph's weights lie, as the graph comes from no file.
 const WEIGHTS_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// Has numbers too small to be normal count as zero. Softmax leaves such numbers where attention is masked, and on some

@@ -1,12 +1,8 @@
 //! Exported graphs in a lower precision. The files stay float32; what is rounded is decided when a graph is loaded.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
-use anyhow::{Context, Result};
-use prost::Message;
-
-use super::onnx::{FLOAT, GraphProto, ModelProto, NodeProto, int};
+use super::onnx::{FLOAT, GraphProto, NodeProto, int};
 use crate::precision::Half;
 
 /// How a graph's projections are computed.
@@ -34,16 +30,8 @@ pub fn is_lowered(name: &str) -> bool {
     ["attention_", "mlp_", "clean_reads_", "matmul_"].iter().any(|start| name.starts_with(start))
 }
 
-/// A graph of [`super::export`] with every product with a stored weight lowered, and those weights' names.
-pub fn lowered(path: &Path, lowering: Lowering) -> Result<(Vec<u8>, BTreeSet<String>)> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
-    let graph = model.graph.as_mut().with_context(|| format!("{} has no graph", path.display()))?;
-    let weights = lower(graph, lowering);
-    Ok((model.encode_to_vec(), weights))
-}
-
-fn lower(graph: &mut GraphProto, lowering: Lowering) -> BTreeSet<String> {
+/// Lowers every product with a stored weight, and returns those weights' names.
+pub fn lower(graph: &mut GraphProto, lowering: Lowering) -> BTreeSet<String> {
     let stored = graph.initializer.iter().filter(|t| !t.external_data.is_empty()).map(|t| t.name.clone());
     let stored: BTreeSet<String> = stored.collect();
     let (mut nodes, mut weights) = (Vec::new(), BTreeSet::new());
@@ -92,5 +80,6 @@ fn cast(from: &str, to: &str, data_type: i32) -> NodeProto {
         name: format!("Cast:{to}"),
         op_type: "Cast".into(),
         attribute: vec![int("to", i64::from(data_type))],
+        ..Default::default()
     }
 }

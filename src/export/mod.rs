@@ -9,22 +9,26 @@
 //! twice.
 
 mod ends;
+mod fuse;
 mod graphs;
 mod lower;
 mod onnx;
 mod readers;
 mod stored;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use prost::Message;
 
 use crate::interrupt;
 use crate::model::Model;
 use crate::progress;
+pub use fuse::{ACTIVATION, ADDITION, ATTENTION, NORM, OWN_DOMAIN, activation_named};
 use graphs::Variant;
-pub use lower::{Lowering, is_lowered, lowered};
-use onnx::{Dim, GraphBuilder, WeightsFile};
+pub use lower::{Lowering, is_lowered};
+use onnx::{Dim, GraphBuilder, ModelProto, WeightsFile};
 pub use onnx::{ExternalWeight, external_weights};
 pub use readers::{Reader, readers};
 use stored::{EndWeights, StoredLayer};
@@ -136,6 +140,24 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
     weights.finish()?;
     bar.finish_and_clear();
     model.check_nothing_was_left_out()
+}
+
+/// An exported graph as a device runs it: ONNX, with the names of the weights that are rounded.
+pub struct Prepared {
+    pub onnx: Vec<u8>,
+    pub rounded: BTreeSet<String>,
+}
+
+/// Reads an exported graph, lowers its projections if wanted, and fuses operators for a CPU.
+pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: bool) -> Result<Prepared> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
+    let graph = model.graph.as_mut().with_context(|| format!("{} has no graph", path.display()))?;
+    let rounded = lowering.map(|lowering| lower::lower(graph, lowering)).unwrap_or_default();
+    if fused {
+        fuse::fuse(&mut model);
+    }
+    Ok(Prepared { onnx: model.encode_to_vec(), rounded })
 }
 
 /// The smallest graph there is: y = x.

@@ -57,6 +57,9 @@ pub struct NodeProto {
     pub op_type: String,
     #[prost(message, repeated, tag = "5")]
     pub attribute: Vec<AttributeProto>,
+    /// Whose operator it is; of the standard, if empty.
+    #[prost(string, tag = "7")]
+    pub domain: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -333,6 +336,7 @@ impl GraphBuilder {
             name: format!("{op}:{output}"),
             op_type: op.into(),
             attribute: attributes,
+            ..Default::default()
         });
         output.into()
     }

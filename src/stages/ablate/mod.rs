@@ -35,6 +35,7 @@ use crate::progress;
 use crate::run_folder::Stage;
 use crate::sharing::ShardSet;
 use crate::tables::{Metadata, PAIRS, TableWriter, is_whole};
+use plan::Piece;
 pub use plan::Plan;
 use shard::{Finished, Shard, ShardFiles};
 use sums::SavedSums;
@@ -133,16 +134,11 @@ fn compute_shards(
     bar: &ProgressBar,
 ) -> Result<()> {
     let mut crew = Crew::load(plan.architecture, &run.folder.model(), &run.config.runtime, &plan.needs())?;
-    let length = |p: usize| plan.prompts.needed(p).len();
-    let mut batches = Vec::new();
-    for &number in left {
-        let of_shard = run.batches_of(plan.prompts.by_length(shards[number]), length, crew.size());
-        batches.extend(of_shard.into_iter().map(|prompts| (number, prompts)));
-    }
-    let work = |engine: &mut Engine, prompts: &Vec<usize>| {
-        let part = ablate_batch(run, plan, engine, prompts, bar);
+    let work = |engine: &mut Engine, piece: &Piece| {
+        let (part, prompts) = (ablate_piece(run, plan, engine, piece, bar), &piece.prompts);
         part.with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))
     };
+    let pieces = pieces(run, plan, shards, left, crew.size());
     let absorb = |shard: &mut Shard, part| {
         shard.absorb(plan, part);
         Ok(())
@@ -161,19 +157,36 @@ fn compute_shards(
             sender.send(finished).map_err(|_| anyhow!("the writer has stopped"))
         };
         let open = |number: usize| Ok(Shard::new(plan, shards[number]));
-        let computed = crew.each_of_shards(&batches, work, open, absorb, finish);
+        let computed = crew.each_of_shards(&pieces, work, open, absorb, finish);
         let written = writer.join().map_err(|_| anyhow!("the writer thread panicked"))?;
         written.and(computed)
     })
 }
 
-/// Every ablation of some prompts. Where memory is short, with smaller calls and fewer prompts at a time.
-fn ablate_batch(run: &Run, plan: &Plan, engine: &mut Engine, prompts: &[usize], bar: &ProgressBar) -> Result<Shard> {
-    let empty = || Shard::new(plan, prompts);
+/// The work of some shards, each piece with its shard's number: prompts that fill a call. The last ones are divided by
+/// layers, too, so that no engine is left waiting for another's last prompts.
+fn pieces(run: &Run, plan: &Plan, shards: &[&[usize]], numbers: &[usize], engines: usize) -> Vec<(usize, Piece)> {
+    let length = |p: usize| plan.prompts.needed(p).len();
+    let mut batches = Vec::new();
+    for &number in numbers {
+        let of_shard = run.batches_of(plan.prompts.by_length(shards[number]), length, engines);
+        batches.extend(of_shard.into_iter().map(|prompts| (number, prompts)));
+    }
+    let divided = batches.len().saturating_sub(if engines > 1 { engines } else { 0 });
+    let of = |(i, (number, prompts)): (usize, &(usize, Vec<usize>))| {
+        let pieces = plan.pieces(prompts, if i < divided { 1 } else { 4 });
+        pieces.into_iter().map(|piece| (*number, piece)).collect::<Vec<_>>()
+    };
+    batches.iter().enumerate().flat_map(of).collect()
+}
+
+/// A piece of work. Where memory is short, with smaller calls and fewer prompts at a time.
+fn ablate_piece(run: &Run, plan: &Plan, engine: &mut Engine, piece: &Piece, bar: &ProgressBar) -> Result<Shard> {
+    let prompts = &piece.prompts[..];
     loop {
         let rows = run.rows_in_call();
-        let mut part = empty();
-        let Err(error) = work::ablate_prompts(run, plan, engine, prompts, &mut part, bar) else { return Ok(part) };
+        let mut part = Shard::of(plan, piece);
+        let Err(error) = work::ablate_prompts(run, plan, engine, piece, &mut part, bar) else { return Ok(part) };
         let length = plan.prompts.needed(prompts[0]).len();
         // What the largest call really had.
         let runs = plan.groups.values().map(|members| plan.items(members).len()).max().unwrap_or(1);
@@ -184,9 +197,10 @@ fn ablate_batch(run: &Run, plan: &Plan, engine: &mut Engine, prompts: &[usize], 
         }
         if prompts.len() > 1 {
             let (first, second) = prompts.split_at(prompts.len() / 2);
-            let mut whole = empty();
+            let mut whole = Shard::of(plan, piece);
             for half in [first, second] {
-                whole.absorb(plan, ablate_batch(run, plan, engine, half, bar)?);
+                let half = Piece { prompts: half.to_vec(), groups: piece.groups.clone() };
+                whole.absorb(plan, ablate_piece(run, plan, engine, &half, bar)?);
             }
             return Ok(whole);
         }

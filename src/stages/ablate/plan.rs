@@ -38,6 +38,14 @@ pub struct Plan<'a> {
     iterates: bool,
 }
 
+/// Work that an engine does without another's help: the ablations of some layers and sorts, of prompts of one length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    pub prompts: Vec<usize>,
+    /// Of [`Plan::groups`].
+    pub groups: Vec<(usize, Component)>,
+}
+
 /// One ablation of a component: a row of a batch.
 #[derive(Clone, Copy)]
 pub struct Item {
@@ -118,6 +126,36 @@ impl<'a> Plan<'a> {
         let once: f64 = self.components.iter().map(|c| self.architecture.suffix_flops(c)).sum();
         let repeats = self.kinds.len() + self.pairings.len().saturating_sub(1);
         once * (repeats * self.holds.len() * self.prompts.needed(prompt).len()) as f64
+    }
+
+    /// All ablations of some prompts, in at most `most` pieces of about as much work; each does the clean pass again, so
+    /// that they are fewer where it weighs.
+    pub fn pieces(&self, prompts: &[usize], most: usize) -> Vec<Piece> {
+        /// Necessary work of a piece, in clean passes.
+        const LEAST: f64 = 16.0;
+        let of = |group| self.groups[group].iter().map(|&c| self.architecture.suffix_flops(&self.components[c])).sum();
+        let work: Vec<((usize, Component), f64)> = self.groups.keys().map(|group| (*group, of(group))).collect();
+        let all: f64 = work.iter().map(|w| w.1).sum();
+        let passes = all * (self.kinds.len() * self.holds.len()) as f64 / self.architecture.clean_flops();
+        let count = ((passes / LEAST) as usize).clamp(1, most.max(1));
+        let mut pieces = vec![Piece { prompts: prompts.to_vec(), groups: vec![] }; count];
+        let mut before = 0.0;
+        for (group, flops) in work {
+            let number = ((before + flops / 2.0) / all * count as f64) as usize;
+            pieces[number.min(count - 1)].groups.push(group);
+            before += flops;
+        }
+        pieces.retain(|piece| !piece.groups.is_empty());
+        pieces
+    }
+
+    /// The rows' targets of some groups.
+    pub fn targets_of(&self, groups: &[(usize, Component)]) -> Vec<usize> {
+        let of = |target: &usize| {
+            let component = self.parts(*target).2;
+            groups.contains(&(component.layer, component.component))
+        };
+        (0..self.targets()).filter(of).collect()
     }
 
     pub fn flops(&self) -> f64 {

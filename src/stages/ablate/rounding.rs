@@ -9,8 +9,9 @@ use arrow::datatypes::Float32Type;
 use indicatif::ProgressBar;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::plan::Piece;
 use super::shard::{Shard, ShardFiles};
-use super::{Plan, Run, ablate_batch};
+use super::{Plan, Run, ablate_piece, pieces};
 use crate::config::RuntimeConfig;
 use crate::engine::Crew;
 use crate::precision::Precision;
@@ -75,12 +76,11 @@ fn in_float32(run: &Run, plan: &Plan) -> Result<Shard> {
     let config = RuntimeConfig { precision: Precision::Fp32, ..run.config.runtime.clone() };
     let mut crew = Crew::load(plan.architecture, &run.folder.model(), &config, &plan.needs())?;
     let prompts: Vec<usize> = (0..plan.prompts.count().min(plan.prompts_in_shard())).collect();
-    let length = |p: usize| plan.prompts.needed(p).len();
-    let batches = run.batches_of(plan.prompts.by_length(&prompts), length, crew.size());
+    let pieces = pieces(run, plan, &[&prompts], &[0], crew.size());
     let mut shard = Shard::new(plan, &prompts);
     let bar = ProgressBar::hidden();
-    let work = |engine: &mut _, prompts: &Vec<usize>| ablate_batch(run, plan, engine, prompts, &bar);
-    crew.each(&batches, work, |part| {
+    let work = |engine: &mut _, (_, piece): &(usize, Piece)| ablate_piece(run, plan, engine, piece, &bar);
+    crew.each(&pieces, work, |part| {
         shard.absorb(plan, part);
         Ok(())
     })?;

@@ -14,7 +14,7 @@ use arrow::record_batch::RecordBatch;
 
 use super::super::Run;
 use super::super::repair::Repair;
-use super::plan::Plan;
+use super::plan::{Piece, Plan};
 use super::sums::{SavedSums, Sums};
 use crate::checksums::Hashed;
 use crate::components::{Ablatable, Component};
@@ -100,6 +100,8 @@ pub struct Shard {
     first_positions: Vec<usize>,
     /// Rows of one target.
     block: usize,
+    /// Those that have been computed, or will be.
+    targets: Vec<usize>,
     rows: Vec<Repair>,
     /// (log-probability, divergence) of every row, if distributions are measured.
     distributions: Vec<(f64, f64)>,
@@ -112,7 +114,12 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// No rows yet, for the prompts of a shard or of a part of one.
+    /// No rows yet, for a piece of a shard's work.
+    pub fn of(plan: &Plan, piece: &Piece) -> Self {
+        Self { targets: plan.targets_of(&piece.groups), ..Self::new(plan, &piece.prompts) }
+    }
+
+    /// No rows yet, for all ablations of some prompts.
     pub fn new(plan: &Plan, group: &[usize]) -> Self {
         let mut starts = Vec::new();
         let mut block = 0;
@@ -126,6 +133,7 @@ impl Shard {
             starts,
             first_positions: group.iter().map(|&p| plan.prompts.measured(p).start).collect(),
             block,
+            targets: (0..plan.targets()).collect(),
             rows: vec![Repair::default(); rows],
             distributions: if plan.distribution { vec![(0.0, 0.0); rows] } else { vec![] },
             repairs: vec![],
@@ -161,12 +169,12 @@ impl Shard {
         self.rows.get(rows).map(repair_columns).context("a shard has other rows than its file")
     }
 
-    /// Takes over the rows of some of its prompts.
+    /// Takes over a piece's rows.
     pub fn absorb(&mut self, plan: &Plan, part: Shard) {
         for (i, &prompt) in part.prompts.iter().enumerate() {
             let into = self.starts[self.prompts.partition_point(|&p| p < prompt)];
             let (from, n) = (part.starts[i], plan.prompts.measured(prompt).len());
-            for target in 0..plan.targets() {
+            for target in &part.targets {
                 let (from, into) = (target * part.block + from, target * self.block + into);
                 self.rows[into..into + n].copy_from_slice(&part.rows[from..from + n]);
                 if plan.distribution {

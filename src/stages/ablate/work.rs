@@ -8,7 +8,7 @@ use ort::value::DynValue;
 
 use super::super::repair::{AblatedComponent, repair};
 use super::super::{Run, balanced};
-use super::plan::{Item, Plan, place};
+use super::plan::{Item, Piece, Plan, place};
 use super::replace::{Replacement, base};
 use super::shard::Shard;
 use super::tally::{NeuronSource, Tally};
@@ -42,19 +42,21 @@ struct Group<'a> {
     clean_reads: Option<Vec<DynValue>>,
 }
 
-/// The clean pass of some prompts and of their partners, then every ablation of them.
+/// The clean pass of a piece's prompts and of their partners, then its ablations of them.
 pub fn ablate_prompts(
     run: &Run,
     plan: &Plan,
     engine: &mut Engine,
-    batch: &[usize],
+    piece: &Piece,
     shard: &mut Shard,
     bar: &ProgressBar,
 ) -> Result<()> {
+    let batch = &piece.prompts[..];
     let work = Work::new(plan, engine, batch)?;
     let length = work.clean.effects.positions;
     for (hold, masks) in work.masks()?.iter().enumerate() {
-        for (&(layer, component), members) in &plan.groups {
+        for &(layer, component) in &piece.groups {
+            let members = &plan.groups[&(layer, component)];
             let clean_reads = match (component, masks) {
                 (Component::Head, None) => work.clean_reads(engine, layer)?,
                 _ => None,

@@ -1,0 +1,288 @@
+//! What lies between a block's products, in one pass over memory each.
+
+use pulp::{Simd, WithSimd};
+
+use super::functions::{activated, dot, each, for_each, sum};
+use crate::model::Activation;
+
+/// post = activation(x + bias), or activation(x) ⊙ up: rows of as many numbers as there are biases.
+pub struct Activate<'a> {
+    pub activation: Activation,
+    pub x: &'a [f32],
+    pub bias: Option<&'a [f32]>,
+    pub up: Option<&'a [f32]>,
+    pub post: &'a mut [f32],
+}
+
+impl WithSimd for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // A loop for each, so that none asks which it is for every number. (A function that is not inlined into this one
+        // is compiled without the processor's registers.)
+        match self.activation {
+            Activation::Silu => self.each(
+                simd,
+                #[inline(always)]
+                |x| activated(simd, Activation::Silu, x),
+            ),
+            Activation::Gelu => self.each(
+                simd,
+                #[inline(always)]
+                |x| activated(simd, Activation::Gelu, x),
+            ),
+            Activation::GeluTanh => self.each(
+                simd,
+                #[inline(always)]
+                |x| activated(simd, Activation::GeluTanh, x),
+            ),
+            Activation::Relu => self.each(
+                simd,
+                #[inline(always)]
+                |x| activated(simd, Activation::Relu, x),
+            ),
+        }
+    }
+}
+
+impl Activate<'_> {
+    #[inline(always)]
+    fn each<S: Simd>(self, simd: S, f: impl Fn(S::f32s) -> S::f32s) {
+        let Self { x, bias, up, post, .. } = self;
+        match (up, bias) {
+            (Some(up), _) => each(
+                simd,
+                x,
+                up,
+                post,
+                #[inline(always)]
+                |x, up| simd.mul_f32s(f(x), up),
+            ),
+            (None, None) => each(
+                simd,
+                x,
+                x,
+                post,
+                #[inline(always)]
+                |x, _| f(x),
+            ),
+            (None, Some(bias)) => {
+                for (x, post) in x.chunks_exact(bias.len()).zip(post.chunks_exact_mut(bias.len())) {
+                    each(
+                        simd,
+                        x,
+                        bias,
+                        post,
+                        #[inline(always)]
+                        |x, bias| f(simd.add_f32s(x, bias)),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What a component writes to the stream: written = product + bias (the product, if there is no bias), sum = stream +
+/// written, and, if there are directions, effects \[rows\] = written · direction.
+pub struct Add<'a> {
+    /// Numbers in a row.
+    pub d_model: usize,
+    /// [rows, D].
+    pub product: &'a [f32],
+    /// [D], with where to leave `written`.
+    pub bias: Option<(&'a [f32], &'a mut [f32])>,
+    /// [rows, D].
+    pub stream: &'a [f32],
+    /// [rows, D] or a part of it that is repeated, with where to leave `effects`.
+    pub directions: Option<(&'a [f32], &'a mut [f32])>,
+    pub sum: &'a mut [f32],
+}
+
+impl WithSimd for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let d = self.d_model;
+        for (row, sum) in self.sum.chunks_exact_mut(d).enumerate() {
+            let at = row * d..(row + 1) * d;
+            let mut written = &self.product[at.clone()];
+            if let Some((bias, biased)) = &mut self.bias {
+                each(
+                    simd,
+                    written,
+                    bias,
+                    &mut biased[at.clone()],
+                    #[inline(always)]
+                    |w, b| simd.add_f32s(w, b),
+                );
+                written = &biased[at.clone()];
+            }
+            each(
+                simd,
+                &self.stream[at],
+                written,
+                sum,
+                #[inline(always)]
+                |s, w| simd.add_f32s(s, w),
+            );
+            if let Some((u, effects)) = &mut self.directions {
+                effects[row] = dot(simd, written, &u[row * d % u.len()..][..d]);
+            }
+        }
+    }
+}
+
+/// Rows divided by their scale √(mean x² + ε) and multiplied by γ; under layer norm, less their mean first.
+pub struct Normalize<'a> {
+    /// Rows of as many numbers as γ has.
+    pub x: &'a [f32],
+    pub gamma: &'a [f32],
+    pub epsilon: f32,
+    pub is_centred: bool,
+    pub normed: &'a mut [f32],
+}
+
+impl WithSimd for Normalize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let d = self.gamma.len();
+        for (x, normed) in self.x.chunks_exact(d).zip(self.normed.chunks_exact_mut(d)) {
+            let mean = if self.is_centred { sum(simd, x) / d as f32 } else { 0.0 };
+            let shift = simd.splat_f32s(mean);
+            each(
+                simd,
+                x,
+                x,
+                normed,
+                #[inline(always)]
+                |x, _| simd.sub_f32s(x, shift),
+            );
+            let scale = (dot(simd, normed, normed) / d as f32 + self.epsilon).sqrt();
+            let share = simd.splat_f32s(1.0 / scale);
+            for_each(
+                simd,
+                normed,
+                self.gamma,
+                #[inline(always)]
+                |x, gamma| simd.mul_f32s(simd.mul_f32s(x, share), gamma),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::functions::with_every_width;
+    use super::*;
+
+    fn noise(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 252.0 - 2.0).collect()
+    }
+
+    /// [`Activate`], with memory of its own for what it writes.
+    struct Activated<'a>(Activation, &'a [f32], Option<&'a [f32]>, Option<&'a [f32]>);
+
+    impl WithSimd for Activated<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+            let Self(activation, x, bias, up) = self;
+            let mut post = vec![f32::NAN; x.len()];
+            Activate { activation, x, bias, up, post: &mut post }.with_simd(simd);
+            post
+        }
+    }
+
+    #[test]
+    fn neurons_read_a_bias_or_are_gated() {
+        let (rows, width) = (3, 37);
+        let [x, up, bias] = [noise(rows * width, 1), noise(rows * width, 2), noise(width, 3)];
+        let silu = |x: f32| x / (1.0 + (-x).exp());
+        let check = |activation, bias, up, expected: &dyn Fn(usize) -> f32| {
+            for found in with_every_width(|| Activated(activation, &x, bias, up)) {
+                let close = |(i, y): (usize, &f32)| (y - expected(i)).abs() < 1e-6;
+                assert!(found.iter().enumerate().all(close), "{activation:?}: {found:?}");
+            }
+        };
+        check(Activation::Silu, None, None, &|i| silu(x[i]));
+        check(Activation::Silu, Some(&bias), None, &|i| silu(x[i] + bias[i % width]));
+        check(Activation::Relu, None, Some(&up), &|i| x[i].max(0.0) * up[i]);
+    }
+
+    /// [`Add`], likewise: `written` (empty if there is no bias), `sum` and `effects`.
+    struct Added<'a>(usize, &'a [f32], Option<&'a [f32]>, &'a [f32], &'a [f32]);
+
+    impl WithSimd for Added<'_> {
+        type Output = [Vec<f32>; 3];
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> [Vec<f32>; 3] {
+            let Self(d_model, product, bias, stream, u) = self;
+            let mut written = vec![f32::NAN; if bias.is_some() { product.len() } else { 0 }];
+            let (mut sum, mut effects) = (vec![f32::NAN; product.len()], vec![f32::NAN; product.len() / d_model]);
+            let bias = bias.map(|bias| (bias, &mut written[..]));
+            let directions = Some((u, &mut effects[..]));
+            Add { d_model, product, bias, stream, directions, sum: &mut sum }.with_simd(simd);
+            [written, sum, effects]
+        }
+    }
+
+    #[test]
+    fn an_addition_adds_its_bias_and_meets_its_direction() {
+        let (rows, d) = (6, 21);
+        let [product, stream, bias, u] = [noise(rows * d, 1), noise(rows * d, 2), noise(d, 3), noise(3 * d, 4)];
+        for bias in [Some(&bias[..]), None] {
+            let expected: Vec<f32> = (0..rows * d).map(|i| product[i] + bias.map_or(0.0, |b| b[i % d])).collect();
+            for [written, sum, effects] in with_every_width(|| Added(d, &product, bias, &stream, &u)) {
+                assert_eq!(written, if bias.is_some() { expected.clone() } else { vec![] });
+                assert_eq!(sum, stream.iter().zip(&expected).map(|(s, w)| s + w).collect::<Vec<_>>());
+                for (row, effect) in effects.iter().enumerate() {
+                    // The directions of three rows serve the next three, too.
+                    let of = |i: usize| f64::from(expected[row * d + i]) * f64::from(u[row % 3 * d + i]);
+                    assert!((f64::from(*effect) - (0..d).map(of).sum::<f64>()).abs() < 1e-4, "row {row}: {effect}");
+                }
+            }
+        }
+    }
+
+    /// [`Normalize`], likewise.
+    struct Normed<'a>(&'a [f32], &'a [f32], bool);
+
+    impl WithSimd for Normed<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+            let Self(x, gamma, is_centred) = self;
+            let mut normed = vec![f32::NAN; x.len()];
+            Normalize { x, gamma, epsilon: 1e-5, is_centred, normed: &mut normed }.with_simd(simd);
+            normed
+        }
+    }
+
+    #[test]
+    fn norms_are_right_to_rounding() {
+        let (rows, d) = (4, 37);
+        let gamma = noise(d, 2);
+        // Rows far from 0, where squares less the square of the mean would lose what counts.
+        let x: Vec<f32> = noise(rows * d, 1).iter().map(|x| x + 300.0).collect();
+        for is_centred in [false, true] {
+            for found in with_every_width(|| Normed(&x, &gamma, is_centred)) {
+                for (x, found) in x.chunks(d).zip(found.chunks(d)) {
+                    let mean = |f: &dyn Fn(f64) -> f64| x.iter().map(|x| f(f64::from(*x))).sum::<f64>() / d as f64;
+                    let centre = if is_centred { mean(&|x| x) } else { 0.0 };
+                    let scale = (mean(&|x| (x - centre).powi(2)) + 1e-5).sqrt();
+                    for ((x, gamma), found) in x.iter().zip(&gamma).zip(found) {
+                        let expected = (f64::from(*x) - centre) / scale * f64::from(*gamma);
+                        assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} is not {expected}");
+                    }
+                }
+            }
+        }
+    }
+}

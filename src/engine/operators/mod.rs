@@ -1,0 +1,274 @@
+//! Operators of our own for ONNX Runtime on a CPU, in place of chains of standard ones that go through memory again for
+//! each (`export::fused` puts them into a graph as it is loaded; the files have standard operators only).
+//!
+//! A thread has an engine of its own, so an operator runs on the thread that calls it.
+
+mod attend;
+mod elementwise;
+mod functions;
+
+use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput};
+use ort::value::{TensorElementType, ValueRef};
+use ort::{Error, Result};
+use pulp::Arch;
+
+use crate::export::{ACTIVATION, ADDITION, ATTENTION, NORM, OWN_DOMAIN, activation_named};
+use crate::model::Activation;
+use attend::{Attend, Heads, Scratch};
+use elementwise::{Activate, Add, Normalize};
+
+/// The operators, to register with a session.
+pub fn domain() -> Result<OperatorDomain> {
+    OperatorDomain::new(OWN_DOMAIN)?.add(CausalAttention)?.add(ActivationOf)?.add(AdditionTo)?.add(NormOf)
+}
+
+const FLOATS: TensorElementType = TensorElementType::Float32;
+
+fn inputs(required: usize, optional: usize) -> Vec<OperatorInput> {
+    let kind = |i| if i < required { OperatorInput::required(FLOATS) } else { OperatorInput::optional(FLOATS) };
+    (0..required + optional).map(kind).collect()
+}
+
+fn outputs(required: usize, optional: usize) -> Vec<OperatorOutput> {
+    let kind = |i| if i < required { OperatorOutput::required(FLOATS) } else { OperatorOutput::optional(FLOATS) };
+    (0..required + optional).map(kind).collect()
+}
+
+fn attribute<'a, T: ort::operator::FromKernelContext<'a>>(context: &KernelContext<'a>, name: &str) -> Result<T> {
+    context.get(name).ok_or_else(|| Error::new(format!("the attribute {name} is missing")))
+}
+
+/// A tensor's shape and numbers.
+struct Floats<'a> {
+    shape: Vec<i64>,
+    data: &'a [f32],
+}
+
+impl Floats<'_> {
+    /// Length of the last axis.
+    fn columns(&self) -> usize {
+        self.shape.last().map_or(0, |&n| n as usize)
+    }
+}
+
+fn floats<'a>(value: &'a Option<ValueRef<'_>>) -> Result<Option<Floats<'a>>> {
+    let Some(value) = value else { return Ok(None) };
+    let (shape, data) = value.try_extract_tensor::<f32>()?;
+    Ok(Some(Floats { shape: shape.to_vec(), data }))
+}
+
+fn required<'a>(value: &'a Option<ValueRef<'_>>) -> Result<Floats<'a>> {
+    floats(value)?.ok_or_else(|| Error::new("an input is missing"))
+}
+
+fn ensure(holds: bool, what: &str) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::new(format!("{what} has another shape than expected"))) }
+}
+
+/// q [B, S, heads · d_head], k and values [B, S, kv_heads · d_head], directions [B or 1, S, heads · d_head] → z as q, and
+/// [B, S, heads] its dot products with the directions.
+struct CausalAttention;
+
+struct AttentionKernel {
+    heads: usize,
+    kv_heads: usize,
+    scale: f32,
+    scratch: Scratch,
+}
+
+impl Operator for CausalAttention {
+    type Kernel<'a> = AttentionKernel;
+
+    fn name(&self) -> &str {
+        ATTENTION
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        inputs(4, 0)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        outputs(2, 0)
+    }
+
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
+        Ok(AttentionKernel {
+            heads: attribute::<i64>(context, "q_num_heads")? as usize,
+            kv_heads: attribute::<i64>(context, "kv_num_heads")? as usize,
+            scale: attribute(context, "scale")?,
+            scratch: Scratch::default(),
+        })
+    }
+}
+
+impl Kernel for AttentionKernel {
+    fn compute(&mut self, context: &ComputeContext) -> Result<()> {
+        let [q, k, v, u] = [context.input(0)?, context.input(1)?, context.input(2)?, context.input(3)?];
+        let [q, k, v, u] = [required(&q)?, required(&k)?, required(&v)?, required(&u)?];
+        let [batch, positions, width] = q.shape[..] else { return ensure(false, "q") };
+        let heads = Heads {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            d_head: width as usize / self.heads,
+            scale: self.scale,
+        };
+        let (rows, of_prompt) = (positions as usize, (positions * width) as usize);
+        let kv_width = self.kv_heads * heads.d_head;
+        ensure(k.data.len() == batch as usize * rows * kv_width && v.data.len() == k.data.len(), "k or v")?;
+        ensure(u.data.len() == of_prompt || u.data.len() == q.data.len(), "the directions")?;
+        let missing = || Error::new("an output is missing");
+        let mut z = context.output(0, q.shape.clone())?.ok_or_else(missing)?;
+        let mut effects = context.output(1, vec![batch, positions, self.heads as i64])?.ok_or_else(missing)?;
+        let (z, effects) = (z.try_extract_tensor_mut::<f32>()?.1, effects.try_extract_tensor_mut::<f32>()?.1);
+        for (b, effects) in effects.chunks_exact_mut(rows * self.heads).enumerate() {
+            Arch::new().dispatch(Attend {
+                heads,
+                queries: &q.data[b * of_prompt..][..of_prompt],
+                keys: &k.data[b * rows * kv_width..][..rows * kv_width],
+                values: &v.data[b * rows * kv_width..][..rows * kv_width],
+                directions: &u.data[b * of_prompt % u.data.len()..][..of_prompt],
+                scratch: &mut self.scratch,
+                z: &mut z[b * of_prompt..][..of_prompt],
+                effects,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// x, and a bias of its columns or a tensor of its shape → activation(x + bias) or activation(x) ⊙ up.
+struct ActivationOf;
+
+struct ActivationKernel(Activation);
+
+impl Operator for ActivationOf {
+    type Kernel<'a> = ActivationKernel;
+
+    fn name(&self) -> &str {
+        ACTIVATION
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        inputs(1, 2)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        outputs(1, 0)
+    }
+
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
+        let name: String = attribute(context, "activation")?;
+        activation_named(&name).map(ActivationKernel).ok_or_else(|| Error::new(format!("no activation {name}")))
+    }
+}
+
+impl Kernel for ActivationKernel {
+    fn compute(&mut self, context: &ComputeContext) -> Result<()> {
+        let [x, bias, up] = [context.input(0)?, context.input(1)?, context.input(2)?];
+        let (x, bias, up) = (required(&x)?, floats(&bias)?, floats(&up)?);
+        ensure(bias.as_ref().is_none_or(|b| !b.data.is_empty() && b.data.len() == x.columns()), "the bias")?;
+        ensure(up.as_ref().is_none_or(|up| up.shape == x.shape), "what is gated")?;
+        let mut post = context.output(0, x.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let post = post.try_extract_tensor_mut::<f32>()?.1;
+        let (bias, up) = (bias.map(|b| b.data), up.map(|up| up.data));
+        Arch::new().dispatch(Activate { activation: self.0, x: x.data, bias, up, post });
+        Ok(())
+    }
+}
+
+/// product, stream \[.., D\], and perhaps a bias \[D\] and directions \[.., D\] that broadcast over the batch → stream +
+/// product + bias, product + bias if there is a bias, and its dot product with the directions if there are some.
+struct AdditionTo;
+
+struct AdditionKernel;
+
+impl Operator for AdditionTo {
+    type Kernel<'a> = AdditionKernel;
+
+    fn name(&self) -> &str {
+        ADDITION
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        inputs(2, 2)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        outputs(1, 2)
+    }
+
+    fn create_kernel<'a>(&self, _: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
+        Ok(AdditionKernel)
+    }
+}
+
+impl Kernel for AdditionKernel {
+    fn compute(&mut self, context: &ComputeContext) -> Result<()> {
+        let [product, stream, bias, u] = [context.input(0)?, context.input(1)?, context.input(2)?, context.input(3)?];
+        let (product, stream) = (required(&product)?, required(&stream)?);
+        let (bias, u) = (floats(&bias)?, floats(&u)?);
+        let d = stream.columns();
+        ensure(d > 0 && product.shape == stream.shape, "what is added")?;
+        ensure(bias.as_ref().is_none_or(|b| b.data.len() == d), "the bias")?;
+        let broadcasts = |u: &Floats| !u.data.is_empty() && u.columns() == d && stream.data.len() % u.data.len() == 0;
+        ensure(u.as_ref().is_none_or(|u| stream.data.is_empty() || broadcasts(u)), "the directions")?;
+        let mut sum = context.output(0, stream.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let mut written = bias.as_ref().map(|_| context.output(1, stream.shape.clone())).transpose()?.flatten();
+        let of_rows = stream.shape[..stream.shape.len() - 1].to_vec();
+        let mut effects = u.as_ref().map(|_| context.output(2, of_rows)).transpose()?.flatten();
+        let written = written.as_mut().map(|w| w.try_extract_tensor_mut::<f32>()).transpose()?;
+        let effects = effects.as_mut().map(|e| e.try_extract_tensor_mut::<f32>()).transpose()?;
+        ensure(written.is_some() == bias.is_some() && effects.is_some() == u.is_some(), "an output")?;
+        Arch::new().dispatch(Add {
+            d_model: d,
+            product: product.data,
+            bias: bias.zip(written).map(|(bias, written)| (bias.data, written.1)),
+            stream: stream.data,
+            directions: u.zip(effects).map(|(u, effects)| (u.data, effects.1)),
+            sum: sum.try_extract_tensor_mut::<f32>()?.1,
+        });
+        Ok(())
+    }
+}
+
+/// x \[.., D\] and γ \[D\] → x as RMS norm or layer norm leaves it, without a bias.
+struct NormOf;
+
+struct NormKernel {
+    epsilon: f32,
+    is_centred: bool,
+}
+
+impl Operator for NormOf {
+    type Kernel<'a> = NormKernel;
+
+    fn name(&self) -> &str {
+        NORM
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        inputs(2, 0)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        outputs(1, 0)
+    }
+
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
+        let is_centred = attribute::<i64>(context, "is_centred")? != 0;
+        Ok(NormKernel { epsilon: attribute(context, "epsilon")?, is_centred })
+    }
+}
+
+impl Kernel for NormKernel {
+    fn compute(&mut self, context: &ComputeContext) -> Result<()> {
+        let [x, gamma] = [context.input(0)?, context.input(1)?];
+        let (x, gamma) = (required(&x)?, required(&gamma)?);
+        ensure(!gamma.data.is_empty() && x.columns() == gamma.data.len(), "γ")?;
+        let mut normed = context.output(0, x.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let normed = normed.try_extract_tensor_mut::<f32>()?.1;
+        let Self { epsilon, is_centred } = *self;
+        Arch::new().dispatch(Normalize { x: x.data, gamma: gamma.data, epsilon, is_centred, normed });
+        Ok(())
+    }
+}
