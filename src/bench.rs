@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::engine::rate::matmul_rate;
+use crate::engine::rate::probed;
 use crate::engine::runtime::{Spent, profile_files};
 use crate::progress;
 use crate::run_folder::{Stage, files_below};
@@ -26,10 +26,8 @@ pub struct Bench {
     pub threads: usize,
     pub tokens: usize,
     pub components: usize,
-    /// The best of the model's own shapes: the mean of before and after the stages.
+    /// The best of the model's own shapes, measured between the pieces of the stages' work.
     pub matmul_rate: f64,
-    /// Before, and after.
-    pub matmul_rates: [f64; 2],
     pub trace: StageBench,
     pub ablate: StageBench,
     /// Share of the time inside ONNX Runtime by operator, from its profiler, on a part of the ablations.
@@ -47,7 +45,8 @@ pub struct StageBench {
     /// Necessary floating-point operations.
     pub flops: f64,
     pub rate: f64,
-    /// Of the MatMul rate.
+    pub matmul_rate: f64,
+    /// rate / matmul_rate.
     pub ratio: f64,
     /// Inside ONNX Runtime, of all threads together.
     pub runtime_seconds: f64,
@@ -61,15 +60,13 @@ pub struct StageBench {
 pub fn bench(config: Config) -> Result<Bench> {
     let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
     let out = folder.path().join("run");
-    let run = Run::open(config.clone(), &out)?;
+    let mut measured = config.clone();
+    measured.runtime.probe = true;
+    let run = Run::open(measured, &out)?;
     run.bring_up_to(Stage::Export)?;
-    let a = &run.model.architecture;
-    let before = matmul_rate(a, &config.runtime)?;
     let prompts = run.prompts()?;
     let trace = timed(&run, Stage::Trace, run.trace_flops(&prompts))?;
     let ablate = timed(&run, Stage::Ablate, run.ablate_flops(&prompts))?;
-    let matmul_rates = [before, matmul_rate(a, &config.runtime)?];
-    let matmul_rate = matmul_rates.iter().sum::<f64>() / 2.0;
     let peak_memory = peak_memory();
     let table = out.join("tables/ablations");
     let bytes: u64 = files_below(&table)?.iter().filter_map(|p| Some(p.metadata().ok()?.len())).sum();
@@ -79,10 +76,9 @@ pub fn bench(config: Config) -> Result<Bench> {
         threads: config.runtime.thread_count(),
         tokens: prompts.measured_tokens(),
         components: run.components.len(),
-        matmul_rate,
-        matmul_rates,
-        trace: trace.against(matmul_rate),
-        ablate: ablate.against(matmul_rate),
+        matmul_rate: ablate.matmul_rate,
+        trace,
+        ablate,
         operators: operators(&config, folder.path())?,
         peak_memory,
         bytes_a_row: bytes as f64 / rows as f64,
@@ -91,27 +87,26 @@ pub fn bench(config: Config) -> Result<Bench> {
 }
 
 fn timed(run: &Run, stage: Stage, flops: f64) -> Result<StageBench> {
+    let threads = run.config.runtime.engine_count();
     let before = Spent::now();
     let start = Instant::now();
     run.bring_up_to(stage)?;
-    let seconds = start.elapsed().as_secs_f64();
-    let spent = Spent::now().since(&before);
+    let elapsed = start.elapsed().as_secs_f64();
+    let (spent, probed) = (Spent::now().since(&before), probed());
+    // Without what was measured meanwhile.
+    let seconds = elapsed - probed.seconds / threads as f64;
+    let runtime_seconds = spent.running - probed.seconds;
+    let (rate, matmul_rate) = (flops / seconds, probed.rate(threads));
     Ok(StageBench {
         seconds,
         flops,
-        rate: flops / seconds,
-        ratio: 0.0,
-        runtime_seconds: spent.running,
+        rate,
+        matmul_rate,
+        ratio: rate / matmul_rate,
+        runtime_seconds,
         writing_seconds: spent.writing,
-        host_seconds: run.config.runtime.engine_count() as f64 * seconds - spent.running,
+        host_seconds: threads as f64 * seconds - runtime_seconds,
     })
-}
-
-impl StageBench {
-    fn against(mut self, matmul_rate: f64) -> Self {
-        self.ratio = self.rate / matmul_rate;
-        self
-    }
 }
 
 /// Runs a few prompts once more under ONNX Runtime's profiler, which slows a run down, and sums the time by operator.
@@ -165,10 +160,9 @@ impl Bench {
             "{} on {} threads: {} components × {} tokens",
             self.model, self.threads, self.components, self.tokens
         )?;
-        let [before, after] = self.matmul_rates.map(|rate| rate / 1e9);
         writeln!(
             text,
-            "MatMul        {:.1} GFLOP/s, the best of the model's own shapes ({before:.1} before, {after:.1} after)",
+            "MatMul        {:.1} GFLOP/s, the best of the model's own shapes, measured between pieces of the work",
             self.matmul_rate / 1e9
         )?;
         for (name, s) in [("trace", &self.trace), ("ablate", &self.ablate)] {

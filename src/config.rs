@@ -152,6 +152,9 @@ pub struct RuntimeConfig {
     /// Folder for ONNX Runtime's profiles; `bench` sets it.
     #[serde(skip)]
     pub profile: Option<std::path::PathBuf>,
+    /// Whether engines measure the machine's own speed between pieces of work; `bench` sets it.
+    #[serde(skip)]
+    pub probe: bool,
 }
 
 /// What a head's output is replaced by, at all positions at once.
@@ -274,7 +277,15 @@ impl Default for AnalysisConfig {
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { device: "cpu".into(), batch: 0, threads: 0, memory: 0, precision: Precision::Fp32, profile: None }
+        Self {
+            device: "cpu".into(),
+            batch: 0,
+            threads: 0,
+            memory: 0,
+            precision: Precision::Fp32,
+            profile: None,
+            probe: false,
+        }
     }
 }
 

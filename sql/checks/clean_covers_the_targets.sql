@@ -5,9 +5,9 @@ with wanted as (
     select prompt, position from tokens where next_token is not null and (select count(*) from targets) = 0
 ),
 counts as (
-    select prompt, position, count(*) as wanted, 0 as measured from wanted group by prompt, position
+    select prompt, position, 1 as wanted, 0 as measured from wanted
     union all
-    select prompt, position, 0 as wanted, count(*) as measured from clean group by prompt, position
+    select prompt, position, 0 as wanted, 1 as measured from clean
 )
 select prompt, position, sum(wanted) as wanted, sum(measured) as measured
 from counts

@@ -10,6 +10,7 @@ use std::thread;
 use anyhow::{Result, anyhow};
 
 use super::after_head::combined;
+use super::rate::Probe;
 use super::runtime::Runtime;
 use super::weights::SharedWeights;
 use super::{Engine, Needs};
@@ -18,6 +19,8 @@ use crate::model::Architecture;
 
 pub struct Crew {
     engines: Vec<Engine>,
+    /// Of each engine's thread, while `bench` measures.
+    probes: Vec<Option<Probe>>,
 }
 
 /// Which items are taken and handed on, so that nobody runs far ahead of a slow item.
@@ -48,7 +51,8 @@ impl Crew {
                 .collect::<Result<_>>()
         })?;
         bar.finish_and_clear();
-        Ok(Self { engines })
+        let probe = |_| config.probe.then(|| Probe::load(a, &runtime)).transpose();
+        Ok(Self { engines, probes: (0..count).map(probe).collect::<Result<_>>()? })
     }
 
     /// Engines at work at the same time.
@@ -78,7 +82,7 @@ impl Crew {
         let lock = || progress.lock().unwrap_or_else(|e| e.into_inner());
         thread::scope(|scope| {
             let (sender, receiver) = sync_channel::<(usize, Result<T>)>(self.engines.len());
-            for engine in &mut self.engines {
+            for (engine, probe) in self.engines.iter_mut().zip(&mut self.probes) {
                 let (sender, work, lock, changed) = (sender.clone(), &work, &lock, &changed);
                 scope.spawn(move || {
                     loop {
@@ -93,7 +97,9 @@ impl Crew {
                         }
                         progress.next += 1;
                         drop(progress);
-                        if sender.send((i, work(engine, &items[i]))).is_err() {
+                        let result = work(engine, &items[i]);
+                        let result = probe.as_mut().map_or(Ok(()), Probe::take).and(result);
+                        if sender.send((i, result)).is_err() {
                             return;
                         }
                     }

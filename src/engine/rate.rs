@@ -1,9 +1,11 @@
 //! The machine's own speed: ONNX Runtime's MatMul on a model's shapes, which is what a run's time is held against.
 
+use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
+use ort::value::DynValue;
 
 use super::runtime::{Graph, Input, Runtime, tensor};
 use super::weights::SharedWeights;
@@ -12,43 +14,121 @@ use crate::export;
 use crate::model::Architecture;
 
 const ROWS: usize = 1024;
-/// Operations of one measurement on a thread, about.
-const WORK: f64 = 2e10;
-/// Measurements of a shape, of which the median counts: a machine shared with others has fast and slow moments.
+/// Products of a shape in one measurement, after one that brings the weights into the cache.
+const TIMES: usize = 2;
+/// Measurements of a thread, of which the median counts: a machine shared with others has fast and slow moments.
 const MEASUREMENTS: usize = 9;
 
-/// Every graph on a thread of its own, each with its rows: operations a second of all together.
-fn rate_of(graphs: &mut [Graph], inputs: usize, outputs: usize) -> Result<f64> {
-    let x: Vec<f32> = (0..ROWS * inputs).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect();
-    let start = Instant::now();
-    let threads = graphs.len();
-    let product = 2.0 * (ROWS * inputs * outputs) as f64;
-    let times = ((WORK / product) as usize).max(1);
-    thread::scope(|scope| {
-        let run = |graph: &mut Graph| -> Result<()> {
-            let x = tensor(&[ROWS, inputs], x.clone())?;
-            (0..times).try_for_each(|_| graph.run_all([("x", Input::from(&x))], &["y"]).map(|_| ()))
-        };
-        let handles: Vec<_> = graphs.iter_mut().map(|graph| scope.spawn(move || run(graph))).collect();
-        handles.into_iter().try_for_each(|h| h.join().map_err(|_| anyhow!("a thread panicked"))?)
-    })?;
-    Ok((threads * times) as f64 * product / start.elapsed().as_secs_f64())
+/// The model's matrix products with nothing around them, for one thread.
+pub struct Probe {
+    products: Vec<Product>,
 }
 
-/// Floating-point operations a second of the best of the model's own matrix products, on 1024 rows.
+struct Product {
+    graph: Graph,
+    x: DynValue,
+    flops: f64,
+}
+
+impl Probe {
+    pub fn load(a: &Architecture, runtime: &Runtime) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let load = |(inputs, outputs): (usize, usize)| {
+            let path = export::matmul(inputs, outputs, folder.path())?;
+            let graph = runtime.load(&path, &SharedWeights::new(folder.path()))?;
+            let x = (0..ROWS * inputs).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect();
+            let flops = 2.0 * (ROWS * inputs * outputs) as f64;
+            Ok(Product { graph, x: tensor(&[ROWS, inputs], x)?, flops })
+        };
+        let shapes = [(a.d_model, a.d_model), (a.d_model, a.d_mlp), (a.d_mlp, a.d_model)];
+        Ok(Self { products: shapes.into_iter().map(load).collect::<Result<_>>()? })
+    }
+
+    /// Floating-point operations a second of each shape, now, on the thread that asks.
+    fn measure(&mut self) -> Result<Vec<f64>> {
+        self.products.iter_mut().map(Product::measure).collect()
+    }
+
+    /// Measures for [`probed`].
+    pub fn take(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let rates = self.measure()?;
+        let mut probed = PROBED.lock().unwrap_or_else(|e| e.into_inner());
+        probed.samples.push(rates);
+        probed.seconds += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+}
+
+impl Product {
+    fn measure(&mut self) -> Result<f64> {
+        let mut multiply = || self.graph.run_all([("x", Input::from(&self.x))], &["y"]);
+        multiply()?;
+        let start = Instant::now();
+        for _ in 0..TIMES {
+            multiply()?;
+        }
+        Ok(TIMES as f64 * self.flops / start.elapsed().as_secs_f64())
+    }
+}
+
+/// What probes measured while engines were at work on the same machine.
+#[derive(Default)]
+pub struct Probed {
+    /// Of one thread each, by shape.
+    samples: Vec<Vec<f64>>,
+    /// How long it took, of all threads together.
+    pub seconds: f64,
+}
+
+static PROBED: Mutex<Probed> = Mutex::new(Probed { samples: vec![], seconds: 0.0 });
+
+/// Takes away what was measured so far.
+pub fn probed() -> Probed {
+    std::mem::take(&mut PROBED.lock().unwrap_or_else(|e| e.into_inner()))
+}
+
+impl Probed {
+    /// Floating-point operations a second of the best shape on so many threads. The samples lie between pieces of work, so
+    /// that a rate counts by the time that the same work took at it.
+    pub fn rate(&self, threads: usize) -> f64 {
+        let shapes = self.samples.first().map_or(0, Vec::len);
+        let seconds_each = |shape: usize| self.samples.iter().map(|rates| 1.0 / rates[shape]).sum::<f64>();
+        let rate = |shape| threads as f64 * self.samples.len() as f64 / seconds_each(shape);
+        (0..shapes).map(rate).fold(0.0, f64::max)
+    }
+}
+
+/// Floating-point operations a second of the best of the model's own matrix products, on 1024 rows a thread.
 pub fn matmul_rate(a: &Architecture, config: &RuntimeConfig) -> Result<f64> {
     let runtime = Runtime::get(config)?;
-    let folder = tempfile::tempdir()?;
-    let mut best = 0f64;
-    for (inputs, outputs) in [(a.d_model, a.d_model), (a.d_model, a.d_mlp), (a.d_mlp, a.d_model)] {
-        let path = export::matmul(inputs, outputs, folder.path())?;
-        let weights = SharedWeights::new(folder.path());
-        let mut graphs: Vec<Graph> =
-            (0..config.thread_count()).map(|_| runtime.load(&path, &weights)).collect::<Result<_>>()?;
-        let mut rates: Vec<f64> =
-            (0..MEASUREMENTS).map(|_| rate_of(&mut graphs, inputs, outputs)).collect::<Result<_>>()?;
-        rates.sort_by(f64::total_cmp);
-        best = best.max(rates[MEASUREMENTS / 2]);
+    let of_thread = || -> Result<Vec<f64>> {
+        let mut probe = Probe::load(a, &runtime)?;
+        let samples: Vec<Vec<f64>> = (0..MEASUREMENTS).map(|_| probe.measure()).collect::<Result<_>>()?;
+        let median = |shape: usize| {
+            let mut rates: Vec<f64> = samples.iter().map(|rates| rates[shape]).collect();
+            rates.sort_by(f64::total_cmp);
+            rates[MEASUREMENTS / 2]
+        };
+        Ok((0..samples[0].len()).map(median).collect())
+    };
+    let rates: Vec<Vec<f64>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..config.thread_count()).map(|_| scope.spawn(of_thread)).collect();
+        threads.into_iter().map(|t| t.join().map_err(|_| anyhow!("a thread panicked"))?).collect::<Result<_>>()
+    })?;
+    let of_shape = |shape: usize| rates.iter().map(|rates| rates[shape]).sum::<f64>();
+    Ok((0..rates.first().map_or(0, Vec::len)).map(of_shape).fold(0.0, f64::max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_of_the_best_shape_over_all_moments() {
+        let probed = Probed { samples: vec![vec![10.0, 30.0], vec![40.0, 30.0]], seconds: 0.0 };
+        // The first shape does two units of work in 1/10 + 1/40 s.
+        assert_eq!(probed.rate(2), 60.0);
+        assert_eq!(Probed { samples: vec![vec![10.0, 1.0], vec![40.0, 1.0]], seconds: 0.0 }.rate(1), 16.0);
     }
-    Ok(best)
 }
