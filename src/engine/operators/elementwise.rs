@@ -5,7 +5,7 @@ use pulp::{Simd, WithSimd};
 use super::functions::{activated, dot, each, for_each, sum};
 use crate::model::Activation;
 
-/// post = activation(x + bias), or activation(x) ⊙ up: rows of as many numbers as there are biases.
+/// post = activation(x + bias), in rows of as many numbers as there are biases, or activation(x) ⊙ up.
 pub struct Activate<'a> {
     pub activation: Activation,
     pub x: &'a [f32],

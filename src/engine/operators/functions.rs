@@ -84,7 +84,7 @@ pub fn activated<S: Simd>(simd: S, activation: Activation, x: S::f32s) -> S::f32
         Activation::GeluTanh => {
             let cubed = simd.mul_f32s(simd.mul_f32s(x, x), x);
             let y = simd.mul_add_e_f32s(cubed, all(0.044_715), x);
-            times_sigmoid(simd, x, simd.mul_f32s(y, all(1.595_769_1)))
+            times_sigmoid(simd, x, simd.mul_f32s(y, all(1.595_769)))
         }
         // What is no number is not below 0.
         Activation::Relu => simd.select_f32s(simd.less_than_f32s(x, all(0.0)), all(0.0), x),

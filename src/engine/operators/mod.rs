@@ -106,6 +106,7 @@ impl Kernel for AttentionKernel {
         let [q, k, v, u] = [context.input(0)?, context.input(1)?, context.input(2)?, context.input(3)?];
         let [q, k, v, u] = [required(&q)?, required(&k)?, required(&v)?, required(&u)?];
         let [batch, positions, width] = q.shape[..] else { return ensure(false, "q") };
+        ensure(positions > 0 && width > 0 && (width as usize).is_multiple_of(self.heads), "q")?;
         let heads = Heads {
             heads: self.heads,
             kv_heads: self.kv_heads,
@@ -136,7 +137,7 @@ impl Kernel for AttentionKernel {
     }
 }
 
-/// x, and a bias of its columns or a tensor of its shape → activation(x + bias) or activation(x) ⊙ up.
+/// x, and either a bias of its columns or a tensor `up` of its shape → activation(x + bias) or activation(x) ⊙ up.
 struct ActivationOf;
 
 struct ActivationKernel(Activation);
@@ -167,7 +168,7 @@ impl Kernel for ActivationKernel {
         let [x, bias, up] = [context.input(0)?, context.input(1)?, context.input(2)?];
         let (x, bias, up) = (required(&x)?, floats(&bias)?, floats(&up)?);
         ensure(bias.as_ref().is_none_or(|b| !b.data.is_empty() && b.data.len() == x.columns()), "the bias")?;
-        ensure(up.as_ref().is_none_or(|up| up.shape == x.shape), "what is gated")?;
+        ensure(up.as_ref().is_none_or(|up| bias.is_none() && up.shape == x.shape), "what is gated")?;
         let mut post = context.output(0, x.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
         let post = post.try_extract_tensor_mut::<f32>()?.1;
         let (bias, up) = (bias.map(|b| b.data), up.map(|up| up.data));

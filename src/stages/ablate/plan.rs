@@ -138,15 +138,8 @@ impl<'a> Plan<'a> {
         let all: f64 = work.iter().map(|w| w.1).sum();
         let passes = all * (self.kinds.len() * self.holds.len()) as f64 / self.architecture.clean_flops();
         let count = ((passes / LEAST) as usize).clamp(1, most.max(1));
-        let mut pieces = vec![Piece { prompts: prompts.to_vec(), groups: vec![] }; count];
-        let mut before = 0.0;
-        for (group, flops) in work {
-            let number = ((before + flops / 2.0) / all * count as f64) as usize;
-            pieces[number.min(count - 1)].groups.push(group);
-            before += flops;
-        }
-        pieces.retain(|piece| !piece.groups.is_empty());
-        pieces
+        let piece = |groups| Piece { prompts: prompts.to_vec(), groups };
+        divided(&work, count).into_iter().map(piece).collect()
     }
 
     /// The rows' targets of some groups.
@@ -247,10 +240,44 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// Items in order, each with its work, as at most `count` runs of about as much work.
+fn divided<T: Copy>(items: &[(T, f64)], count: usize) -> Vec<Vec<T>> {
+    let all: f64 = items.iter().map(|item| item.1).sum();
+    let mut runs = vec![vec![]; count];
+    let mut before = 0.0;
+    for (item, work) in items {
+        // Where its middle lies; the first run, if nothing is to be done.
+        let number = ((before + work / 2.0) / all * count as f64) as usize;
+        runs[number.min(count - 1)].push(*item);
+        before += work;
+    }
+    runs.retain(|run| !run.is_empty());
+    runs
+}
+
 /// Where the suffix of an ablated component starts.
 pub fn place(a: &Architecture, component: Component) -> Place {
     match component {
         Component::Head | Component::Attention if !a.parallel => Place::Mid,
         _ => Place::Post,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::divided;
+
+    #[test]
+    fn work_is_divided_evenly_in_order_and_whole() {
+        // Heads of 30 layers: the work falls from layer to layer.
+        let items: Vec<(usize, f64)> = (0..30).map(|layer| (layer, (30 - layer) as f64)).collect();
+        let runs = divided(&items, 4);
+        assert_eq!(runs.concat(), (0..30).collect::<Vec<_>>());
+        let work: Vec<usize> = runs.iter().map(|run| run.iter().map(|layer| 30 - layer).sum()).collect();
+        assert_eq!(work.len(), 4);
+        assert!(work.iter().all(|w| w.abs_diff(465 / 4) < 30), "{work:?}");
+        assert_eq!(divided(&items, 1).len(), 1);
+        assert_eq!(divided(&[("a", 0.0), ("b", 0.0)], 3), [["a", "b"]]);
+        assert_eq!(divided(&items[..2], 8).concat(), [0, 1]);
     }
 }
