@@ -274,7 +274,8 @@ mod tests {
                 }
                 let products = expected.iter().zip(&u).map(|(z, u)| z * f64::from(*u)).collect::<Vec<_>>();
                 for (found, expected) in effects.iter().zip(products.chunks(d_head).map(|p| p.iter().sum::<f64>())) {
-                    assert!((f64::from(*found) - expected).abs() < 5e-5, "{found} is not {expected}");
+                    // As far off as every number of z may be, times directions of 2.
+                    assert!((f64::from(*found) - expected).abs() < 2e-5 * d_head as f64, "{found} is not {expected}");
                 }
             }
         }
