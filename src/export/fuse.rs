@@ -8,6 +8,7 @@ use crate::model::Activation;
 
 pub const OWN_DOMAIN: &str = "pipeline";
 pub const ATTENTION: &str = "CausalAttention";
+pub const HEAD_EFFECTS: &str = "HeadEffects";
 pub const ACTIVATION: &str = "Activation";
 pub const ADDITION: &str = "Addition";
 pub const NORM: &str = "Norm";
@@ -51,22 +52,33 @@ fn replace_norm(node: &mut NodeProto) {
     }
 }
 
-/// Attention and the sum by head of z ⊙ v.
+/// Causal attention, and the sum by head of z ⊙ v: of the same z if nothing is held, or by itself.
 fn fuse_attention(graph: &mut GraphProto) -> Option<()> {
     let effects = graph.writes("head_effects", "ReduceSum")?;
     let reshaped = graph.writes(&effects.input[0], "Reshape")?;
     let products = graph.writes(&reshaped.input[0], "Mul")?;
     let [z, v] = &products.input[..] else { return None };
-    let attention = graph.writes(z, "Attention")?;
+    let attention = graph.node.iter().find(|n| n.op_type == "Attention")?.clone();
+    let of_heads = |names: &[&str]| -> Vec<AttributeProto> {
+        attention.attribute.iter().filter(|a| names.contains(&a.name.as_str())).cloned().collect()
+    };
     let is_causal = attention.attribute.iter().any(|a| a.name == "is_causal" && a.i == Some(1));
-    let [q, k, values] = &attention.input[..] else { return None };
-    if !is_causal {
-        return None;
+    let attributes = of_heads(&["q_num_heads", "kv_num_heads", "scale"]);
+    let chain = [&products, &reshaped, &effects];
+    match &attention.input[..] {
+        [q, k, values] if is_causal && attention.output[0] == *z => {
+            let fused = own(ATTENTION, &[q, k, values, v], &[z, "head_effects"], attributes);
+            graph.replace(&[&[&attention], &chain[..]].concat(), fused);
+            return Some(());
+        }
+        [q, k, values] if is_causal => {
+            let fused = own(ATTENTION, &[q, k, values, ""], &[&attention.output[0], ""], attributes);
+            graph.replace(&[&attention], fused);
+        }
+        _ => {}
     }
-    let kept = |a: &&AttributeProto| ["q_num_heads", "kv_num_heads", "scale"].contains(&a.name.as_str());
-    let attributes = attention.attribute.iter().filter(kept).cloned().collect();
-    let fused = own(ATTENTION, &[q, k, values, v], &[z, "head_effects"], attributes);
-    graph.replace(&[&attention, &products, &reshaped, &effects], fused);
+    let fused = own(HEAD_EFFECTS, &[z, v], &["head_effects"], of_heads(&["q_num_heads"]));
+    graph.replace(&chain, fused);
     Some(())
 }
 

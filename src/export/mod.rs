@@ -25,7 +25,7 @@ use prost::Message;
 use crate::interrupt;
 use crate::model::Model;
 use crate::progress;
-pub use fuse::{ACTIVATION, ADDITION, ATTENTION, NORM, OWN_DOMAIN, activation_named};
+pub use fuse::{ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, OWN_DOMAIN, activation_named};
 use graphs::Variant;
 pub use lower::{Lowering, is_lowered};
 use onnx::{Dim, GraphBuilder, ModelProto, WeightsFile};

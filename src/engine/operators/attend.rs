@@ -1,4 +1,4 @@
-//! Causal attention, a few queries at a time and only over what they see, and each head's dot product with a direction.
+//! Causal attention, a few queries at a time and only over what they see, and heads' dot products with directions.
 
 use std::array::from_fn;
 use std::ops::Range;
@@ -18,8 +18,7 @@ pub struct Heads {
     pub scale: f32,
 }
 
-/// Attention in one prompt: z, each head's values mixed by the softmax of its scores of what its query sees, and its dot
-/// product with the direction.
+/// Attention in one prompt: z, each head's values mixed by the softmax of its scores of what its query sees.
 pub struct Attend<'a> {
     pub heads: Heads,
     /// [S, heads · d_head].
@@ -28,13 +27,32 @@ pub struct Attend<'a> {
     pub keys: &'a [f32],
     /// As keys.
     pub values: &'a [f32],
-    /// As queries.
-    pub directions: &'a [f32],
     pub scratch: &'a mut Scratch,
     /// As queries.
     pub z: &'a mut [f32],
-    /// [S, heads].
+}
+
+/// Each head's dot product with its direction.
+pub struct MeetDirections<'a> {
+    pub d_head: usize,
+    /// Rows of d_head numbers.
+    pub z: &'a [f32],
+    /// As z, or a part of it that is repeated.
+    pub directions: &'a [f32],
+    /// A number a row.
     pub effects: &'a mut [f32],
+}
+
+impl WithSimd for MeetDirections<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for (row, (z, effect)) in self.z.chunks_exact(self.d_head).zip(self.effects).enumerate() {
+            let at = row * self.d_head % self.directions.len();
+            *effect = dot(simd, z, &self.directions[at..at + self.d_head]);
+        }
+    }
 }
 
 /// Memory that calls share. Rows end with zeros up to a whole register.
@@ -60,7 +78,7 @@ impl WithSimd for Attend<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Heads { heads, kv_heads, d_head, .. } = self.heads;
-        let positions = self.effects.len() / heads;
+        let positions = self.queries.len() / (heads * d_head);
         let (padded, d_padded) = (positions.next_multiple_of(S::F32_LANES), d_head.next_multiple_of(S::F32_LANES));
         self.scratch.fit([d_head * padded, positions * d_padded, ROWS * padded, ROWS * d_padded]);
         for kv in 0..kv_heads {
@@ -84,7 +102,7 @@ impl Attend<'_> {
         for (row, to) in self.scratch.values.chunks_exact_mut(d_padded).enumerate() {
             to[..d_head].copy_from_slice(&self.values[of_head(row)..][..d_head]);
         }
-        let positions = self.effects.len() / self.heads.heads;
+        let positions = self.queries.len() / (self.heads.heads * d_head);
         for (d, to) in self.scratch.keys.chunks_exact_mut(padded).enumerate() {
             for (row, key) in to[..positions].iter_mut().enumerate() {
                 *key = self.keys[of_head(row) + d];
@@ -118,7 +136,6 @@ impl Attend<'_> {
                 #[inline(always)]
                 |mixed, _| simd.mul_f32s(mixed, share),
             );
-            self.effects[row * heads + head] = dot(simd, z, &self.directions[of_head(row)]);
         }
     }
 }
@@ -226,7 +243,8 @@ mod tests {
             let mut z = vec![f32::NAN; queries.len()];
             let mut effects = vec![f32::NAN; queries.len() / heads.d_head];
             let (scratch, z_of, effects_of) = (&mut scratch.borrow_mut(), &mut z[..], &mut effects[..]);
-            Attend { heads, queries, keys, values, directions, scratch, z: z_of, effects: effects_of }.with_simd(simd);
+            Attend { heads, queries, keys, values, scratch, z: z_of }.with_simd(simd);
+            MeetDirections { d_head: heads.d_head, z: &z, directions, effects: effects_of }.with_simd(simd);
             (z, effects)
         }
     }

@@ -12,14 +12,19 @@ use ort::value::{TensorElementType, ValueRef};
 use ort::{Error, Result};
 use pulp::Arch;
 
-use crate::export::{ACTIVATION, ADDITION, ATTENTION, NORM, OWN_DOMAIN, activation_named};
+use crate::export::{ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, OWN_DOMAIN, activation_named};
 use crate::model::Activation;
-use attend::{Attend, Heads, Scratch};
+use attend::{Attend, Heads, MeetDirections, Scratch};
 use elementwise::{Activate, Add, Normalize};
 
 /// The operators, to register with a session.
 pub fn domain() -> Result<OperatorDomain> {
-    OperatorDomain::new(OWN_DOMAIN)?.add(CausalAttention)?.add(ActivationOf)?.add(AdditionTo)?.add(NormOf)
+    OperatorDomain::new(OWN_DOMAIN)?
+        .add(CausalAttention)?
+        .add(HeadEffects)?
+        .add(ActivationOf)?
+        .add(AdditionTo)?
+        .add(NormOf)
 }
 
 const FLOATS: TensorElementType = TensorElementType::Float32;
@@ -65,8 +70,8 @@ fn ensure(holds: bool, what: &str) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::new(format!("{what} has another shape than expected"))) }
 }
 
-/// q [B, S, heads · d_head], k and values [B, S, kv_heads · d_head], directions [B or 1, S, heads · d_head] → z as q, and
-/// [B, S, heads] its dot products with the directions.
+/// q [B, S, heads · d_head], k and values [B, S, kv_heads · d_head], and perhaps directions [B or 1, S, heads · d_head] → z
+/// as q, and, if there are directions, its dot products with them, [B, S, heads].
 struct CausalAttention;
 
 struct AttentionKernel {
@@ -84,11 +89,11 @@ impl Operator for CausalAttention {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs(4, 0)
+        inputs(3, 1)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        outputs(2, 0)
+        outputs(1, 1)
     }
 
     fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
@@ -104,7 +109,7 @@ impl Operator for CausalAttention {
 impl Kernel for AttentionKernel {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
         let [q, k, v, u] = [context.input(0)?, context.input(1)?, context.input(2)?, context.input(3)?];
-        let [q, k, v, u] = [required(&q)?, required(&k)?, required(&v)?, required(&u)?];
+        let ([q, k, v], u) = ([required(&q)?, required(&k)?, required(&v)?], floats(&u)?);
         let [batch, positions, width] = q.shape[..] else { return ensure(false, "q") };
         ensure(positions > 0 && width > 0 && (width as usize).is_multiple_of(self.heads), "q")?;
         let heads = Heads {
@@ -116,25 +121,74 @@ impl Kernel for AttentionKernel {
         let (rows, of_prompt) = (positions as usize, (positions * width) as usize);
         let kv_width = self.kv_heads * heads.d_head;
         ensure(k.data.len() == batch as usize * rows * kv_width && v.data.len() == k.data.len(), "k or v")?;
-        ensure(u.data.len() == of_prompt || u.data.len() == q.data.len(), "the directions")?;
-        let missing = || Error::new("an output is missing");
-        let mut z = context.output(0, q.shape.clone())?.ok_or_else(missing)?;
-        let mut effects = context.output(1, vec![batch, positions, self.heads as i64])?.ok_or_else(missing)?;
-        let (z, effects) = (z.try_extract_tensor_mut::<f32>()?.1, effects.try_extract_tensor_mut::<f32>()?.1);
-        for (b, effects) in effects.chunks_exact_mut(rows * self.heads).enumerate() {
+        let mut z = context.output(0, q.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let z = z.try_extract_tensor_mut::<f32>()?.1;
+        for (b, z) in z.chunks_exact_mut(of_prompt).enumerate() {
             Arch::new().dispatch(Attend {
                 heads,
                 queries: &q.data[b * of_prompt..][..of_prompt],
                 keys: &k.data[b * rows * kv_width..][..rows * kv_width],
                 values: &v.data[b * rows * kv_width..][..rows * kv_width],
-                directions: &u.data[b * of_prompt % u.data.len()..][..of_prompt],
                 scratch: &mut self.scratch,
-                z: &mut z[b * of_prompt..][..of_prompt],
-                effects,
+                z,
             });
         }
-        Ok(())
+        u.map_or(Ok(()), |u| meet_directions(context, 1, [batch, positions], self.heads, z, &u))
     }
+}
+
+/// z [B, S, heads · d_head] and directions [B or 1, S, heads · d_head] → their dot products by head, [B, S, heads].
+struct HeadEffects;
+
+struct HeadEffectsKernel {
+    heads: usize,
+}
+
+impl Operator for HeadEffects {
+    type Kernel<'a> = HeadEffectsKernel;
+
+    fn name(&self) -> &str {
+        HEAD_EFFECTS
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        inputs(2, 0)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        outputs(1, 0)
+    }
+
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
+        Ok(HeadEffectsKernel { heads: attribute::<i64>(context, "q_num_heads")? as usize })
+    }
+}
+
+impl Kernel for HeadEffectsKernel {
+    fn compute(&mut self, context: &ComputeContext) -> Result<()> {
+        let [z, u] = [context.input(0)?, context.input(1)?];
+        let (z, u) = (required(&z)?, required(&u)?);
+        let [batch, positions, width] = z.shape[..] else { return ensure(false, "z") };
+        ensure(width > 0 && (width as usize).is_multiple_of(self.heads), "z")?;
+        meet_directions(context, 0, [batch, positions], self.heads, z.data, &u)
+    }
+}
+
+fn meet_directions(
+    context: &ComputeContext,
+    output: usize,
+    [batch, positions]: [i64; 2],
+    heads: usize,
+    z: &[f32],
+    u: &Floats,
+) -> Result<()> {
+    let of_prompt = z.len() / batch.max(1) as usize;
+    ensure(!u.data.is_empty() && (u.data.len() == of_prompt || u.data.len() == z.len()), "the directions")?;
+    let effects = context.output(output, vec![batch, positions, heads as i64])?;
+    let mut effects = effects.ok_or_else(|| Error::new("an output is missing"))?;
+    let effects = effects.try_extract_tensor_mut::<f32>()?.1;
+    Arch::new().dispatch(MeetDirections { d_head: z.len() / effects.len(), z, directions: u.data, effects });
+    Ok(())
 }
 
 /// x, and either a bias of its columns or a tensor `up` of its shape → activation(x + bias) or activation(x) ⊙ up.
