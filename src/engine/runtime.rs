@@ -64,7 +64,7 @@ impl Runtime {
                     .with_telemetry(false)
                     .with_global_thread_pool(threads)
                     .build()?;
-                flush_denormals(&environment)?;
+                make_first_session(&environment)?;
                 *shared = Some(environment.clone());
                 environment
             }
@@ -144,9 +144,12 @@ const WEIGHTS_FOLDER: &str = "session.model_external_initializers_file_folder_pa
 ///
 /// ONNX Runtime sets this for the thread that makes the first session of a process, and threads inherit it from the one
 /// that begins them: so this session is made before any other, by the thread that begins the engines'.
-fn flush_denormals(environment: &Environment) -> Result<()> {
+///
+/// It makes the domain of our operators known, too: two sessions that do so first at the same moment fail.
+fn make_first_session(environment: &Environment) -> Result<()> {
     let first = || -> ort::Result<Session> {
-        Session::builder(environment)?.with_flush_to_zero()?.commit_from_memory(&export::identity())
+        let builder = Session::builder(environment)?.with_flush_to_zero()?.with_operators(operators::domain()?)?;
+        builder.commit_from_memory(&export::identity())
     };
     first().context("ONNX Runtime cannot make a session")?;
     Ok(())
