@@ -148,7 +148,7 @@ const WEIGHTS_FOLDER: &str = "session.model_external_initializers_file_folder_pa
 /// It makes the domain of our operators known, too: two sessions that do so first at the same moment fail.
 fn make_first_session(environment: &Environment) -> Result<()> {
     let first = || -> ort::Result<Session> {
-        let builder = Session::builder(environment)?.with_flush_to_zero()?.with_operators(operators::domain()?)?;
+        let mut builder = Session::builder(environment)?.with_flush_to_zero()?.with_operators(operators::domain()?)?;
         builder.commit_from_memory(&export::identity())
     };
     first().context("ONNX Runtime cannot make a session")?;
