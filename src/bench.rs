@@ -26,8 +26,6 @@ pub struct Bench {
     pub threads: usize,
     pub tokens: usize,
     pub components: usize,
-    /// The best of the model's own shapes, measured between the pieces of the stages' work.
-    pub matmul_rate: f64,
     pub trace: StageBench,
     pub ablate: StageBench,
     /// Share of the time inside ONNX Runtime by operator, from its profiler, on a part of the ablations.
@@ -45,6 +43,7 @@ pub struct StageBench {
     /// Necessary floating-point operations.
     pub flops: f64,
     pub rate: f64,
+    /// Of MatMul: the best of the model's own shapes, measured between the pieces of the stage's work.
     pub matmul_rate: f64,
     /// rate / matmul_rate.
     pub ratio: f64,
@@ -76,7 +75,6 @@ pub fn bench(config: Config) -> Result<Bench> {
         threads: config.runtime.thread_count(),
         tokens: prompts.measured_tokens(),
         components: run.components.len(),
-        matmul_rate: ablate.matmul_rate,
         trace,
         ablate,
         operators: operators(&config, folder.path())?,
@@ -160,17 +158,13 @@ impl Bench {
             "{} on {} threads: {} components × {} tokens",
             self.model, self.threads, self.components, self.tokens
         )?;
-        writeln!(
-            text,
-            "MatMul        {:.1} GFLOP/s, the best of the model's own shapes, measured between pieces of the work",
-            self.matmul_rate / 1e9
-        )?;
         for (name, s) in [("trace", &self.trace), ("ablate", &self.ablate)] {
             writeln!(
                 text,
-                "{name:<14}{:.1} GFLOP/s of necessary work, ratio {:.3}: {:.3} TFLOP in {}",
-                s.rate / 1e9,
+                "{name:<14}ratio {:.3}: {:.1} GFLOP/s of necessary work, MatMul on the model's shapes meanwhile {:.1}; {:.3} TFLOP in {}",
                 s.ratio,
+                s.rate / 1e9,
+                s.matmul_rate / 1e9,
                 s.flops / 1e12,
                 progress::seconds(s.seconds)
             )?;

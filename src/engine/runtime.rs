@@ -99,7 +99,7 @@ impl Runtime {
         let lowering = self.precision.half().filter(|_| export::is_lowered(&name));
         let lowering = lowering.map(|to| Lowering { to, native: self.native });
         let prepared = export::prepared(path, lowering, self.fused)?;
-        let shared = weights.of_graph(path, lowering.map(|lowering| (lowering, &prepared.rounded)))?;
+        let shared = weights.of_graph(prepared.weights)?;
         let of_graph = &name;
         let build = move || -> ort::Result<Session> {
             let mut builder = Session::builder(&self.environment)?

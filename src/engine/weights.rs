@@ -1,7 +1,7 @@
 //! Weights shared between sessions: read once, and put into the order that matrix products want once, however many
 //! graphs and threads use them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use ort::session::builder::PrepackedWeights;
 use ort::value::DynValue;
 
 use super::runtime::{half_tensor, tensor};
-use crate::export::{ExternalWeight, Lowering, external_weights};
+use crate::export::{ExternalWeight, Lowering};
 
 /// File, offset, shape, and how it is rounded.
 type Place = (String, u64, Vec<usize>, Option<Lowering>);
@@ -33,17 +33,9 @@ impl SharedWeights {
         &self.prepacked
     }
 
-    /// The weights that a graph refers to, by their names in it; those that `lowered` names are rounded.
-    pub fn of_graph(
-        &self,
-        path: &Path,
-        lowered: Option<(Lowering, &BTreeSet<String>)>,
-    ) -> Result<Vec<(String, Arc<DynValue>)>> {
-        let of = |w: ExternalWeight| {
-            let lowering = lowered.and_then(|(lowering, names)| names.contains(&w.name).then_some(lowering));
-            Ok((w.name.clone(), self.tensor(w, lowering)?))
-        };
-        external_weights(path)?.into_iter().map(of).collect()
+    /// The weights that a graph refers to, by their names in it.
+    pub fn of_graph(&self, weights: Vec<(ExternalWeight, Option<Lowering>)>) -> Result<Vec<(String, Arc<DynValue>)>> {
+        weights.into_iter().map(|(w, lowering)| Ok((w.name.clone(), self.tensor(w, lowering)?))).collect()
     }
 
     fn tensor(&self, weight: ExternalWeight, lowering: Option<Lowering>) -> Result<Arc<DynValue>> {

@@ -16,7 +16,6 @@ mod onnx;
 mod readers;
 mod stored;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -28,8 +27,8 @@ use crate::progress;
 pub use fuse::{ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, OWN_DOMAIN, activation_named};
 use graphs::Variant;
 pub use lower::{Lowering, is_lowered};
+pub use onnx::ExternalWeight;
 use onnx::{Dim, GraphBuilder, ModelProto, WeightsFile};
-pub use onnx::{ExternalWeight, external_weights};
 pub use readers::{Reader, readers};
 use stored::{EndWeights, StoredLayer};
 
@@ -142,10 +141,11 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
     model.check_nothing_was_left_out()
 }
 
-/// An exported graph as a device runs it: ONNX, with the names of the weights that are rounded.
+/// An exported graph as a device runs it.
 pub struct Prepared {
     pub onnx: Vec<u8>,
-    pub rounded: BTreeSet<String>,
+    /// What it reads from its weights file, and how that is rounded.
+    pub weights: Vec<(ExternalWeight, Option<Lowering>)>,
 }
 
 /// Reads an exported graph, lowers its projections if wanted, and fuses operators for a CPU.
@@ -154,10 +154,13 @@ pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: bool) -> Result<
     let mut model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
     let graph = model.graph.as_mut().with_context(|| format!("{} has no graph", path.display()))?;
     let rounded = lowering.map(|lowering| lower::lower(graph, lowering)).unwrap_or_default();
+    let weights = graph.external_weights().with_context(|| path.display().to_string())?;
+    let rounding = |w: &ExternalWeight| lowering.filter(|_| rounded.contains(&w.name));
+    let weights = weights.into_iter().map(|w| (w.clone(), rounding(&w))).collect();
     if fused {
         fuse::fuse(&mut model);
     }
-    Ok(Prepared { onnx: model.encode_to_vec(), rounded })
+    Ok(Prepared { onnx: model.encode_to_vec(), weights })
 }
 
 /// The smallest graph there is: y = x.

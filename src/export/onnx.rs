@@ -182,6 +182,7 @@ impl Stored {
 }
 
 /// A tensor that a graph reads from a weights file.
+#[derive(Clone)]
 pub struct ExternalWeight {
     pub name: String,
     pub dims: Vec<usize>,
@@ -190,28 +191,23 @@ pub struct ExternalWeight {
     pub offset: u64,
 }
 
-/// The tensors that an exported graph reads from its weights file.
-pub fn external_weights(path: &Path) -> Result<Vec<ExternalWeight>> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
-    let graph = model.graph.with_context(|| format!("{} has no graph", path.display()))?;
-    let external = graph.initializer.into_iter().filter(|t| !t.external_data.is_empty());
-    external
-        .map(|t| {
-            let entry = |key: &str| t.external_data.iter().find(|e| e.key == key).map(|e| e.value.clone());
-            let parse = || {
-                let file = entry("location").filter(|f| !f.contains(['/', '\\']))?;
-                Some((file, entry("offset")?.parse().ok()?))
-            };
-            let (file, offset) = parse().with_context(|| format!("{}: where is {}?", path.display(), t.name))?;
-            Ok(ExternalWeight {
-                dims: t.dims.iter().map(|&d| d as usize).collect(),
-                name: t.name.clone(),
-                file,
-                offset,
+impl GraphProto {
+    /// The tensors that the graph reads from its weights file.
+    pub fn external_weights(&self) -> Result<Vec<ExternalWeight>> {
+        let external = self.initializer.iter().filter(|t| !t.external_data.is_empty());
+        external
+            .map(|t| {
+                let entry = |key: &str| t.external_data.iter().find(|e| e.key == key).map(|e| e.value.clone());
+                let parse = || {
+                    let file = entry("location").filter(|f| !f.contains(['/', '\\']))?;
+                    Some((file, entry("offset")?.parse().ok()?))
+                };
+                let (file, offset) = parse().with_context(|| format!("where is {}?", t.name))?;
+                let dims = t.dims.iter().map(|&d| d as usize).collect();
+                Ok(ExternalWeight { dims, name: t.name.clone(), file, offset })
             })
-        })
-        .collect()
+            .collect()
+    }
 }
 
 /// The one file of weights behind all graphs, little-endian float32.

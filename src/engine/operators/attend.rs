@@ -55,7 +55,8 @@ impl WithSimd for MeetDirections<'_> {
     }
 }
 
-/// Memory that calls share. Rows end with zeros up to a whole register.
+/// Memory that calls share. Rows are padded to whole registers: those of `values` with zeros, the others with what nobody
+/// reads.
 #[derive(Default)]
 pub struct Scratch {
     /// Of one head, [d_head, S].
@@ -146,7 +147,6 @@ impl Scratch {
             [&mut self.keys, &mut self.values, &mut self.scores, &mut self.mixed].into_iter().zip(sizes)
         {
             if buffer.len() != size {
-                // Padding is zero, whatever was here before.
                 buffer.clear();
                 buffer.resize(size, 0.0);
             }
@@ -219,7 +219,7 @@ fn exponentials<S: Simd>(simd: S, scores: &mut [f32], seen: usize, scale: f32) -
 mod tests {
     use std::cell::RefCell;
 
-    use super::super::functions::with_every_width;
+    use super::super::functions::{noise, with_every_width};
     use super::*;
 
     /// What a prompt's attention reads.
@@ -247,10 +247,6 @@ mod tests {
             MeetDirections { d_head: heads.d_head, z: &z, directions, effects: effects_of }.with_simd(simd);
             (z, effects)
         }
-    }
-
-    fn noise(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 252.0 - 2.0).collect()
     }
 
     /// z by the definition, in float64.

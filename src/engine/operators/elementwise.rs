@@ -2,7 +2,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::functions::{activated, dot, each, for_each, sum};
+use super::functions::{activated, dot, each, sum};
 use crate::model::Activation;
 
 /// post = activation(x + bias), in rows of as many numbers as there are biases, or activation(x) ⊙ up.
@@ -17,39 +17,10 @@ pub struct Activate<'a> {
 impl WithSimd for Activate<'_> {
     type Output = ();
 
+    // A function that is not inlined into this one is compiled without the processor's registers.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // A loop for each, so that none asks which it is for every number. (A function that is not inlined into this one
-        // is compiled without the processor's registers.)
-        match self.activation {
-            Activation::Silu => self.each(
-                simd,
-                #[inline(always)]
-                |x| activated(simd, Activation::Silu, x),
-            ),
-            Activation::Gelu => self.each(
-                simd,
-                #[inline(always)]
-                |x| activated(simd, Activation::Gelu, x),
-            ),
-            Activation::GeluTanh => self.each(
-                simd,
-                #[inline(always)]
-                |x| activated(simd, Activation::GeluTanh, x),
-            ),
-            Activation::Relu => self.each(
-                simd,
-                #[inline(always)]
-                |x| activated(simd, Activation::Relu, x),
-            ),
-        }
-    }
-}
-
-impl Activate<'_> {
-    #[inline(always)]
-    fn each<S: Simd>(self, simd: S, f: impl Fn(S::f32s) -> S::f32s) {
-        let Self { x, bias, up, post, .. } = self;
+        let Self { activation, x, bias, up, post } = self;
         match (up, bias) {
             (Some(up), _) => each(
                 simd,
@@ -57,7 +28,7 @@ impl Activate<'_> {
                 up,
                 post,
                 #[inline(always)]
-                |x, up| simd.mul_f32s(f(x), up),
+                |x, up| simd.mul_f32s(activated(simd, activation, x), up),
             ),
             (None, None) => each(
                 simd,
@@ -65,7 +36,7 @@ impl Activate<'_> {
                 x,
                 post,
                 #[inline(always)]
-                |x, _| f(x),
+                |x, _| activated(simd, activation, x),
             ),
             (None, Some(bias)) => {
                 for (x, post) in x.chunks_exact(bias.len()).zip(post.chunks_exact_mut(bias.len())) {
@@ -75,7 +46,7 @@ impl Activate<'_> {
                         bias,
                         post,
                         #[inline(always)]
-                        |x, bias| f(simd.add_f32s(x, bias)),
+                        |x, bias| activated(simd, activation, simd.add_f32s(x, bias)),
                     );
                 }
             }
@@ -163,12 +134,13 @@ impl WithSimd for Normalize<'_> {
             );
             let scale = (dot(simd, normed, normed) / d as f32 + self.epsilon).sqrt();
             let share = simd.splat_f32s(1.0 / scale);
-            for_each(
+            each(
                 simd,
-                normed,
+                x,
                 self.gamma,
+                normed,
                 #[inline(always)]
-                |x, gamma| simd.mul_f32s(simd.mul_f32s(x, share), gamma),
+                |x, gamma| simd.mul_f32s(simd.mul_f32s(simd.sub_f32s(x, shift), share), gamma),
             );
         }
     }
@@ -176,12 +148,8 @@ impl WithSimd for Normalize<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::functions::with_every_width;
+    use super::super::functions::{noise, with_every_width};
     use super::*;
-
-    fn noise(count: usize, seed: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 252.0 - 2.0).collect()
-    }
 
     /// [`Activate`], with memory of its own for what it writes.
     struct Activated<'a>(Activation, &'a [f32], Option<&'a [f32]>, Option<&'a [f32]>);

@@ -105,19 +105,6 @@ pub fn each<S: Simd>(simd: S, x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(
     }
 }
 
-/// Replaces every number x of `out` by `f` of it and of y, which is as long.
-#[inline(always)]
-pub fn for_each<S: Simd>(simd: S, out: &mut [f32], y: &[f32], f: impl Fn(S::f32s, S::f32s) -> S::f32s) {
-    let ((out, out_rest), (y, y_rest)) = (S::as_mut_simd_f32s(out), S::as_simd_f32s(y));
-    for (out, y) in out.iter_mut().zip(y) {
-        *out = f(*out, *y);
-    }
-    if !out_rest.is_empty() {
-        let rest = f(simd.partial_load_f32s(out_rest), simd.partial_load_f32s(y_rest));
-        simd.partial_store_f32s(out_rest, rest);
-    }
-}
-
 /// Σ a.
 #[inline(always)]
 pub fn sum<S: Simd>(simd: S, a: &[f32]) -> f32 {
@@ -138,6 +125,12 @@ pub fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
         sum = simd.mul_add_e_f32s(*a, *b, sum);
     }
     simd.reduce_sum_f32s(sum)
+}
+
+/// Numbers from −2 to 2 for tests.
+#[cfg(test)]
+pub fn noise(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 252.0 - 2.0).collect()
 }
 
 /// What a test runs with every processor's registers that this one has, and without any.

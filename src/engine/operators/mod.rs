@@ -1,11 +1,13 @@
 //! Operators of our own for ONNX Runtime on a CPU, in place of chains of standard ones that go through memory again for
-//! each (`export::fused` puts them into a graph as it is loaded; the files have standard operators only).
+//! each (`export::prepared` puts them into a graph as it is loaded; the files have standard operators only).
 //!
 //! A thread has an engine of its own, so an operator runs on the thread that calls it.
 
 mod attend;
 mod elementwise;
 mod functions;
+
+use std::marker::PhantomData;
 
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, ValueRef};
@@ -20,23 +22,58 @@ use elementwise::{Activate, Add, Normalize};
 /// The operators, to register with a session.
 pub fn domain() -> Result<OperatorDomain> {
     OperatorDomain::new(OWN_DOMAIN)?
-        .add(CausalAttention)?
-        .add(HeadEffects)?
-        .add(ActivationOf)?
-        .add(AdditionTo)?
-        .add(NormOf)
+        .add(Of::<CausalAttention>(PhantomData))?
+        .add(Of::<HeadEffects>(PhantomData))?
+        .add(Of::<ActivationOf>(PhantomData))?
+        .add(Of::<AdditionTo>(PhantomData))?
+        .add(Of::<NormOf>(PhantomData))
 }
 
 const FLOATS: TensorElementType = TensorElementType::Float32;
 
-fn inputs(required: usize, optional: usize) -> Vec<OperatorInput> {
-    let kind = |i| if i < required { OperatorInput::required(FLOATS) } else { OperatorInput::optional(FLOATS) };
-    (0..required + optional).map(kind).collect()
+/// Tensors of floats that an operator takes or gives, those first that there must be.
+struct Counts {
+    required: usize,
+    optional: usize,
 }
 
-fn outputs(required: usize, optional: usize) -> Vec<OperatorOutput> {
-    let kind = |i| if i < required { OperatorOutput::required(FLOATS) } else { OperatorOutput::optional(FLOATS) };
-    (0..required + optional).map(kind).collect()
+impl Counts {
+    fn each<T>(&self, required: fn(TensorElementType) -> T, optional: fn(TensorElementType) -> T) -> Vec<T> {
+        let kind = |i| if i < self.required { required(FLOATS) } else { optional(FLOATS) };
+        (0..self.required + self.optional).map(kind).collect()
+    }
+}
+
+/// A kernel that says what `ort` asks of its operator.
+trait Described: Kernel + Sized + 'static {
+    const NAME: &str;
+    const INPUTS: Counts;
+    const OUTPUTS: Counts;
+
+    fn new(context: &KernelContext) -> Result<Self>;
+}
+
+/// The operator of a kernel.
+struct Of<K>(PhantomData<fn() -> K>);
+
+impl<K: Described> Operator for Of<K> {
+    type Kernel<'a> = K;
+
+    fn name(&self) -> &str {
+        K::NAME
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        K::INPUTS.each(OperatorInput::required, OperatorInput::optional)
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        K::OUTPUTS.each(OperatorOutput::required, OperatorOutput::optional)
+    }
+
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<K> {
+        K::new(context)
+    }
 }
 
 fn attribute<'a, T: ort::operator::FromKernelContext<'a>>(context: &KernelContext<'a>, name: &str) -> Result<T> {
@@ -72,32 +109,20 @@ fn ensure(holds: bool, what: &str) -> Result<()> {
 
 /// q [B, S, heads · d_head], k and values [B, S, kv_heads · d_head], and perhaps directions [B or 1, S, heads · d_head] → z
 /// as q, and, if there are directions, its dot products with them, [B, S, heads].
-struct CausalAttention;
-
-struct AttentionKernel {
+struct CausalAttention {
     heads: usize,
     kv_heads: usize,
     scale: f32,
     scratch: Scratch,
 }
 
-impl Operator for CausalAttention {
-    type Kernel<'a> = AttentionKernel;
+impl Described for CausalAttention {
+    const NAME: &str = ATTENTION;
+    const INPUTS: Counts = Counts { required: 3, optional: 1 };
+    const OUTPUTS: Counts = Counts { required: 1, optional: 1 };
 
-    fn name(&self) -> &str {
-        ATTENTION
-    }
-
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs(3, 1)
-    }
-
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        outputs(1, 1)
-    }
-
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
-        Ok(AttentionKernel {
+    fn new(context: &KernelContext) -> Result<Self> {
+        Ok(CausalAttention {
             heads: attribute::<i64>(context, "q_num_heads")? as usize,
             kv_heads: attribute::<i64>(context, "kv_num_heads")? as usize,
             scale: attribute(context, "scale")?,
@@ -106,7 +131,7 @@ impl Operator for CausalAttention {
     }
 }
 
-impl Kernel for AttentionKernel {
+impl Kernel for CausalAttention {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
         let [q, k, v, u] = [context.input(0)?, context.input(1)?, context.input(2)?, context.input(3)?];
         let ([q, k, v], u) = ([required(&q)?, required(&k)?, required(&v)?], floats(&u)?);
@@ -138,33 +163,21 @@ impl Kernel for AttentionKernel {
 }
 
 /// z [B, S, heads · d_head] and directions [B or 1, S, heads · d_head] → their dot products by head, [B, S, heads].
-struct HeadEffects;
-
-struct HeadEffectsKernel {
+struct HeadEffects {
     heads: usize,
 }
 
-impl Operator for HeadEffects {
-    type Kernel<'a> = HeadEffectsKernel;
+impl Described for HeadEffects {
+    const NAME: &str = HEAD_EFFECTS;
+    const INPUTS: Counts = Counts { required: 2, optional: 0 };
+    const OUTPUTS: Counts = Counts { required: 1, optional: 0 };
 
-    fn name(&self) -> &str {
-        HEAD_EFFECTS
-    }
-
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs(2, 0)
-    }
-
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        outputs(1, 0)
-    }
-
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
-        Ok(HeadEffectsKernel { heads: attribute::<i64>(context, "q_num_heads")? as usize })
+    fn new(context: &KernelContext) -> Result<Self> {
+        Ok(HeadEffects { heads: attribute::<i64>(context, "q_num_heads")? as usize })
     }
 }
 
-impl Kernel for HeadEffectsKernel {
+impl Kernel for HeadEffects {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
         let [z, u] = [context.input(0)?, context.input(1)?];
         let (z, u) = (required(&z)?, required(&u)?);
@@ -192,32 +205,20 @@ fn meet_directions(
 }
 
 /// x, and either a bias of its columns or a tensor `up` of its shape → activation(x + bias) or activation(x) ⊙ up.
-struct ActivationOf;
+struct ActivationOf(Activation);
 
-struct ActivationKernel(Activation);
+impl Described for ActivationOf {
+    const NAME: &str = ACTIVATION;
+    const INPUTS: Counts = Counts { required: 1, optional: 2 };
+    const OUTPUTS: Counts = Counts { required: 1, optional: 0 };
 
-impl Operator for ActivationOf {
-    type Kernel<'a> = ActivationKernel;
-
-    fn name(&self) -> &str {
-        ACTIVATION
-    }
-
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs(1, 2)
-    }
-
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        outputs(1, 0)
-    }
-
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
+    fn new(context: &KernelContext) -> Result<Self> {
         let name: String = attribute(context, "activation")?;
-        activation_named(&name).map(ActivationKernel).ok_or_else(|| Error::new(format!("no activation {name}")))
+        activation_named(&name).map(ActivationOf).ok_or_else(|| Error::new(format!("no activation {name}")))
     }
 }
 
-impl Kernel for ActivationKernel {
+impl Kernel for ActivationOf {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
         let [x, bias, up] = [context.input(0)?, context.input(1)?, context.input(2)?];
         let (x, bias, up) = (required(&x)?, floats(&bias)?, floats(&up)?);
@@ -235,29 +236,17 @@ impl Kernel for ActivationKernel {
 /// product + bias, product + bias if there is a bias, and its dot product with the directions if there are some.
 struct AdditionTo;
 
-struct AdditionKernel;
+impl Described for AdditionTo {
+    const NAME: &str = ADDITION;
+    const INPUTS: Counts = Counts { required: 2, optional: 2 };
+    const OUTPUTS: Counts = Counts { required: 1, optional: 2 };
 
-impl Operator for AdditionTo {
-    type Kernel<'a> = AdditionKernel;
-
-    fn name(&self) -> &str {
-        ADDITION
-    }
-
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs(2, 2)
-    }
-
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        outputs(1, 2)
-    }
-
-    fn create_kernel<'a>(&self, _: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
-        Ok(AdditionKernel)
+    fn new(_: &KernelContext) -> Result<Self> {
+        Ok(AdditionTo)
     }
 }
 
-impl Kernel for AdditionKernel {
+impl Kernel for AdditionTo {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
         let [product, stream, bias, u] = [context.input(0)?, context.input(1)?, context.input(2)?, context.input(3)?];
         let (product, stream) = (required(&product)?, required(&stream)?);
@@ -287,35 +276,23 @@ impl Kernel for AdditionKernel {
 }
 
 /// x \[.., D\] and γ \[D\] → x as RMS norm or layer norm leaves it, without a bias.
-struct NormOf;
-
-struct NormKernel {
+struct NormOf {
     epsilon: f32,
     is_centred: bool,
 }
 
-impl Operator for NormOf {
-    type Kernel<'a> = NormKernel;
+impl Described for NormOf {
+    const NAME: &str = NORM;
+    const INPUTS: Counts = Counts { required: 2, optional: 0 };
+    const OUTPUTS: Counts = Counts { required: 1, optional: 0 };
 
-    fn name(&self) -> &str {
-        NORM
-    }
-
-    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs(2, 0)
-    }
-
-    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        outputs(1, 0)
-    }
-
-    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<Self::Kernel<'a>> {
+    fn new(context: &KernelContext) -> Result<Self> {
         let is_centred = attribute::<i64>(context, "is_centred")? != 0;
-        Ok(NormKernel { epsilon: attribute(context, "epsilon")?, is_centred })
+        Ok(NormOf { epsilon: attribute(context, "epsilon")?, is_centred })
     }
 }
 
-impl Kernel for NormKernel {
+impl Kernel for NormOf {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
         let [x, gamma] = [context.input(0)?, context.input(1)?];
         let (x, gamma) = (required(&x)?, required(&gamma)?);

@@ -135,8 +135,8 @@ impl<'a> Plan<'a> {
         const LEAST: f64 = 16.0;
         let of = |group| self.groups[group].iter().map(|&c| self.architecture.suffix_flops(&self.components[c])).sum();
         let work: Vec<((usize, Component), f64)> = self.groups.keys().map(|group| (*group, of(group))).collect();
-        let all: f64 = work.iter().map(|w| w.1).sum();
-        let passes = all * (self.kinds.len() * self.holds.len()) as f64 / self.architecture.clean_flops();
+        let clean = self.architecture.clean_flops() * self.prompts.needed(prompts[0]).len() as f64;
+        let passes = self.flops_of(prompts[0]) / clean;
         let count = ((passes / LEAST) as usize).clamp(1, most.max(1));
         let piece = |groups| Piece { prompts: prompts.to_vec(), groups };
         divided(&work, count).into_iter().map(piece).collect()

@@ -73,7 +73,8 @@ pub fn measure(run: &Run, plan: &Plan) -> Result<()> {
 }
 
 fn in_float32(run: &Run, plan: &Plan) -> Result<Shard> {
-    let config = RuntimeConfig { precision: Precision::Fp32, ..run.config.runtime.clone() };
+    // `bench` measures products in the precision that was asked for.
+    let config = RuntimeConfig { precision: Precision::Fp32, probe: false, ..run.config.runtime.clone() };
     let mut crew = Crew::load(plan.architecture, &run.folder.model(), &config, &plan.needs())?;
     let prompts: Vec<usize> = (0..plan.prompts.count().min(plan.prompts_in_shard())).collect();
     let pieces = pieces(run, plan, &[&prompts], &[0], crew.size());
