@@ -27,37 +27,27 @@ with prompts as (
     from stream_additions
     group by layer, head, added_at, multiple, prompt
 ),
-means as (
+with_mean as (
     select
-        layer, head, added_at, multiple,
-        sum(n) as tokens,
-        count(*) as prompts,
-        sum(added_effect) / sum(n) as added_effect,
-        sum(logit_change) / sum(n) as logit_change,
-        sum(response) / sum(n) as response,
-        sum(response_attention) / sum(n) as response_attention,
-        sum(response_mlp) / sum(n) as response_mlp,
-        sum(response_norm) / sum(n) as response_norm,
-        sum(own_change) / sum(n) as own_change
+        *,
+        sum(response) over (partition by layer, head, added_at, multiple)
+            / sum(n) over (partition by layer, head, added_at, multiple) as mean
     from prompts
-    group by layer, head, added_at, multiple
-),
--- Σ over prompts of (Σ tokens of (x − mean))², the middle of a cluster-robust variance.
-spread as (
-    select p.layer, p.head, p.added_at, p.multiple, sum(power(p.response - p.n * m.response, 2)) as squares
-    from prompts p
-    join means m on p.layer = m.layer and p.head = m.head and p.added_at = m.added_at and p.multiple = m.multiple
-    group by p.layer, p.head, p.added_at, p.multiple
 )
 select
-    m.layer, m.head, m.added_at, m.multiple,
-    m.tokens, m.prompts,
-    m.added_effect, m.logit_change,
-    m.response,
-    sqrt(s.squares * m.prompts / nullif(m.prompts - 1, 0)) / m.tokens as response_error,
-    m.response_attention, m.response_mlp, m.response_norm,
-    m.own_change,
-    -m.response / nullif(m.added_effect, 0) as taken_back
-from means m
-join spread s on m.layer = s.layer and m.head = s.head and m.added_at = s.added_at and m.multiple = s.multiple
-order by m.layer, m.head, m.added_at, m.multiple
+    layer, head, added_at, multiple,
+    sum(n) as tokens,
+    count(*) as prompts,
+    sum(added_effect) / sum(n) as added_effect,
+    sum(logit_change) / sum(n) as logit_change,
+    sum(response) / sum(n) as response,
+    -- Σ over prompts of (Σ tokens of (x − mean))² is the middle of a cluster-robust variance.
+    sqrt(sum(power(response - n * mean, 2)) * count(*) / nullif(count(*) - 1, 0)) / sum(n) as response_error,
+    sum(response_attention) / sum(n) as response_attention,
+    sum(response_mlp) / sum(n) as response_mlp,
+    sum(response_norm) / sum(n) as response_norm,
+    sum(own_change) / sum(n) as own_change,
+    -sum(response) / nullif(sum(added_effect), 0) as taken_back
+from with_mean
+group by layer, head, added_at, multiple
+order by layer, head, added_at, multiple

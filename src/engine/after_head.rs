@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use ort::value::DynValue;
 
 use super::runtime::{Graph, Input, Runtime, rows};
@@ -49,23 +51,34 @@ pub struct HeadChange<'a> {
     pub reads: &'a [DynValue],
 }
 
-/// The combined weights of the layers that an engine needs them of, to be shared by engines.
+/// The combined weights of the layers that an engine needs them of, to be shared by engines; computed by so many threads.
 pub fn combined(
     a: &Architecture,
     directory: &Path,
     runtime: &Runtime,
     weights: &SharedWeights,
     needs: &Needs,
+    threads: usize,
 ) -> Result<BTreeMap<usize, Arc<Combined>>> {
     let (attention, mlp) = export::readers(a);
     let names: Vec<&str> = attention.iter().chain(mlp).map(|reader| reader.of_heads).collect();
-    let of_layer = |&layer: &usize| {
+    let of_layer = |layer: usize| {
         let mut graph = runtime.load(&directory.join(format!("{}.onnx", export::combined_graph(layer))), weights)?;
         let mut values = graph.run_all([], &names)?;
         let mlp = values.split_off(attention.len());
         Ok((layer, Arc::new(Combined { attention: values, mlp })))
     };
-    needs.first_readers.iter().map(of_layer).collect()
+    let next = AtomicUsize::new(0);
+    let some = || -> Result<Vec<_>> {
+        let layers = std::iter::from_fn(|| needs.first_readers.get(next.fetch_add(1, Relaxed)));
+        layers.map(|&layer| of_layer(layer)).collect()
+    };
+    let combined = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
+        threads.into_iter().map(|t| t.join().map_err(|_| anyhow!("a thread panicked"))?).collect::<Result<Vec<_>>>()
+    })?;
+    weights.release();
+    Ok(combined.into_iter().flatten().collect())
 }
 
 impl FirstReaders {

@@ -37,7 +37,7 @@ impl Crew {
         let weights = SharedWeights::new(directory);
         let count = config.engine_count();
         let bar = crate::progress::bar("load", (count * a.layers) as u64, "layers");
-        let combined = combined(a, directory, &runtime, &weights, needs)?;
+        let combined = combined(a, directory, &runtime, &weights, needs, count)?;
         let load = || {
             let engine = Engine::load_shared(a, directory, &runtime, &weights, &combined, needs)?;
             bar.inc(a.layers as u64);
@@ -75,8 +75,8 @@ impl Crew {
         work: impl Fn(&mut Engine, &I) -> Result<T> + Sync,
         mut done: impl FnMut(T) -> Result<()>,
     ) -> Result<()> {
-        // Results that may wait for an earlier one.
-        let ahead = 2 * self.engines.len();
+        // Results that may wait for an earlier one: what others get done while one is at a piece that was not divided.
+        let ahead = 4 * self.engines.len();
         let progress = Mutex::new(Progress { next: 0, done: 0, failed: false });
         let changed = Condvar::new();
         let lock = || progress.lock().unwrap_or_else(|e| e.into_inner());

@@ -1,5 +1,6 @@
 //! ONNX Runtime: loading the library once, sessions that share one thread pool, and tensors in and out.
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -17,8 +18,8 @@ use ort::value::{DynTensorValueType, DynValue, PrimitiveTensorElementType, Tenso
 use super::operators;
 use super::weights::SharedWeights;
 use crate::config::RuntimeConfig;
-use crate::export::{self, Lowering};
-use crate::memory::copied;
+use crate::export::{self, ALIASED, Lowering, PADDING};
+use crate::memory::{copied, room};
 use crate::precision::{Half, Precision};
 use crate::provision;
 
@@ -30,8 +31,8 @@ pub struct Runtime {
     /// Where streams stay from graph to graph, if not with the host.
     pub(super) memory: Option<MemoryInfo<'static>>,
     precision: Precision,
-    /// Whether graphs get operators of our own, which run on a CPU.
-    pub(super) fused: bool,
+    /// Whether graphs get operators of our own, which run on a CPU, and the multiple of columns that they pad.
+    pub(super) fused: Option<usize>,
     /// Whether the device multiplies numbers of two bytes: ONNX Runtime's products on a CPU are float32.
     native: bool,
     /// Where each session leaves its profile, if profiling.
@@ -87,7 +88,7 @@ impl Runtime {
             device,
             memory,
             precision: config.precision,
-            fused: is_cpu,
+            fused: is_cpu.then_some(ALIASED),
             native: !is_cpu,
             profile: config.profile.clone(),
         })
@@ -132,7 +133,7 @@ impl Runtime {
         };
         let session = build().with_context(|| format!("ONNX Runtime cannot load {}", path.display()))?;
         let memory = self.memory.clone().map(|memory| Allocator::new(&session, memory)).transpose()?;
-        Ok(Graph { session, profiled: self.profile.is_some(), name, memory })
+        Ok(Graph { session, profiled: self.profile.is_some(), name, memory, padded: prepared.padded })
     }
 }
 
@@ -198,6 +199,8 @@ pub struct Graph {
     name: String,
     /// Memory of the device, if streams stay there.
     memory: Option<Allocator>,
+    /// Outputs that are given without the padding that rows have in the graph.
+    padded: BTreeSet<String>,
 }
 
 /// Outputs that the next graph reads and nobody else has to.
@@ -256,8 +259,23 @@ impl Graph {
             .with_context(|| format!("running the graph {}", self.name))?;
         RUNNING.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
         let taken: Option<Vec<DynValue>> = outputs.iter().map(|name| results.remove(name)).collect();
-        taken.with_context(|| format!("the graph {} lacks one of {outputs:?}", self.name))
+        let taken = taken.with_context(|| format!("the graph {} lacks one of {outputs:?}", self.name))?;
+        let trim =
+            |(value, name): (DynValue, &&str)| if self.padded.contains(*name) { trimmed(&value) } else { Ok(value) };
+        taken.into_iter().zip(outputs).map(trim).collect()
     }
+}
+
+/// A tensor without the padding behind its rows.
+fn trimmed(value: &DynValue) -> Result<DynValue> {
+    let (shape, values) = value.try_extract_tensor::<f32>()?;
+    let mut shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
+    let padded = shape.pop().context("a number has no rows")?;
+    let columns = padded - PADDING;
+    shape.push(columns);
+    let mut kept = room(shape.iter().product())?;
+    values.chunks_exact(padded).for_each(|row| kept.extend_from_slice(&row[..columns]));
+    tensor(&shape, kept)
 }
 
 /// The memory of the n-th device of a sort.

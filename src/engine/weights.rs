@@ -12,10 +12,17 @@ use ort::session::builder::PrepackedWeights;
 use ort::value::DynValue;
 
 use super::runtime::{half_tensor, tensor};
-use crate::export::{ExternalWeight, Lowering};
+use crate::export::{ALIASED, Lowering, PADDING, Weight};
 
-/// File, offset, shape, and how it is rounded.
-type Place = (String, u64, Vec<usize>, Option<Lowering>);
+/// What tells one tensor from another.
+#[derive(PartialEq, Eq, Hash)]
+struct Place {
+    file: String,
+    offset: u64,
+    dims: Vec<usize>,
+    lowering: Option<Lowering>,
+    is_padded: bool,
+}
 
 pub struct SharedWeights {
     folder: PathBuf,
@@ -34,27 +41,46 @@ impl SharedWeights {
     }
 
     /// The weights that a graph refers to, by their names in it.
-    pub fn of_graph(&self, weights: Vec<(ExternalWeight, Option<Lowering>)>) -> Result<Vec<(String, Arc<DynValue>)>> {
-        weights.into_iter().map(|(w, lowering)| Ok((w.name.clone(), self.tensor(w, lowering)?))).collect()
+    pub fn of_graph(&self, weights: Vec<Weight>) -> Result<Vec<(String, Arc<DynValue>)>> {
+        weights.into_iter().map(|w| Ok((w.stored.name.clone(), self.tensor(w)?))).collect()
     }
 
-    fn tensor(&self, weight: ExternalWeight, lowering: Option<Lowering>) -> Result<Arc<DynValue>> {
-        let key = (weight.file, weight.offset, weight.dims, lowering);
+    /// Lets go of tensors that no loaded graph reads, if most graphs read them padded.
+    pub fn release(&self) {
         let mut tensors = self.tensors.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(found) = tensors.get(&key) {
+        tensors.retain(|place, tensor| !place.dims[0].is_multiple_of(ALIASED) || Arc::strong_count(tensor) > 1);
+    }
+
+    fn tensor(&self, Weight { stored, lowering, is_padded }: Weight) -> Result<Arc<DynValue>> {
+        let place = Place { file: stored.file, offset: stored.offset, dims: stored.dims, lowering, is_padded };
+        let mut tensors = self.tensors.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(found) = tensors.get(&place) {
             return Ok(found.clone());
         }
-        let path = self.folder.join(&key.0);
-        let place = || format!("{} does not hold the tensor {}", path.display(), weight.name);
-        let mut bytes = vec![0; 4 * key.2.iter().product::<usize>()];
-        File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, key.1)).with_context(place)?;
-        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let path = self.folder.join(&place.file);
+        let values = read(&path, &place)
+            .with_context(|| format!("{} does not hold the tensor {}", path.display(), stored.name))?;
+        let mut dims = place.dims.clone();
+        dims[0] += if is_padded { PADDING } else { 0 };
         let value = Arc::new(match lowering {
-            None => tensor(&key.2, values.collect())?,
-            Some(Lowering { to, native: false }) => tensor(&key.2, values.map(|v| to.round(v)).collect())?,
-            Some(Lowering { to, native: true }) => half_tensor(&key.2, values, to)?,
+            None => tensor(&dims, values)?,
+            Some(Lowering { to, native: false }) => tensor(&dims, values.into_iter().map(|v| to.round(v)).collect())?,
+            Some(Lowering { to, native: true }) => half_tensor(&dims, values.into_iter(), to)?,
         });
-        tensors.insert(key, value.clone());
+        tensors.insert(place, value.clone());
         Ok(value)
     }
+}
+
+/// A tensor's numbers, with zeros behind them if it is padded.
+fn read(path: &Path, place: &Place) -> Result<Vec<f32>> {
+    let count: usize = place.dims.iter().product();
+    let padding = if place.is_padded { count / place.dims[0] * PADDING } else { 0 };
+    let mut values = vec![0f32; count + padding];
+    File::open(path)?.read_exact_at(bytemuck::cast_slice_mut(&mut values[..count]), place.offset)?;
+    // Stored as little-endian; nothing to do on a processor that is.
+    for value in &mut values {
+        *value = f32::from_bits(u32::from_le(value.to_bits()));
+    }
+    Ok(values)
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::onnx::{AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, int, string};
+use super::onnx::{AttributeProto, GraphProto, NodeProto, OperatorSetIdProto, float, int, string};
 use crate::model::Activation;
 
 pub const OWN_DOMAIN: &str = "pipeline";
@@ -12,6 +12,8 @@ pub const HEAD_EFFECTS: &str = "HeadEffects";
 pub const ACTIVATION: &str = "Activation";
 pub const ADDITION: &str = "Addition";
 pub const NORM: &str = "Norm";
+pub const NORM_SCALE: &str = "NormScale";
+pub const READ_BY_DIFFERENCE: &str = "ReadByDifference";
 
 const ACTIVATIONS: [(&str, Activation); 4] = [
     ("silu", Activation::Silu),
@@ -25,16 +27,23 @@ pub fn activation_named(name: &str) -> Option<Activation> {
     ACTIVATIONS.iter().find(|(n, _)| *n == name).map(|(_, activation)| *activation)
 }
 
+/// What a model says that has operators of our own.
+pub fn domain() -> OperatorSetIdProto {
+    OperatorSetIdProto { domain: OWN_DOMAIN.into(), version: 1 }
+}
+
 /// Fuses what can be.
-pub fn fuse(model: &mut ModelProto) {
-    let Some(graph) = &mut model.graph else { return };
+pub fn fuse(graph: &mut GraphProto) {
     // None of them, if the graph has another form.
     fuse_attention(graph);
     fuse_activation(graph);
     fuse_addition(graph, "residual_mid");
     fuse_addition(graph, "residual_post");
     graph.node.iter_mut().for_each(replace_norm);
-    model.opset_import.push(OperatorSetIdProto { domain: OWN_DOMAIN.into(), version: 1 });
+    for scale in ["clean_scale", "scale"] {
+        fuse_norm_scale(graph, scale);
+    }
+    while fuse_read(graph).is_some() {}
 }
 
 /// A norm over the last axis without a bias.
@@ -52,7 +61,38 @@ fn replace_norm(node: &mut NodeProto) {
     }
 }
 
-/// Causal attention, and the sum by head of z ⊙ v: of the same z if nothing is held, or by itself.
+/// √(mean x² + ε), of what the first readers of a head measure.
+fn fuse_norm_scale(graph: &mut GraphProto, scale: &str) -> Option<()> {
+    let root = graph.writes(scale, "Sqrt")?;
+    let sum = graph.writes(&root.input[0], "Add")?;
+    let mean = graph.writes(&sum.input[0], "ReduceMean")?;
+    let squares = graph.writes(&mean.input[0], "Mul")?;
+    let mut fused = vec![root, sum.clone(), mean, squares.clone()];
+    let mut x = squares.input[0].clone();
+    let mut is_centred = 0;
+    if let Some(centred) = graph.writes(&x, "Sub") {
+        fused.push(graph.writes(&centred.input[1], "ReduceMean")?);
+        x = centred.input[0].clone();
+        is_centred = 1;
+        fused.push(centred);
+    }
+    let attributes = vec![float("epsilon", graph.constant(&sum.input[1])?), int("is_centred", is_centred)];
+    let node = own(NORM_SCALE, &[&x], &[scale], attributes);
+    graph.replace(&fused.iter().collect::<Vec<_>>(), node);
+    Some(())
+}
+
+/// What a projection read of the clean stream, times the ratio of scales, and what it reads of the change.
+fn fuse_read(graph: &mut GraphProto) -> Option<()> {
+    let scaled = graph.node.iter().find(|n| n.op_type == "Mul" && n.input[1] == "ratio")?.clone();
+    let sum = graph.node.iter().find(|n| n.op_type == "Add" && n.input[0] == scaled.output[0])?.clone();
+    let node = own(READ_BY_DIFFERENCE, &[&scaled.input[0], "ratio", &sum.input[1]], &[&sum.output[0]], vec![]);
+    graph.replace(&[&scaled, &sum], node);
+    Some(())
+}
+
+/// Causal attention with what its queries and keys go through, and the sum by head of z ⊙ v: of the same z if nothing is
+/// held, or by itself.
 fn fuse_attention(graph: &mut GraphProto) -> Option<()> {
     let effects = graph.writes("head_effects", "ReduceSum")?;
     let reshaped = graph.writes(&effects.input[0], "Reshape")?;
@@ -63,22 +103,30 @@ fn fuse_attention(graph: &mut GraphProto) -> Option<()> {
         attention.attribute.iter().filter(|a| names.contains(&a.name.as_str())).cloned().collect()
     };
     let is_causal = attention.attribute.iter().any(|a| a.name == "is_causal" && a.i == Some(1));
-    let attributes = of_heads(&["q_num_heads", "kv_num_heads", "scale"]);
-    let chain = [&products, &reshaped, &effects];
+    let of_effects = [&products, &reshaped, &effects];
     match &attention.input[..] {
-        [q, k, values] if is_causal && attention.output[0] == *z => {
-            let fused = own(ATTENTION, &[q, k, values, v], &[z, "head_effects"], attributes);
-            graph.replace(&[&[&attention], &chain[..]].concat(), fused);
-            return Some(());
-        }
         [q, k, values] if is_causal => {
-            let fused = own(ATTENTION, &[q, k, values, ""], &[&attention.output[0], ""], attributes);
-            graph.replace(&[&attention], fused);
+            let (rotations, [q, k], [cos, sin]) = graph.unrotated([q, k]);
+            let ((q_sum, q, q_bias), (k_sum, k, k_bias)) = (graph.unbiased(&q), graph.unbiased(&k));
+            let is_free = attention.output[0] == *z;
+            let (v, effect) = if is_free { (v.as_str(), "head_effects") } else { ("", "") };
+            let node = own(
+                ATTENTION,
+                &[&q, &k, values, v, &q_bias, &k_bias, &cos, &sin],
+                &[&attention.output[0], effect],
+                of_heads(&["q_num_heads", "kv_num_heads", "scale"]),
+            );
+            graph.remove(&rotations.iter().chain(&q_sum).chain(&k_sum).collect::<Vec<_>>());
+            if is_free {
+                graph.replace(&[&[&attention], &of_effects[..]].concat(), node);
+                return Some(());
+            }
+            graph.replace(&[&attention], node);
         }
         _ => {}
     }
     let fused = own(HEAD_EFFECTS, &[z, v], &["head_effects"], of_heads(&["q_num_heads"]));
-    graph.replace(&chain, fused);
+    graph.replace(&of_effects, fused);
     Some(())
 }
 
@@ -86,10 +134,9 @@ fn fuse_attention(graph: &mut GraphProto) -> Option<()> {
 fn fuse_activation(graph: &mut GraphProto) -> Option<()> {
     let post = graph.node.iter().find(|n| n.output[0] == "post")?.clone();
     if let Some((activation, x, mut fused)) = graph.activation(&post) {
-        let biased = graph.writes(&x, "Add").filter(|n| graph.is_constant(&n.input[1]));
-        let (x, bias) = biased.as_ref().map_or((x.as_str(), ""), |n| (&n.input[0], &n.input[1]));
-        let node = own(ACTIVATION, &[x, bias, ""], &["post"], vec![string("activation", activation)]);
-        fused.extend(biased.clone());
+        let (biased, x, bias) = graph.unbiased(&x);
+        let node = own(ACTIVATION, &[&x, &bias, ""], &["post"], vec![string("activation", activation)]);
+        fused.extend(biased);
         graph.replace(&fused.iter().collect::<Vec<_>>(), node);
         return Some(());
     }
@@ -107,19 +154,16 @@ fn fuse_addition(graph: &mut GraphProto, sum: &str) -> Option<()> {
     let sum = graph.writes(sum, "Add")?;
     let [stream, written] = &sum.input[..] else { return None };
     let mut fused = vec![sum.clone()];
-    let biased = graph.writes(written, "Add").filter(|n| graph.is_constant(&n.input[1]));
-    let (product, bias, kept) = match &biased {
-        Some(n) => (n.input[0].as_str(), n.input[1].as_str(), written.as_str()),
-        None => (written.as_str(), "", ""),
-    };
-    fused.extend(biased.clone());
+    let (biased, product, bias) = graph.unbiased(written);
+    let kept = if biased.is_some() { written.as_str() } else { "" };
+    fused.extend(biased);
     let (mut u, mut effect) = (String::new(), "");
     if let Some(reduced) = graph.writes("mlp_effect", "ReduceSum") {
         let products = graph.writes(&reduced.input[0], "Mul").filter(|n| &n.input[0] == written)?;
         (u, effect) = (products.input[1].clone(), "mlp_effect");
         fused.extend([products, reduced]);
     }
-    let node = own(ADDITION, &[product, stream, bias, &u], &[&sum.output[0], kept, effect], vec![]);
+    let node = own(ADDITION, &[&product, stream, &bias, &u], &[&sum.output[0], kept, effect], vec![]);
     graph.replace(&fused.iter().collect::<Vec<_>>(), node);
     Some(())
 }
@@ -141,8 +185,34 @@ impl GraphProto {
         self.node.iter().find(|n| n.output[0] == output && n.op_type == op).cloned()
     }
 
+    /// What queries and keys were before they were turned by their positions 0, 1, …: the nodes that do it, the two, and cos
+    /// and sin.
+    fn unrotated(&self, [q, k]: [&str; 2]) -> (Vec<NodeProto>, [String; 2], [String; 2]) {
+        match [q, k].map(|x| self.writes(x, "RotaryEmbedding")) {
+            [Some(q), Some(k)] if q.input[1..] == k.input[1..] => {
+                let (before, tables) = ([&q, &k].map(|n| n.input[0].clone()), [1, 2].map(|i| q.input[i].clone()));
+                (vec![q, k], before, tables)
+            }
+            _ => (vec![], [q.into(), k.into()], Default::default()),
+        }
+    }
+
+    /// A sum's first part and the constant that is added, with the node that does it.
+    fn unbiased(&self, x: &str) -> (Option<NodeProto>, String, String) {
+        match self.writes(x, "Add").filter(|n| self.is_constant(&n.input[1])) {
+            Some(n) => (Some(n.clone()), n.input[0].clone(), n.input[1].clone()),
+            None => (None, x.into(), String::new()),
+        }
+    }
+
     fn is_constant(&self, name: &str) -> bool {
         self.initializer.iter().any(|t| t.name == name)
+    }
+
+    /// A constant of one number.
+    fn constant(&self, name: &str) -> Option<f32> {
+        let constant = self.initializer.iter().find(|t| t.name == name)?;
+        constant.raw_data.as_slice().try_into().ok().map(f32::from_le_bytes)
     }
 
     /// Whether a node computes an activation: which, of what, and the nodes that do.
@@ -160,6 +230,11 @@ impl GraphProto {
             }
             _ => None,
         }
+    }
+
+    fn remove(&mut self, nodes: &[&NodeProto]) {
+        let names: BTreeSet<&str> = nodes.iter().map(|n| n.output[0].as_str()).collect();
+        self.node.retain(|n| !names.contains(n.output[0].as_str()));
     }
 
     /// Puts `node` where the first of `fused` was, and takes those away.

@@ -13,9 +13,11 @@ mod fuse;
 mod graphs;
 mod lower;
 mod onnx;
+mod pad;
 mod readers;
 mod stored;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -24,11 +26,15 @@ use prost::Message;
 use crate::interrupt;
 use crate::model::Model;
 use crate::progress;
-pub use fuse::{ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, OWN_DOMAIN, activation_named};
+pub use fuse::{
+    ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, NORM_SCALE, OWN_DOMAIN, READ_BY_DIFFERENCE, activation_named,
+};
 use graphs::Variant;
 pub use lower::{Lowering, is_lowered};
 pub use onnx::ExternalWeight;
 use onnx::{Dim, GraphBuilder, ModelProto, WeightsFile};
+use pad::Padded;
+pub use pad::{ALIASED, PADDING};
 pub use readers::{Reader, readers};
 use stored::{EndWeights, StoredLayer};
 
@@ -144,23 +150,43 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
 /// An exported graph as a device runs it.
 pub struct Prepared {
     pub onnx: Vec<u8>,
-    /// What it reads from its weights file, and how that is rounded.
-    pub weights: Vec<(ExternalWeight, Option<Lowering>)>,
+    pub weights: Vec<Weight>,
+    /// Outputs that have [`PADDING`] numbers behind each row.
+    pub padded: BTreeSet<String>,
 }
 
-/// Reads an exported graph, lowers its projections if wanted, and fuses operators for a CPU.
-pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: bool) -> Result<Prepared> {
+/// What a graph reads from its weights file, and how.
+pub struct Weight {
+    pub stored: ExternalWeight,
+    pub lowering: Option<Lowering>,
+    /// Whether [`PADDING`] rows of zeros follow it.
+    pub is_padded: bool,
+}
+
+/// Reads an exported graph and lowers its projections if wanted. For a CPU, `fused` says to fuse operators, and to pad rows
+/// of a multiple of so many numbers ([`ALIASED`], but for tests).
+pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -> Result<Prepared> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
     let graph = model.graph.as_mut().with_context(|| format!("{} has no graph", path.display()))?;
     let rounded = lowering.map(|lowering| lower::lower(graph, lowering)).unwrap_or_default();
     let weights = graph.external_weights().with_context(|| path.display().to_string())?;
-    let rounding = |w: &ExternalWeight| lowering.filter(|_| rounded.contains(&w.name));
-    let weights = weights.into_iter().map(|w| (w.clone(), rounding(&w))).collect();
-    if fused {
-        fuse::fuse(&mut model);
+    let mut padded = Padded::default();
+    if let Some(aliased) = fused {
+        fuse::fuse(graph);
+        // Other graphs run but once a prompt, and read the same weights in other ways.
+        if is_lowered(&graph.name) {
+            padded = pad::pad(graph, aliased);
+        }
+        model.opset_import.push(fuse::domain());
     }
-    Ok(Prepared { onnx: model.encode_to_vec(), weights })
+    let weight = |stored: ExternalWeight| Weight {
+        lowering: lowering.filter(|_| rounded.contains(&stored.name)),
+        is_padded: padded.weights.contains(&stored.name),
+        stored,
+    };
+    let weights = weights.into_iter().map(weight).collect();
+    Ok(Prepared { onnx: model.encode_to_vec(), weights, padded: padded.outputs })
 }
 
 /// The smallest graph there is: y = x.

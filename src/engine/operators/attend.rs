@@ -21,25 +21,95 @@ pub struct Heads {
 /// Attention in one prompt: z, each head's values mixed by the softmax of its scores of what its query sees.
 pub struct Attend<'a> {
     pub heads: Heads,
-    /// [S, heads · d_head].
-    pub queries: &'a [f32],
+    /// Of heads, [S, heads · d_head].
+    pub queries: Projected<'a>,
+    /// Of kv_heads, [S, kv_heads · d_head].
+    pub keys: Projected<'a>,
     /// [S, kv_heads · d_head].
-    pub keys: &'a [f32],
-    /// As keys.
     pub values: &'a [f32],
     pub scratch: &'a mut Scratch,
-    /// As queries.
+    /// Zeros behind a row of `z`.
+    pub padding: usize,
+    /// [S, heads · d_head + padding].
     pub z: &'a mut [f32],
+}
+
+/// What a projection gave, to be read by head, with its bias and turned by its position.
+#[derive(Clone, Copy)]
+pub struct Projected<'a> {
+    /// [S, heads · d_head].
+    pub product: &'a [f32],
+    /// [heads · d_head].
+    pub bias: Option<&'a [f32]>,
+    pub rotary: Option<Rotary<'a>>,
+}
+
+/// cos and sin of the angles by which a position turns pairs of a head's dimensions: each of the first `pairs` with that
+/// one which lies `pairs` behind it.
+#[derive(Clone, Copy)]
+pub struct Rotary<'a> {
+    pub pairs: usize,
+    /// [S or more, pairs].
+    pub cos: &'a [f32],
+    pub sin: &'a [f32],
+}
+
+impl Projected<'_> {
+    /// One of `heads` heads at one position, d_head numbers.
+    #[inline(always)]
+    fn take<S: Simd>(&self, simd: S, heads: usize, head: usize, position: usize, to: &mut [f32]) {
+        let d_head = to.len();
+        let of_head = &self.product[(position * heads + head) * d_head..][..d_head];
+        match self.bias {
+            None => to.copy_from_slice(of_head),
+            Some(bias) => each(
+                simd,
+                of_head,
+                &bias[head * d_head..][..d_head],
+                to,
+                #[inline(always)]
+                |x, b| simd.add_f32s(x, b),
+            ),
+        }
+        if let Some(Rotary { pairs, cos, sin }) = self.rotary {
+            let at = position * pairs..(position + 1) * pairs;
+            let (first, second) = to[..2 * pairs].split_at_mut(pairs);
+            rotate(simd, first, second, &cos[at.clone()], &sin[at]);
+        }
+    }
+}
+
+/// x cos − y sin and y cos + x sin.
+#[inline(always)]
+fn rotate<S: Simd>(simd: S, x: &mut [f32], y: &mut [f32], cos: &[f32], sin: &[f32]) {
+    #[inline(always)]
+    fn turned<S: Simd>(simd: S, [x, y, cos, sin]: [S::f32s; 4]) -> [S::f32s; 2] {
+        let (x_sin, y_sin) = (simd.mul_f32s(x, sin), simd.mul_f32s(y, sin));
+        [simd.sub_f32s(simd.mul_f32s(x, cos), y_sin), simd.add_f32s(simd.mul_f32s(y, cos), x_sin)]
+    }
+    let ((x, x_rest), (y, y_rest)) = (S::as_mut_simd_f32s(x), S::as_mut_simd_f32s(y));
+    let ((cos, cos_rest), (sin, sin_rest)) = (S::as_simd_f32s(cos), S::as_simd_f32s(sin));
+    for (((x, y), cos), sin) in x.iter_mut().zip(y).zip(cos).zip(sin) {
+        [*x, *y] = turned(simd, [*x, *y, *cos, *sin]);
+    }
+    if !x_rest.is_empty() {
+        let read = [&*x_rest, &*y_rest, cos_rest, sin_rest].map(|rest| simd.partial_load_f32s(rest));
+        let [x, y] = turned(simd, read);
+        simd.partial_store_f32s(x_rest, x);
+        simd.partial_store_f32s(y_rest, y);
+    }
 }
 
 /// Each head's dot product with its direction.
 pub struct MeetDirections<'a> {
-    pub d_head: usize,
-    /// Rows of d_head numbers.
+    pub heads: usize,
+    /// What lies behind a row of z.
+    pub padding: usize,
+    /// [rows, heads · d_head + padding].
     pub z: &'a [f32],
-    /// As z, or a part of it that is repeated.
+    /// [rows, heads · d_head] or a part of it that is repeated.
     pub directions: &'a [f32],
-    /// A number a row.
+    /// [rows, heads].
     pub effects: &'a mut [f32],
 }
 
@@ -48,9 +118,15 @@ impl WithSimd for MeetDirections<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        for (row, (z, effect)) in self.z.chunks_exact(self.d_head).zip(self.effects).enumerate() {
-            let at = row * self.d_head % self.directions.len();
-            *effect = dot(simd, z, &self.directions[at..at + self.d_head]);
+        let Self { heads, padding, z, directions, effects } = self;
+        let padded = heads * z.len() / effects.len();
+        let (width, d_head) = (padded - padding, (padded - padding) / heads);
+        for (row, (z, effects)) in z.chunks_exact(padded).zip(effects.chunks_exact_mut(heads)).enumerate() {
+            let directions = &directions[row * width % directions.len()..][..width];
+            for ((effect, z), u) in effects.iter_mut().zip(z.chunks_exact(d_head)).zip(directions.chunks_exact(d_head))
+            {
+                *effect = dot(simd, z, u);
+            }
         }
     }
 }
@@ -63,6 +139,8 @@ pub struct Scratch {
     keys: Vec<f32>,
     /// Of one head, [S, d_head].
     values: Vec<f32>,
+    /// Queries, or keys on their way, [COLUMNS or fewer, d_head] without padding.
+    taken: Vec<f32>,
     /// Of a few queries, [ROWS, S].
     scores: Vec<f32>,
     /// What they mix, [ROWS, d_head].
@@ -72,6 +150,8 @@ pub struct Scratch {
 /// Queries that are computed together: with four registers of columns (two, where a processor has but 16 registers), their
 /// sums fill the registers.
 const ROWS: usize = 6;
+/// Keys that become columns together, so that what is read and what is written stays in the nearest cache.
+const COLUMNS: usize = 16;
 
 impl WithSimd for Attend<'_> {
     type Output = ();
@@ -79,11 +159,15 @@ impl WithSimd for Attend<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Heads { heads, kv_heads, d_head, .. } = self.heads;
-        let positions = self.queries.len() / (heads * d_head);
+        if self.padding > 0 {
+            let rows = self.z.chunks_exact_mut(heads * d_head + self.padding);
+            rows.for_each(|row| row[heads * d_head..].fill(0.0));
+        }
+        let positions = self.queries.product.len() / (heads * d_head);
         let (padded, d_padded) = (positions.next_multiple_of(S::F32_LANES), d_head.next_multiple_of(S::F32_LANES));
-        self.scratch.fit([d_head * padded, positions * d_padded, ROWS * padded, ROWS * d_padded]);
+        self.scratch.fit([d_head * padded, positions * d_padded, COLUMNS * d_head, ROWS * padded, ROWS * d_padded]);
         for kv in 0..kv_heads {
-            self.take_keys_and_values(kv, padded, d_padded);
+            self.take_keys_and_values(simd, kv, positions, padded, d_padded);
             let group = heads / kv_heads;
             for head in kv * group..(kv + 1) * group {
                 for first in (0..positions).step_by(ROWS) {
@@ -97,16 +181,21 @@ impl WithSimd for Attend<'_> {
 impl Attend<'_> {
     /// One head's keys, a column each, and its values.
     #[inline(always)]
-    fn take_keys_and_values(&mut self, kv: usize, padded: usize, d_padded: usize) {
+    fn take_keys_and_values<S: Simd>(&mut self, simd: S, kv: usize, positions: usize, padded: usize, d_padded: usize) {
         let Heads { kv_heads, d_head, .. } = self.heads;
-        let of_head = |row: usize| row * kv_heads * d_head + kv * d_head;
-        for (row, to) in self.scratch.values.chunks_exact_mut(d_padded).enumerate() {
-            to[..d_head].copy_from_slice(&self.values[of_head(row)..][..d_head]);
+        let Scratch { keys, values, taken, .. } = &mut *self.scratch;
+        for (row, to) in values.chunks_exact_mut(d_padded).enumerate() {
+            to[..d_head].copy_from_slice(&self.values[(row * kv_heads + kv) * d_head..][..d_head]);
         }
-        let positions = self.queries.len() / (self.heads.heads * d_head);
-        for (d, to) in self.scratch.keys.chunks_exact_mut(padded).enumerate() {
-            for (row, key) in to[..positions].iter_mut().enumerate() {
-                *key = self.keys[of_head(row) + d];
+        for first in (0..positions).step_by(COLUMNS) {
+            let count = COLUMNS.min(positions - first);
+            for (key, position) in taken.chunks_exact_mut(d_head).zip(first..first + count) {
+                self.keys.take(simd, kv_heads, kv, position, key);
+            }
+            for (d, to) in keys.chunks_exact_mut(padded).enumerate() {
+                for (key, to) in to[first..first + count].iter_mut().enumerate() {
+                    *to = taken[key * d_head + d];
+                }
             }
         }
     }
@@ -115,10 +204,13 @@ impl Attend<'_> {
     #[inline(always)]
     fn attend_rows<S: Simd>(&mut self, simd: S, head: usize, rows: Range<usize>, padded: usize, d_padded: usize) {
         let Heads { heads, d_head, scale, .. } = self.heads;
-        let of_head = |row: usize| (row * heads + head) * d_head..(row * heads + head + 1) * d_head;
-        let Scratch { keys, values, scores, mixed } = &mut *self.scratch;
+        let of_head = |row: usize| row * (heads * d_head + self.padding) + head * d_head;
+        let Scratch { keys, values, taken, scores, mixed } = &mut *self.scratch;
+        for (query, position) in taken.chunks_exact_mut(d_head).zip(rows.clone()) {
+            self.queries.take(simd, heads, head, position, query);
+        }
         // Where there are fewer than ROWS left, the last one is computed again and left out.
-        let queries: [&[f32]; ROWS] = from_fn(|i| &self.queries[of_head((rows.start + i).min(rows.end - 1))]);
+        let queries: [&[f32]; ROWS] = from_fn(|i| &taken[i.min(rows.len() - 1) * d_head..][..d_head]);
         multiply(simd, queries, keys, padded, rows.end, scores);
         let mut sums = [1.0; ROWS];
         for ((sum, scores), row) in sums.iter_mut().zip(scores.chunks_exact_mut(padded)).zip(rows.clone()) {
@@ -127,7 +219,7 @@ impl Attend<'_> {
         let weights: [&[f32]; ROWS] = from_fn(|i| &scores[i * padded..][..rows.end]);
         multiply(simd, weights, values, d_padded, d_head, mixed);
         for ((mixed, sum), row) in mixed.chunks_exact(d_padded).zip(sums).zip(rows) {
-            let (z, mixed) = (&mut self.z[of_head(row)], &mixed[..d_head]);
+            let (z, mixed) = (&mut self.z[of_head(row)..][..d_head], &mixed[..d_head]);
             let share = simd.splat_f32s(1.0 / sum);
             each(
                 simd,
@@ -142,10 +234,9 @@ impl Attend<'_> {
 }
 
 impl Scratch {
-    fn fit(&mut self, sizes: [usize; 4]) {
-        for (buffer, size) in
-            [&mut self.keys, &mut self.values, &mut self.scores, &mut self.mixed].into_iter().zip(sizes)
-        {
+    fn fit(&mut self, sizes: [usize; 5]) {
+        let Self { keys, values, taken, scores, mixed } = self;
+        for (buffer, size) in [keys, values, taken, scores, mixed].into_iter().zip(sizes) {
             if buffer.len() != size {
                 buffer.clear();
                 buffer.resize(size, 0.0);
@@ -219,16 +310,20 @@ fn exponentials<S: Simd>(simd: S, scores: &mut [f32], seen: usize, scale: f32) -
 mod tests {
     use std::cell::RefCell;
 
-    use super::super::functions::{noise, with_every_width};
+    use super::super::functions::{PADDING, noise, unpadded, with_every_width};
     use super::*;
 
     /// What a prompt's attention reads.
     #[derive(Clone, Copy)]
     struct Read<'a> {
-        queries: &'a [f32],
-        keys: &'a [f32],
+        queries: Projected<'a>,
+        keys: Projected<'a>,
         values: &'a [f32],
         directions: &'a [f32],
+    }
+
+    fn plain(product: &[f32]) -> Projected<'_> {
+        Projected { product, bias: None, rotary: None }
     }
 
     /// [`Attend`], with memory of its own for z and the effects.
@@ -240,13 +335,29 @@ mod tests {
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
             let Self(heads, Read { queries, keys, values, directions }, scratch) = self;
-            let mut z = vec![f32::NAN; queries.len()];
-            let mut effects = vec![f32::NAN; queries.len() / heads.d_head];
-            let (scratch, z_of, effects_of) = (&mut scratch.borrow_mut(), &mut z[..], &mut effects[..]);
-            Attend { heads, queries, keys, values, scratch, z: z_of }.with_simd(simd);
-            MeetDirections { d_head: heads.d_head, z: &z, directions, effects: effects_of }.with_simd(simd);
-            (z, effects)
+            let (scratch, size) = (&mut scratch.borrow_mut(), queries.product.len());
+            let width = heads.heads * heads.d_head;
+            let mut z = vec![f32::NAN; size + size / width * PADDING];
+            let mut effects = vec![f32::NAN; size / heads.d_head];
+            Attend { heads, queries, keys, values, scratch, padding: PADDING, z: &mut z }.with_simd(simd);
+            let met = MeetDirections { heads: heads.heads, padding: PADDING, z: &z, directions, effects: &mut effects };
+            met.with_simd(simd);
+            (unpadded(&z, width), effects)
         }
+    }
+
+    /// A head at a position as attention reads it, in float64: with its bias, each pair of dimensions turned.
+    fn taken(of: Projected, heads: usize, d_head: usize, head: usize, position: usize) -> Vec<f64> {
+        let product = &of.product[(position * heads + head) * d_head..][..d_head];
+        let bias = |d| of.bias.map_or(0.0, |b| f64::from(b[head * d_head + d]));
+        let mut x: Vec<f64> = (0..d_head).map(|d| f64::from(product[d]) + bias(d)).collect();
+        if let Some(Rotary { pairs, cos, sin }) = of.rotary {
+            for i in 0..pairs {
+                let [cos, sin] = [cos, sin].map(|table| f64::from(table[position * pairs + i]));
+                (x[i], x[i + pairs]) = (x[i] * cos - x[i + pairs] * sin, x[i + pairs] * cos + x[i] * sin);
+            }
+        }
+        x
     }
 
     /// z by the definition, in float64.
@@ -256,13 +367,16 @@ mod tests {
         let mut z = vec![0.0; positions * heads * d_head];
         for head in 0..heads {
             for i in 0..positions {
-                let query = &read.queries[(i * heads + head) * d_head..][..d_head];
-                let of = |x: &[f32], j: usize, d: usize| f64::from(x[(j * kv_heads + kv(head)) * d_head + d]);
-                let score = |j| -> f64 { (0..d_head).map(|d| f64::from(query[d]) * of(read.keys, j, d)).sum() };
+                let query = taken(read.queries, heads, d_head, head, i);
+                let value = |j: usize, d: usize| f64::from(read.values[(j * kv_heads + kv(head)) * d_head + d]);
+                let score = |j| -> f64 {
+                    let key = taken(read.keys, kv_heads, d_head, kv(head), j);
+                    query.iter().zip(key).map(|(q, k)| q * k).sum()
+                };
                 let weights: Vec<f64> = (0..=i).map(|j| (score(j) * f64::from(scale)).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for d in 0..d_head {
-                    let mixed: f64 = weights.iter().enumerate().map(|(j, w)| w * of(read.values, j, d)).sum();
+                    let mixed: f64 = weights.iter().enumerate().map(|(j, w)| w * value(j, d)).sum();
                     z[(i * heads + head) * d_head + d] = mixed / total;
                 }
             }
@@ -279,17 +393,32 @@ mod tests {
             let of = Heads { heads, kv_heads, d_head, scale: 1.0 / (d_head as f32).sqrt() };
             let (wide, narrow) = (positions * heads * d_head, positions * kv_heads * d_head);
             let [q, u, k, v] = [noise(wide, 1), noise(wide, 2), noise(narrow, 3), noise(narrow, 4)];
-            let read = Read { queries: &q, keys: &k, values: &v, directions: &u };
-            let expected = expected(of, read, positions);
-            for (z, effects) in with_every_width(|| Attended(of, read, &scratch)) {
-                for (i, (found, expected)) in z.iter().zip(&expected).enumerate() {
-                    let place = format!("{positions} positions of {of:?}, number {i}");
-                    assert!((f64::from(*found) - expected).abs() < 1e-5, "{place}: {found} is not {expected}");
-                }
-                let products = expected.iter().zip(&u).map(|(z, u)| z * f64::from(*u)).collect::<Vec<_>>();
-                for (found, expected) in effects.iter().zip(products.chunks(d_head).map(|p| p.iter().sum::<f64>())) {
-                    // As far off as every number of z may be, times directions of 2.
-                    assert!((f64::from(*found) - expected).abs() < 2e-5 * d_head as f64, "{found} is not {expected}");
+            let (q_bias, k_bias) = (noise(heads * d_head, 5), noise(kv_heads * d_head, 6));
+            // All dimensions but one or two, of one position more than there is.
+            let pairs = (d_head - 1) / 2;
+            let angles = (0..(positions + 1) * pairs).map(|i| 0.7 * i as f32);
+            let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+            let rotary = Some(Rotary { pairs, cos: &cos, sin: &sin });
+            let prepared = [
+                (plain(&q), plain(&k)),
+                (Projected { bias: Some(&q_bias), ..plain(&q) }, Projected { bias: Some(&k_bias), ..plain(&k) }),
+                (Projected { rotary, ..plain(&q) }, Projected { rotary, bias: Some(&k_bias), ..plain(&k) }),
+            ];
+            for (queries, keys) in prepared {
+                let read = Read { queries, keys, values: &v, directions: &u };
+                let expected = expected(of, read, positions);
+                for (z, effects) in with_every_width(|| Attended(of, read, &scratch)) {
+                    for (i, (found, expected)) in z.iter().zip(&expected).enumerate() {
+                        let place = format!("{positions} positions of {of:?}, number {i}");
+                        assert!((f64::from(*found) - expected).abs() < 3e-5, "{place}: {found} is not {expected}");
+                    }
+                    let products = expected.iter().zip(&u).map(|(z, u)| z * f64::from(*u)).collect::<Vec<_>>();
+                    let expected = products.chunks(d_head).map(|p| p.iter().sum::<f64>());
+                    for (found, expected) in effects.iter().zip(expected) {
+                        // As far off as every number of z may be, times directions of 2.
+                        let error = (f64::from(*found) - expected).abs();
+                        assert!(error < 6e-5 * d_head as f64, "{found} is not {expected}");
+                    }
                 }
             }
         }
@@ -301,7 +430,7 @@ mod tests {
         let [q, k, u] = [noise(40, 1), noise(40, 2), noise(40, 3)];
         let mut v = noise(40, 4);
         v[5 * 4] = f32::NAN;
-        let read = Read { queries: &q, keys: &k, values: &v, directions: &u };
+        let read = Read { queries: plain(&q), keys: plain(&k), values: &v, directions: &u };
         let scratch = RefCell::default();
         for (_, effects) in with_every_width(|| Attended(of, read, &scratch)) {
             // And the queries computed with it: none times no number is no number.

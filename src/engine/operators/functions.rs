@@ -105,32 +105,95 @@ pub fn each<S: Simd>(simd: S, x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(
     }
 }
 
+/// Sums of what `add` adds of a and b, which are as long as each other: several at a time, as an addition takes longer than
+/// it takes to begin the next.
+#[inline(always)]
+fn accumulate<S: Simd>(
+    simd: S,
+    a: &[S::f32s],
+    b: &[S::f32s],
+    add: impl Fn(S::f32s, S::f32s, S::f32s) -> S::f32s,
+) -> S::f32s {
+    let mut sums = [simd.splat_f32s(0.0); 4];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = add(*sum, *a, *b);
+        }
+    }
+    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum = add(*sum, *a, *b);
+    }
+    let [a, b, c, d] = sums;
+    simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d))
+}
+
 /// Σ a.
 #[inline(always)]
 pub fn sum<S: Simd>(simd: S, a: &[f32]) -> f32 {
     let (a, rest) = S::as_simd_f32s(a);
-    let mut sum = simd.partial_load_f32s(rest);
-    for a in a {
-        sum = simd.add_f32s(sum, *a);
-    }
-    simd.reduce_sum_f32s(sum)
+    let sum = accumulate::<S>(
+        simd,
+        a,
+        a,
+        #[inline(always)]
+        |sum, a, _| simd.add_f32s(sum, a),
+    );
+    simd.reduce_sum_f32s(simd.add_f32s(sum, simd.partial_load_f32s(rest)))
 }
 
 /// a · b.
 #[inline(always)]
 pub fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
-    let mut sum = simd.mul_f32s(simd.partial_load_f32s(a_rest), simd.partial_load_f32s(b_rest));
-    for (a, b) in a.iter().zip(b) {
-        sum = simd.mul_add_e_f32s(*a, *b, sum);
-    }
-    simd.reduce_sum_f32s(sum)
+    let sum = accumulate::<S>(
+        simd,
+        a,
+        b,
+        #[inline(always)]
+        |sum, a, b| simd.mul_add_e_f32s(a, b, sum),
+    );
+    let rest = simd.mul_f32s(simd.partial_load_f32s(a_rest), simd.partial_load_f32s(b_rest));
+    simd.reduce_sum_f32s(simd.add_f32s(sum, rest))
+}
+
+/// Σ (a − shift)².
+#[inline(always)]
+pub fn squares<S: Simd>(simd: S, a: &[f32], shift: f32) -> f32 {
+    let (a, rest) = S::as_simd_f32s(a);
+    let all = simd.splat_f32s(shift);
+    let sum = accumulate::<S>(
+        simd,
+        a,
+        a,
+        #[inline(always)]
+        |sum, a, _| {
+            let centred = simd.sub_f32s(a, all);
+            simd.mul_add_e_f32s(centred, centred, sum)
+        },
+    );
+    simd.reduce_sum_f32s(sum) + rest.iter().map(|a| (a - shift) * (a - shift)).sum::<f32>()
 }
 
 /// Numbers from −2 to 2 for tests.
 #[cfg(test)]
 pub fn noise(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 252.0 - 2.0).collect()
+}
+
+/// Zeros that tests have behind each row.
+#[cfg(test)]
+pub const PADDING: usize = 3;
+
+/// Rows without the zeros behind them.
+#[cfg(test)]
+pub fn unpadded(padded: &[f32], columns: usize) -> Vec<f32> {
+    let rows = padded.chunks_exact(columns + PADDING).map(|row| row.split_at(columns));
+    rows.flat_map(|(row, padding)| {
+        assert_eq!(padding, [0.0; PADDING]);
+        row.iter().copied()
+    })
+    .collect()
 }
 
 /// What a test runs with every processor's registers that this one has, and without any.

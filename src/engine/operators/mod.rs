@@ -14,10 +14,12 @@ use ort::value::{TensorElementType, ValueRef};
 use ort::{Error, Result};
 use pulp::Arch;
 
-use crate::export::{ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, OWN_DOMAIN, activation_named};
+use crate::export::{
+    ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, NORM_SCALE, OWN_DOMAIN, READ_BY_DIFFERENCE, activation_named,
+};
 use crate::model::Activation;
-use attend::{Attend, Heads, MeetDirections, Scratch};
-use elementwise::{Activate, Add, Normalize};
+use attend::{Attend, Heads, MeetDirections, Projected, Rotary, Scratch};
+use elementwise::{Activate, Add, MeasureNorm, NormKind, Normalize, ReadChange};
 
 /// The operators, to register with a session.
 pub fn domain() -> Result<OperatorDomain> {
@@ -26,7 +28,9 @@ pub fn domain() -> Result<OperatorDomain> {
         .add(Of::<HeadEffects>(PhantomData))?
         .add(Of::<ActivationOf>(PhantomData))?
         .add(Of::<AdditionTo>(PhantomData))?
-        .add(Of::<NormOf>(PhantomData))
+        .add(Of::<NormOf>(PhantomData))?
+        .add(Of::<NormScale>(PhantomData))?
+        .add(Of::<ReadByDifference>(PhantomData))
 }
 
 const FLOATS: TensorElementType = TensorElementType::Float32;
@@ -76,6 +80,20 @@ impl<K: Described> Operator for Of<K> {
     }
 }
 
+/// Zeros to leave behind each row of the first output.
+fn padding(context: &KernelContext) -> usize {
+    context.get::<i64>("padding").map_or(0, |padding| padding as usize)
+}
+
+/// The shape with as many columns more.
+fn padded(shape: &[i64], padding: usize) -> Vec<i64> {
+    let mut shape = shape.to_vec();
+    if let Some(columns) = shape.last_mut() {
+        *columns += padding as i64;
+    }
+    shape
+}
+
 fn attribute<'a, T: ort::operator::FromKernelContext<'a>>(context: &KernelContext<'a>, name: &str) -> Result<T> {
     context.get(name).ok_or_else(|| Error::new(format!("the attribute {name} is missing")))
 }
@@ -107,18 +125,20 @@ fn ensure(holds: bool, what: &str) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::new(format!("{what} has another shape than expected"))) }
 }
 
-/// q [B, S, heads · d_head], k and values [B, S, kv_heads · d_head], and perhaps directions [B or 1, S, heads · d_head] → z
-/// as q, and, if there are directions, its dot products with them, [B, S, heads].
+/// q [B, S, heads · d_head], k and values [B, S, kv_heads · d_head], and perhaps directions [B or 1, S, heads · d_head],
+/// biases of q and k, and cos and sin [S or more, pairs] of the angles that turn both → z as q, and, if there are
+/// directions, its dot products with them, [B, S, heads].
 struct CausalAttention {
     heads: usize,
     kv_heads: usize,
     scale: f32,
+    padding: usize,
     scratch: Scratch,
 }
 
 impl Described for CausalAttention {
     const NAME: &str = ATTENTION;
-    const INPUTS: Counts = Counts { required: 3, optional: 1 };
+    const INPUTS: Counts = Counts { required: 3, optional: 5 };
     const OUTPUTS: Counts = Counts { required: 1, optional: 1 };
 
     fn new(context: &KernelContext) -> Result<Self> {
@@ -126,6 +146,7 @@ impl Described for CausalAttention {
             heads: attribute::<i64>(context, "q_num_heads")? as usize,
             kv_heads: attribute::<i64>(context, "kv_num_heads")? as usize,
             scale: attribute(context, "scale")?,
+            padding: padding(context),
             scratch: Scratch::default(),
         })
     }
@@ -133,8 +154,9 @@ impl Described for CausalAttention {
 
 impl Kernel for CausalAttention {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
-        let [q, k, v, u] = [context.input(0)?, context.input(1)?, context.input(2)?, context.input(3)?];
-        let ([q, k, v], u) = ([required(&q)?, required(&k)?, required(&v)?], floats(&u)?);
+        let inputs = (0..8).map(|i| context.input(i)).collect::<Result<Vec<_>>>()?;
+        let [q, k, v] = [required(&inputs[0])?, required(&inputs[1])?, required(&inputs[2])?];
+        let [u, q_bias, k_bias] = [floats(&inputs[3])?, floats(&inputs[4])?, floats(&inputs[5])?];
         let [batch, positions, width] = q.shape[..] else { return ensure(false, "q") };
         ensure(positions > 0 && width > 0 && (width as usize).is_multiple_of(self.heads), "q")?;
         let heads = Heads {
@@ -146,19 +168,31 @@ impl Kernel for CausalAttention {
         let (rows, of_prompt) = (positions as usize, (positions * width) as usize);
         let kv_width = self.kv_heads * heads.d_head;
         ensure(k.data.len() == batch as usize * rows * kv_width && v.data.len() == k.data.len(), "k or v")?;
-        let mut z = context.output(0, q.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let (cos, sin) = (floats(&inputs[6])?, floats(&inputs[7])?);
+        let rotary = cos.zip(sin).map(|(cos, sin)| Rotary { pairs: cos.columns(), cos: cos.data, sin: sin.data });
+        let turns =
+            |r: &Rotary| 2 * r.pairs <= heads.d_head && r.cos.len() >= rows * r.pairs && r.sin.len() == r.cos.len();
+        ensure(rotary.as_ref().is_none_or(turns), "cos or sin")?;
+        let is_bias = |bias: &Option<Floats>, of: usize| bias.as_ref().is_none_or(|b| b.data.len() == of);
+        ensure(is_bias(&q_bias, width as usize) && is_bias(&k_bias, kv_width), "a bias")?;
+        let (q_bias, k_bias) = (q_bias.map(|b| b.data), k_bias.map(|b| b.data));
+        let padding = self.padding;
+        let mut z = context.output(0, padded(&q.shape, padding))?.ok_or_else(|| Error::new("the output is missing"))?;
         let z = z.try_extract_tensor_mut::<f32>()?.1;
-        for (b, z) in z.chunks_exact_mut(of_prompt).enumerate() {
+        for (b, z) in z.chunks_exact_mut(of_prompt + rows * padding).enumerate() {
+            let of_keys = b * rows * kv_width..(b + 1) * rows * kv_width;
             Arch::new().dispatch(Attend {
                 heads,
-                queries: &q.data[b * of_prompt..][..of_prompt],
-                keys: &k.data[b * rows * kv_width..][..rows * kv_width],
-                values: &v.data[b * rows * kv_width..][..rows * kv_width],
+                queries: Projected { product: &q.data[b * of_prompt..][..of_prompt], bias: q_bias, rotary },
+                keys: Projected { product: &k.data[of_keys.clone()], bias: k_bias, rotary },
+                values: &v.data[of_keys],
                 scratch: &mut self.scratch,
+                padding,
                 z,
             });
         }
-        u.map_or(Ok(()), |u| meet_directions(context, 1, [batch, positions], self.heads, z, &u))
+        let z = Z { batch, positions, heads: self.heads, padding, data: z };
+        u.map_or(Ok(()), |u| meet_directions(context, 1, &z, &u))
     }
 }
 
@@ -183,29 +217,37 @@ impl Kernel for HeadEffects {
         let (z, u) = (required(&z)?, required(&u)?);
         let [batch, positions, width] = z.shape[..] else { return ensure(false, "z") };
         ensure(width > 0 && (width as usize).is_multiple_of(self.heads), "z")?;
-        meet_directions(context, 0, [batch, positions], self.heads, z.data, &u)
+        meet_directions(context, 0, &Z { batch, positions, heads: self.heads, padding: 0, data: z.data }, &u)
     }
 }
 
-fn meet_directions(
-    context: &ComputeContext,
-    output: usize,
-    [batch, positions]: [i64; 2],
+/// [batch, positions, heads · d_head + padding].
+struct Z<'a> {
+    batch: i64,
+    positions: i64,
     heads: usize,
-    z: &[f32],
-    u: &Floats,
-) -> Result<()> {
-    let of_prompt = z.len() / batch.max(1) as usize;
-    ensure(!u.data.is_empty() && (u.data.len() == of_prompt || u.data.len() == z.len()), "the directions")?;
+    padding: usize,
+    data: &'a [f32],
+}
+
+fn meet_directions(context: &ComputeContext, output: usize, z: &Z, u: &Floats) -> Result<()> {
+    let &Z { batch, positions, heads, padding, data } = z;
     let effects = context.output(output, vec![batch, positions, heads as i64])?;
     let mut effects = effects.ok_or_else(|| Error::new("an output is missing"))?;
     let effects = effects.try_extract_tensor_mut::<f32>()?.1;
-    Arch::new().dispatch(MeetDirections { d_head: z.len() / effects.len(), z, directions: u.data, effects });
+    let rows = (batch * positions) as usize;
+    let of_all = data.len() - rows * padding;
+    let of_prompt = of_all / batch.max(1) as usize;
+    ensure(!u.data.is_empty() && (u.data.len() == of_prompt || u.data.len() == of_all), "the directions")?;
+    Arch::new().dispatch(MeetDirections { heads, padding, z: data, directions: u.data, effects });
     Ok(())
 }
 
 /// x, and either a bias of its columns or a tensor `up` of its shape → activation(x + bias) or activation(x) ⊙ up.
-struct ActivationOf(Activation);
+struct ActivationOf {
+    activation: Activation,
+    padding: usize,
+}
 
 impl Described for ActivationOf {
     const NAME: &str = ACTIVATION;
@@ -214,7 +256,8 @@ impl Described for ActivationOf {
 
     fn new(context: &KernelContext) -> Result<Self> {
         let name: String = attribute(context, "activation")?;
-        activation_named(&name).map(ActivationOf).ok_or_else(|| Error::new(format!("no activation {name}")))
+        let activation = activation_named(&name).ok_or_else(|| Error::new(format!("no activation {name}")))?;
+        Ok(ActivationOf { activation, padding: padding(context) })
     }
 }
 
@@ -222,12 +265,16 @@ impl Kernel for ActivationOf {
     fn compute(&mut self, context: &ComputeContext) -> Result<()> {
         let [x, bias, up] = [context.input(0)?, context.input(1)?, context.input(2)?];
         let (x, bias, up) = (required(&x)?, floats(&bias)?, floats(&up)?);
-        ensure(bias.as_ref().is_none_or(|b| !b.data.is_empty() && b.data.len() == x.columns()), "the bias")?;
+        let columns = x.columns();
+        ensure(columns > 0, "x")?;
+        ensure(bias.as_ref().is_none_or(|b| b.data.len() == columns), "the bias")?;
         ensure(up.as_ref().is_none_or(|up| bias.is_none() && up.shape == x.shape), "what is gated")?;
-        let mut post = context.output(0, x.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let &mut Self { activation, padding } = self;
+        let mut post =
+            context.output(0, padded(&x.shape, padding))?.ok_or_else(|| Error::new("the output is missing"))?;
         let post = post.try_extract_tensor_mut::<f32>()?.1;
         let (bias, up) = (bias.map(|b| b.data), up.map(|up| up.data));
-        Arch::new().dispatch(Activate { activation: self.0, x: x.data, bias, up, post });
+        Arch::new().dispatch(Activate { activation, columns, padding, x: x.data, bias, up, post });
         Ok(())
     }
 }
@@ -277,8 +324,8 @@ impl Kernel for AdditionTo {
 
 /// x \[.., D\] and γ \[D\] → x as RMS norm or layer norm leaves it, without a bias.
 struct NormOf {
-    epsilon: f32,
-    is_centred: bool,
+    norm: NormKind,
+    padding: usize,
 }
 
 impl Described for NormOf {
@@ -287,9 +334,13 @@ impl Described for NormOf {
     const OUTPUTS: Counts = Counts { required: 1, optional: 0 };
 
     fn new(context: &KernelContext) -> Result<Self> {
-        let is_centred = attribute::<i64>(context, "is_centred")? != 0;
-        Ok(NormOf { epsilon: attribute(context, "epsilon")?, is_centred })
+        Ok(NormOf { norm: norm_kind(context)?, padding: padding(context) })
     }
+}
+
+fn norm_kind(context: &KernelContext) -> Result<NormKind> {
+    let is_centred = attribute::<i64>(context, "is_centred")? != 0;
+    Ok(NormKind { epsilon: attribute(context, "epsilon")?, is_centred })
 }
 
 impl Kernel for NormOf {
@@ -297,10 +348,67 @@ impl Kernel for NormOf {
         let [x, gamma] = [context.input(0)?, context.input(1)?];
         let (x, gamma) = (required(&x)?, required(&gamma)?);
         ensure(!gamma.data.is_empty() && x.columns() == gamma.data.len(), "γ")?;
-        let mut normed = context.output(0, x.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let &mut Self { norm, padding } = self;
+        let mut normed =
+            context.output(0, padded(&x.shape, padding))?.ok_or_else(|| Error::new("the output is missing"))?;
         let normed = normed.try_extract_tensor_mut::<f32>()?.1;
-        let Self { epsilon, is_centred } = *self;
-        Arch::new().dispatch(Normalize { x: x.data, gamma: gamma.data, epsilon, is_centred, normed });
+        Arch::new().dispatch(Normalize { norm, padding, x: x.data, gamma: gamma.data, normed });
+        Ok(())
+    }
+}
+
+/// x \[.., D\] → the norm's scale, \[.., 1\].
+struct NormScale(NormKind);
+
+impl Described for NormScale {
+    const NAME: &str = NORM_SCALE;
+    const INPUTS: Counts = Counts { required: 1, optional: 0 };
+    const OUTPUTS: Counts = Counts { required: 1, optional: 0 };
+
+    fn new(context: &KernelContext) -> Result<Self> {
+        norm_kind(context).map(NormScale)
+    }
+}
+
+impl Kernel for NormScale {
+    fn compute(&mut self, context: &ComputeContext) -> Result<()> {
+        let x = context.input(0)?;
+        let x = required(&x)?;
+        ensure(!x.data.is_empty(), "x")?;
+        let mut shape = x.shape.clone();
+        shape.pop();
+        shape.push(1);
+        let mut scale = context.output(0, shape)?.ok_or_else(|| Error::new("the output is missing"))?;
+        let scale = scale.try_extract_tensor_mut::<f32>()?.1;
+        Arch::new().dispatch(MeasureNorm { norm: self.0, x: x.data, scale });
+        Ok(())
+    }
+}
+
+/// clean \[B or 1, S, N\], ratio \[B, S, 1\] and change \[B, S, N\] → ratio ⊙ clean + change, as change.
+struct ReadByDifference;
+
+impl Described for ReadByDifference {
+    const NAME: &str = READ_BY_DIFFERENCE;
+    const INPUTS: Counts = Counts { required: 3, optional: 0 };
+    const OUTPUTS: Counts = Counts { required: 1, optional: 0 };
+
+    fn new(_: &KernelContext) -> Result<Self> {
+        Ok(ReadByDifference)
+    }
+}
+
+impl Kernel for ReadByDifference {
+    fn compute(&mut self, context: &ComputeContext) -> Result<()> {
+        let [clean, ratio, change] = [context.input(0)?, context.input(1)?, context.input(2)?];
+        let (clean, ratio, change) = (required(&clean)?, required(&ratio)?, required(&change)?);
+        let n = change.columns();
+        ensure(n > 0 && change.data.len() == ratio.data.len() * n, "the ratio")?;
+        let (runs, rows) = (change.data.len(), clean.data.len());
+        ensure(rows > 0 && clean.columns() == n && runs.is_multiple_of(rows), "what was read of the clean stream")?;
+        let mut read = context.output(0, change.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let read = read.try_extract_tensor_mut::<f32>()?.1;
+        Arch::new().dispatch(ReadChange { clean: clean.data, ratio: ratio.data, change: change.data, read });
         Ok(())
     }
 }
