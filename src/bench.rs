@@ -88,7 +88,7 @@ fn timed(run: &Run, stage: Stage, flops: f64) -> Result<StageBench> {
     let threads = run.config.runtime.engine_count();
     let before = Spent::now();
     let start = Instant::now();
-    run.bring_up_to(stage)?;
+    run.go_on_to(stage)?;
     let elapsed = start.elapsed().as_secs_f64();
     let (spent, probed) = (Spent::now().since(&before), probed());
     // Without what was measured meanwhile.

@@ -23,10 +23,11 @@ pub struct Crew {
     probes: Vec<Option<Probe>>,
 }
 
-/// Which items are taken and handed on, so that nobody runs far ahead of a slow item.
+/// Which items are taken and how much is taken and handed on, so that nobody runs far ahead of a slow item.
 struct Progress {
     next: usize,
-    done: usize,
+    taken: f64,
+    done: f64,
     failed: bool,
 }
 
@@ -65,29 +66,30 @@ impl Crew {
         &mut self.engines[0]
     }
 
-    /// Runs `work` on every item and hands the results to `done` in the order of the items.
+    /// Runs `work` on every item and hands the results to `done` in the order of the items. `share` says how much of a
+    /// batch's work an item is: what waits for an earlier result is at most two batches' an engine.
     ///
     /// # Errors
     /// Of the first item (in that order) that failed, or of `done`.
     pub fn each<I: Sync, T: Send>(
         &mut self,
         items: &[I],
+        share: impl Fn(&I) -> f64 + Sync,
         work: impl Fn(&mut Engine, &I) -> Result<T> + Sync,
         mut done: impl FnMut(T) -> Result<()>,
     ) -> Result<()> {
-        // Results that may wait for an earlier one: what others get done while one is at a piece that was not divided.
-        let ahead = 4 * self.engines.len();
-        let progress = Mutex::new(Progress { next: 0, done: 0, failed: false });
+        let ahead = 2.0 * self.engines.len() as f64;
+        let progress = Mutex::new(Progress { next: 0, taken: 0.0, done: 0.0, failed: false });
         let changed = Condvar::new();
         let lock = || progress.lock().unwrap_or_else(|e| e.into_inner());
         thread::scope(|scope| {
             let (sender, receiver) = sync_channel::<(usize, Result<T>)>(self.engines.len());
             for (engine, probe) in self.engines.iter_mut().zip(&mut self.probes) {
-                let (sender, work, lock, changed) = (sender.clone(), &work, &lock, &changed);
+                let (sender, work, share, lock, changed) = (sender.clone(), &work, &share, &lock, &changed);
                 scope.spawn(move || {
                     loop {
                         let mut progress = lock();
-                        while !progress.failed && progress.next >= progress.done + ahead && progress.next < items.len()
+                        while !progress.failed && progress.taken >= progress.done + ahead && progress.next < items.len()
                         {
                             progress = changed.wait(progress).unwrap_or_else(|e| e.into_inner());
                         }
@@ -96,6 +98,7 @@ impl Crew {
                             return;
                         }
                         progress.next += 1;
+                        progress.taken += share(&items[i]);
                         drop(progress);
                         let result = work(engine, &items[i]);
                         let result = probe.as_mut().map_or(Ok(()), Probe::take).and(result);
@@ -113,8 +116,8 @@ impl Crew {
                     waiting.insert(i, result);
                     while let Some(result) = waiting.remove(&next) {
                         done(result?)?;
+                        lock().done += share(&items[next]);
                         next += 1;
-                        lock().done = next;
                         changed.notify_all();
                     }
                 }
@@ -136,6 +139,7 @@ impl Crew {
     pub fn each_of_shards<I: Sync, T: Send, S>(
         &mut self,
         items: &[(usize, I)],
+        share: impl Fn(&I) -> f64 + Sync,
         work: impl Fn(&mut Engine, &I) -> Result<T> + Sync,
         open: impl Fn(usize) -> Result<S>,
         mut absorb: impl FnMut(&mut S, T) -> Result<()>,
@@ -143,14 +147,19 @@ impl Crew {
     ) -> Result<()> {
         let mut current: Option<(usize, S)> = None;
         let of_item = |engine: &mut Engine, (shard, item): &(usize, I)| Ok((*shard, work(engine, item)?));
-        self.each(items, of_item, |(number, part)| {
-            if current.as_ref().is_none_or(|(open, _)| *open != number)
-                && let Some((number, whole)) = current.replace((number, open(number)?))
-            {
-                finish(number, whole)?;
-            }
-            current.as_mut().map_or(Ok(()), |(_, shard)| absorb(shard, part))
-        })?;
+        self.each(
+            items,
+            |(_, item)| share(item),
+            of_item,
+            |(number, part)| {
+                if current.as_ref().is_none_or(|(open, _)| *open != number)
+                    && let Some((number, whole)) = current.replace((number, open(number)?))
+                {
+                    finish(number, whole)?;
+                }
+                current.as_mut().map_or(Ok(()), |(_, shard)| absorb(shard, part))
+            },
+        )?;
         current.map_or(Ok(()), |(number, whole)| finish(number, whole))
     }
 }

@@ -232,6 +232,12 @@ impl Run {
 
     /// Every stage up to `last`, in order, as far as it is not current.
     pub fn bring_up_to(&self, last: Stage) -> Result<()> {
+        self.drop_what_is_damaged(last)?;
+        self.go_on_to(last)
+    }
+
+    /// As [`Run::bring_up_to`], when what earlier stages wrote was written a moment ago.
+    pub fn go_on_to(&self, last: Stage) -> Result<()> {
         let stages: [(Stage, Work); 6] = [
             (Stage::Corpus, Run::corpus),
             (Stage::Export, Run::export),
@@ -240,7 +246,6 @@ impl Run {
             (Stage::Analyze, Run::analyze),
             (Stage::Report, Run::report),
         ];
-        self.drop_what_is_damaged(last)?;
         let wanted = stages.into_iter().filter(|(s, _)| *s <= last);
         wanted.into_iter().try_for_each(|(stage, work)| self.bring_up_to_date(stage, work))
     }

@@ -47,6 +47,7 @@ pub fn trace(run: &Run, prompts: &Prompts) -> Result<String> {
         }
         crew.each_of_shards(
             &batches,
+            |_| 1.0,
             |engine, batch: &Vec<usize>| trace_batch(run, engine, prompts, batch, &bar),
             |number| Ok((activations::Writers::create(run, a, number)?, Vec::new())),
             |(saved, traced), parts| {

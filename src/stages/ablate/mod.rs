@@ -106,7 +106,7 @@ fn is_done(run: &Run, plan: &Plan, saved: &SavedSums, number: usize) -> bool {
 }
 
 /// Computes the shards of a set that are not done yet.
-fn ablate_shards(run: &Run, plan: &Plan, set: ShardSet) -> Result<()> {
+fn ablate_shards<'a>(run: &Run, plan: &'a Plan<'a>, set: ShardSet) -> Result<()> {
     let saved = SavedSums::open(run, plan, set)?;
     let all: Vec<usize> = (0..plan.prompts.count()).collect();
     let shards: Vec<&[usize]> = all.chunks(plan.prompts_in_shard()).collect();
@@ -125,16 +125,16 @@ fn ablate_shards(run: &Run, plan: &Plan, set: ShardSet) -> Result<()> {
     Ok(())
 }
 
-fn compute_shards(
+fn compute_shards<'a>(
     run: &Run,
-    plan: &Plan,
+    plan: &'a Plan<'a>,
     mut saved: SavedSums,
     shards: &[&[usize]],
     left: &[usize],
     bar: &ProgressBar,
 ) -> Result<()> {
     let mut crew = Crew::load(plan.architecture, &run.folder.model(), &run.config.runtime, &plan.needs())?;
-    let work = |engine: &mut Engine, piece: &Piece| {
+    let work = |engine: &mut Engine, piece: &Piece<'a>| {
         let (part, prompts) = (ablate_piece(run, plan, engine, piece, bar), &piece.prompts);
         part.with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))
     };
@@ -157,7 +157,7 @@ fn compute_shards(
             sender.send(finished).map_err(|_| anyhow!("the writer has stopped"))
         };
         let open = |number: usize| Ok(Shard::new(plan, shards[number]));
-        let computed = crew.each_of_shards(&pieces, work, open, absorb, finish);
+        let computed = crew.each_of_shards(&pieces, |piece| piece.share, work, open, absorb, finish);
         let written = writer.join().map_err(|_| anyhow!("the writer thread panicked"))?;
         written.and(computed)
     })
@@ -165,23 +165,40 @@ fn compute_shards(
 
 /// The work of some shards, each piece with its shard's number: prompts that fill a call. The last ones are divided by
 /// layers, too, so that no engine is left waiting for another's last prompts.
-fn pieces(run: &Run, plan: &Plan, shards: &[&[usize]], numbers: &[usize], engines: usize) -> Vec<(usize, Piece)> {
+fn pieces<'a>(
+    run: &Run,
+    plan: &Plan<'a>,
+    shards: &[&[usize]],
+    numbers: &[usize],
+    engines: usize,
+) -> Vec<(usize, Piece<'a>)> {
     let length = |p: usize| plan.prompts.needed(p).len();
     let mut batches = Vec::new();
     for &number in numbers {
         let of_shard = run.batches_of(plan.prompts.by_length(shards[number]), length, engines);
         batches.extend(of_shard.into_iter().map(|prompts| (number, prompts)));
     }
-    let divided = batches.len().saturating_sub(if engines > 1 { engines } else { 0 });
-    let of = |(i, (number, prompts)): (usize, &(usize, Vec<usize>))| {
-        let pieces = plan.pieces(prompts, if i < divided { 1 } else { 4 });
-        pieces.into_iter().map(|piece| (*number, piece)).collect::<Vec<_>>()
-    };
-    batches.iter().enumerate().flat_map(of).collect()
+    let whole = batches.len().saturating_sub(if engines > 1 { engines } else { 0 });
+    let (whole, last) = batches.split_at(whole);
+    let mut divided = Vec::new();
+    for (number, prompts) in last {
+        let pieces = plan.divided(prompts).into_iter().enumerate();
+        divided.extend(pieces.map(|(turn, piece)| (*number, turn, piece)));
+    }
+    // In turn, so that each engine begins with prompts of its own and all end with little.
+    divided.sort_by_key(|(number, turn, _)| (*number, *turn));
+    let whole = whole.iter().map(|(number, prompts)| (*number, plan.whole(prompts)));
+    whole.chain(divided.into_iter().map(|(number, _, piece)| (number, piece))).collect()
 }
 
 /// A piece of work. Where memory is short, with smaller calls and fewer prompts at a time.
-fn ablate_piece(run: &Run, plan: &Plan, engine: &mut Engine, piece: &Piece, bar: &ProgressBar) -> Result<Shard> {
+fn ablate_piece<'a>(
+    run: &Run,
+    plan: &'a Plan<'a>,
+    engine: &mut Engine,
+    piece: &Piece<'a>,
+    bar: &ProgressBar,
+) -> Result<Shard> {
     let prompts = &piece.prompts[..];
     loop {
         let rows = run.rows_in_call();
@@ -199,7 +216,12 @@ fn ablate_piece(run: &Run, plan: &Plan, engine: &mut Engine, piece: &Piece, bar:
             let (first, second) = prompts.split_at(prompts.len() / 2);
             let mut whole = Shard::of(plan, piece);
             for half in [first, second] {
-                let half = Piece { prompts: half.to_vec(), groups: piece.groups.clone() };
+                let half = Piece {
+                    prompts: half.to_vec(),
+                    groups: piece.groups.clone(),
+                    share: piece.share / 2.0,
+                    shared: None,
+                };
                 whole.absorb(plan, ablate_piece(run, plan, engine, &half, bar)?);
             }
             return Ok(whole);

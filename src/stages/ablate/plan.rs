@@ -1,6 +1,7 @@
 //! What is ablated, the same for every prompt.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -8,6 +9,7 @@ use super::super::Run;
 use super::super::repair::Slots;
 use super::super::trace::Means;
 use super::top::TopTokens;
+use super::work::SharedWork;
 use crate::components::{Ablatable, Component, Hold};
 use crate::config::Kind;
 use crate::corpus::Prompts;
@@ -39,11 +41,14 @@ pub struct Plan<'a> {
 }
 
 /// Work that an engine does without another's help: the ablations of some layers and sorts, of prompts of one length.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
+pub struct Piece<'a> {
     pub prompts: Vec<usize>,
     /// Of [`Plan::groups`].
     pub groups: Vec<(usize, Component)>,
+    /// Their part of the work of all groups.
+    pub share: f64,
+    /// Where others do the rest.
+    pub shared: Option<Arc<SharedWork<'a>>>,
 }
 
 /// One ablation of a component: a row of a batch.
@@ -128,18 +133,19 @@ impl<'a> Plan<'a> {
         once * (repeats * self.holds.len() * self.prompts.needed(prompt).len()) as f64
     }
 
-    /// All ablations of some prompts, in at most `most` pieces of about as much work; each does the clean pass again, so
-    /// that they are fewer where it weighs.
-    pub fn pieces(&self, prompts: &[usize], most: usize) -> Vec<Piece> {
-        /// Necessary work of a piece, in clean passes.
-        const LEAST: f64 = 16.0;
+    /// All ablations of some prompts.
+    pub fn whole(&self, prompts: &[usize]) -> Piece<'a> {
+        let groups = self.groups.keys().copied().collect();
+        Piece { prompts: prompts.to_vec(), groups, share: 1.0, shared: None }
+    }
+
+    /// As [`Plan::whole`], for several engines: in pieces of less and less work, which share the clean pass.
+    pub fn divided(&self, prompts: &[usize]) -> Vec<Piece<'a>> {
         let of = |group| self.groups[group].iter().map(|&c| self.architecture.suffix_flops(&self.components[c])).sum();
         let work: Vec<((usize, Component), f64)> = self.groups.keys().map(|group| (*group, of(group))).collect();
-        let clean = self.architecture.clean_flops() * self.prompts.needed(prompts[0]).len() as f64;
-        let passes = self.flops_of(prompts[0]) / clean;
-        let count = ((passes / LEAST) as usize).clamp(1, most.max(1));
-        let piece = |groups| Piece { prompts: prompts.to_vec(), groups };
-        divided(&work, count).into_iter().map(piece).collect()
+        let shared = Arc::<SharedWork>::default();
+        let piece = |(groups, share)| Piece { prompts: prompts.to_vec(), groups, share, shared: Some(shared.clone()) };
+        tapered(&work).into_iter().map(piece).collect()
     }
 
     /// The rows' targets of some groups.
@@ -240,18 +246,25 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Items in order, each with its work, as at most `count` runs of about as much work.
-fn divided<T: Copy>(items: &[(T, f64)], count: usize) -> Vec<Vec<T>> {
+/// Items in order, each with its work, in runs of a third of what is left each, and their parts of all work.
+fn tapered<T: Copy>(items: &[(T, f64)]) -> Vec<(Vec<T>, f64)> {
+    /// Of all work, in one run.
+    const LEAST: f64 = 1.0 / 32.0;
     let all: f64 = items.iter().map(|item| item.1).sum();
-    let mut runs = vec![vec![]; count];
-    let mut before = 0.0;
-    for (item, work) in items {
-        // Where its middle lies; the first run, if nothing is to be done.
-        let number = ((before + work / 2.0) / all * count as f64) as usize;
-        runs[number.min(count - 1)].push(*item);
-        before += work;
+    let mut left = all;
+    let (mut runs, mut run, mut work) = (vec![], vec![], 0.0);
+    for (item, of_item) in items {
+        run.push(*item);
+        work += of_item;
+        if work >= (left / 3.0).max(LEAST * all) {
+            left -= work;
+            runs.push((std::mem::take(&mut run), work / all));
+            work = 0.0;
+        }
     }
-    runs.retain(|run| !run.is_empty());
+    if !run.is_empty() {
+        runs.push((run, if all > 0.0 { work / all } else { 1.0 }));
+    }
     runs
 }
 
@@ -265,19 +278,23 @@ pub fn place(a: &Architecture, component: Component) -> Place {
 
 #[cfg(test)]
 mod tests {
-    use super::divided;
+    use super::tapered;
 
     #[test]
-    fn work_is_divided_evenly_in_order_and_whole() {
+    fn work_is_divided_in_order_and_whole_with_little_at_the_end() {
         // Heads of 30 layers: the work falls from layer to layer.
         let items: Vec<(usize, f64)> = (0..30).map(|layer| (layer, (30 - layer) as f64)).collect();
-        let runs = divided(&items, 4);
-        assert_eq!(runs.concat(), (0..30).collect::<Vec<_>>());
-        let work: Vec<usize> = runs.iter().map(|run| run.iter().map(|layer| 30 - layer).sum()).collect();
-        assert_eq!(work.len(), 4);
-        assert!(work.iter().all(|w| w.abs_diff(465 / 4) < 30), "{work:?}");
-        assert_eq!(divided(&items, 1).len(), 1);
-        assert_eq!(divided(&[("a", 0.0), ("b", 0.0)], 3), [["a", "b"]]);
-        assert_eq!(divided(&items[..2], 8).concat(), [0, 1]);
+        let runs = tapered(&items);
+        let layers: Vec<usize> = runs.iter().flat_map(|(run, _)| run.clone()).collect();
+        assert_eq!(layers, (0..30).collect::<Vec<_>>());
+        let shares: Vec<f64> = runs.iter().map(|(_, share)| *share).collect();
+        assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{shares:?}");
+        // A third, as near as whole layers come.
+        assert!((1.0 / 3.0..0.4).contains(&shares[0]), "{shares:?}");
+        assert!(*shares.last().unwrap() < 0.06 && (6..=10).contains(&runs.len()), "{shares:?}");
+        assert_eq!(tapered(&items[..1]), [(vec![0], 1.0)]);
+        // Work that is none is still done.
+        let none = tapered(&[("a", 0.0), ("b", 0.0)]);
+        assert_eq!(none.into_iter().flat_map(|(run, _)| run).collect::<Vec<_>>(), ["a", "b"]);
     }
 }

@@ -72,7 +72,7 @@ pub fn measure(run: &Run, plan: &Plan) -> Result<()> {
     writer.finish()
 }
 
-fn in_float32(run: &Run, plan: &Plan) -> Result<Shard> {
+fn in_float32<'a>(run: &Run, plan: &'a Plan<'a>) -> Result<Shard> {
     // `bench` measures products in the precision that was asked for.
     let config = RuntimeConfig { precision: Precision::Fp32, probe: false, ..run.config.runtime.clone() };
     let mut crew = Crew::load(plan.architecture, &run.folder.model(), &config, &plan.needs())?;
@@ -80,11 +80,16 @@ fn in_float32(run: &Run, plan: &Plan) -> Result<Shard> {
     let pieces = pieces(run, plan, &[&prompts], &[0], crew.size());
     let mut shard = Shard::new(plan, &prompts);
     let bar = ProgressBar::hidden();
-    let work = |engine: &mut _, (_, piece): &(usize, Piece)| ablate_piece(run, plan, engine, piece, &bar);
-    crew.each(&pieces, work, |part| {
-        shard.absorb(plan, part);
-        Ok(())
-    })?;
+    let work = |engine: &mut _, (_, piece): &(usize, Piece<'a>)| ablate_piece(run, plan, engine, piece, &bar);
+    crew.each(
+        &pieces,
+        |(_, piece)| piece.share,
+        work,
+        |part| {
+            shard.absorb(plan, part);
+            Ok(())
+        },
+    )?;
     Ok(shard)
 }
 

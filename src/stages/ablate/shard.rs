@@ -100,8 +100,9 @@ pub struct Shard {
     first_positions: Vec<usize>,
     /// Rows of one target.
     block: usize,
-    /// Those that have been computed, or will be.
+    /// Those that have been computed, or will be, in order.
     targets: Vec<usize>,
+    /// Blocks of the targets.
     rows: Vec<Repair>,
     /// (log-probability, divergence) of every row, if distributions are measured.
     distributions: Vec<(f64, f64)>,
@@ -116,24 +117,28 @@ pub struct Shard {
 impl Shard {
     /// No rows yet, for a piece of a shard's work.
     pub fn of(plan: &Plan, piece: &Piece) -> Self {
-        Self { targets: plan.targets_of(&piece.groups), ..Self::new(plan, &piece.prompts) }
+        Self::of_targets(plan, &piece.prompts, plan.targets_of(&piece.groups))
     }
 
     /// No rows yet, for all ablations of some prompts.
     pub fn new(plan: &Plan, group: &[usize]) -> Self {
+        Self::of_targets(plan, group, (0..plan.targets()).collect())
+    }
+
+    fn of_targets(plan: &Plan, group: &[usize], targets: Vec<usize>) -> Self {
         let mut starts = Vec::new();
         let mut block = 0;
         for &p in group {
             starts.push(block);
             block += plan.prompts.measured(p).len();
         }
-        let rows = plan.targets() * block;
+        let rows = targets.len() * block;
         Self {
             prompts: group.to_vec(),
             starts,
             first_positions: group.iter().map(|&p| plan.prompts.measured(p).start).collect(),
             block,
-            targets: (0..plan.targets()).collect(),
+            targets,
             rows: vec![Repair::default(); rows],
             distributions: if plan.distribution { vec![(0.0, 0.0); rows] } else { vec![] },
             repairs: vec![],
@@ -154,7 +159,7 @@ impl Shard {
         weight: f64,
     ) {
         let i = self.prompts.partition_point(|&p| p < prompt);
-        let row = target * self.block + self.starts[i] + position - self.first_positions[i];
+        let row = self.block_of(target) * self.block + self.starts[i] + position - self.first_positions[i];
         self.rows[row].add(r, weight);
         if let Some((log_prob, kl)) = distribution {
             self.distributions[row].0 += weight * f64::from(log_prob);
@@ -169,13 +174,17 @@ impl Shard {
         self.rows.get(rows).map(repair_columns).context("a shard has other rows than its file")
     }
 
+    fn block_of(&self, target: usize) -> usize {
+        self.targets.partition_point(|&t| t < target)
+    }
+
     /// Takes over a piece's rows.
     pub fn absorb(&mut self, plan: &Plan, part: Shard) {
         for (i, &prompt) in part.prompts.iter().enumerate() {
             let into = self.starts[self.prompts.partition_point(|&p| p < prompt)];
             let (from, n) = (part.starts[i], plan.prompts.measured(prompt).len());
-            for target in &part.targets {
-                let (from, into) = (target * part.block + from, target * self.block + into);
+            for (number, &target) in part.targets.iter().enumerate() {
+                let (from, into) = (number * part.block + from, self.block_of(target) * self.block + into);
                 self.rows[into..into + n].copy_from_slice(&part.rows[from..from + n]);
                 if plan.distribution {
                     self.distributions[into..into + n].copy_from_slice(&part.distributions[from..from + n]);
@@ -228,6 +237,7 @@ impl Finished {
         shard.repairs.sort_by_key(|r| (r.place, r.rank));
         shard.neurons.sort_by_key(|r| (r.place, r.layer, r.rank));
         shard.totals.sort_by_key(|r| (r.place, r.layer));
+        shard.samples.sort_by_key(|sample| sample.0);
         self.write_repairs(meta)?;
         if let Some((neurons, totals)) = &self.files.neurons {
             self.write_neurons(neurons, meta)?;

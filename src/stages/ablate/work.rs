@@ -1,6 +1,7 @@
 //! Running every ablation of a batch of prompts.
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
@@ -21,7 +22,7 @@ use crate::interrupt;
 pub struct Work<'a> {
     pub plan: &'a Plan<'a>,
     /// The prompts, by their number in the corpus.
-    pub batch: &'a [usize],
+    pub batch: Vec<usize>,
     pub targets: Vec<TargetRow>,
     pub clean: CleanBatch,
     pub directions: Directions,
@@ -30,6 +31,22 @@ pub struct Work<'a> {
     /// ‖u‖² of every row of the clean batch.
     pub u_squared: Vec<f64>,
     neurons: NeuronSource,
+}
+
+/// What several pieces of the same prompts read; the first that needs it makes it.
+#[derive(Default)]
+pub struct SharedWork<'a>(Mutex<Option<Arc<Work<'a>>>>);
+
+impl<'a> SharedWork<'a> {
+    fn get(&self, make: impl FnOnce() -> Result<Work<'a>>) -> Result<Arc<Work<'a>>> {
+        let mut made = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(work) = &*made {
+            return Ok(work.clone());
+        }
+        let work = Arc::new(make()?);
+        *made = Some(work.clone());
+        Ok(work)
+    }
 }
 
 /// Components that share a batch, and what is held meanwhile.
@@ -43,16 +60,19 @@ struct Group<'a> {
 }
 
 /// The clean pass of a piece's prompts and of their partners, then its ablations of them.
-pub fn ablate_prompts(
+pub fn ablate_prompts<'a>(
     run: &Run,
-    plan: &Plan,
+    plan: &'a Plan<'a>,
     engine: &mut Engine,
-    piece: &Piece,
+    piece: &Piece<'a>,
     shard: &mut Shard,
     bar: &ProgressBar,
 ) -> Result<()> {
     let batch = &piece.prompts[..];
-    let work = Work::new(plan, engine, batch)?;
+    let work = match &piece.shared {
+        Some(shared) => shared.get(|| Work::new(plan, engine, batch))?,
+        None => Arc::new(Work::new(plan, engine, batch)?),
+    };
     let length = work.clean.effects.positions;
     for (hold, masks) in work.masks()?.iter().enumerate() {
         for &(layer, component) in &piece.groups {
@@ -88,7 +108,7 @@ fn batches(items: &[Item], prompts: usize, most: usize) -> Vec<Vec<(usize, Item)
 }
 
 impl<'a> Work<'a> {
-    fn new(plan: &'a Plan, engine: &mut Engine, batch: &'a [usize]) -> Result<Self> {
+    fn new(plan: &'a Plan<'a>, engine: &mut Engine, batch: &[usize]) -> Result<Self> {
         let tokens: Vec<&[u32]> = batch.iter().map(|&p| plan.prompts.needed(p)).collect();
         let targets: Vec<TargetRow> = batch.iter().map(|&p| plan.prompts.target_row(p, tokens[0].len())).collect();
         let directions = engine.directions(&targets)?;
@@ -102,7 +122,7 @@ impl<'a> Work<'a> {
         let d_model = engine.architecture.d_model;
         let squared = |u: &[f32]| u.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
         let u_squared = view(&directions.u)?.chunks_exact(d_model).map(squared).collect();
-        Ok(Self { plan, batch, targets, clean, directions, partners, u_squared, neurons })
+        Ok(Self { plan, batch: batch.to_vec(), targets, clean, directions, partners, u_squared, neurons })
     }
 
     fn clean_reads(&self, engine: &mut Engine, layer: usize) -> Result<Option<Vec<DynValue>>> {

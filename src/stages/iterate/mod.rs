@@ -55,12 +55,17 @@ pub fn iterate(run: &Run, prompts: &Prompts, plan: &Plan) -> Result<()> {
         similarity.add(a, &prompt, &outputs)?;
         Ok((own, stream, similarity))
     };
-    crew.each(&numbers, work, |of_prompt| {
-        own.append(of_prompt.0);
-        stream.append(of_prompt.1);
-        similarity.append(&of_prompt.2);
-        Ok(())
-    })?;
+    crew.each(
+        &numbers,
+        |_| 1.0,
+        work,
+        |of_prompt| {
+            own.append(of_prompt.0);
+            stream.append(of_prompt.1);
+            similarity.append(&of_prompt.2);
+            Ok(())
+        },
+    )?;
     bar.finish_and_clear();
     write(run, &HEAD_SIMILARITY, |writer| writer.write(&similarity.rows()?))?;
     write(run, &STREAM_ADDITIONS, |writer| stream.write(writer))?;
