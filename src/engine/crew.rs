@@ -101,7 +101,7 @@ impl Crew {
                         progress.taken += share(&items[i]);
                         drop(progress);
                         let result = work(engine, &items[i]);
-                        let result = probe.as_mut().map_or(Ok(()), Probe::take).and(result);
+                        let result = probe.as_mut().map_or(Ok(()), |probe| probe.take(share(&items[i]))).and(result);
                         if sender.send((i, result)).is_err() {
                             return;
                         }

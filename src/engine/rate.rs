@@ -51,12 +51,12 @@ impl Probe {
         self.products.iter_mut().map(Product::measure).collect()
     }
 
-    /// Measures for [`probed`].
-    pub fn take(&mut self) -> Result<()> {
+    /// Measures for [`probed`], after so much of the work.
+    pub fn take(&mut self, work: f64) -> Result<()> {
         let start = Instant::now();
         let rates = self.measure()?;
         let mut probed = PROBED.lock().unwrap_or_else(|e| e.into_inner());
-        probed.samples.push(rates);
+        probed.samples.push((work, rates));
         probed.seconds += start.elapsed().as_secs_f64();
         Ok(())
     }
@@ -77,8 +77,8 @@ impl Product {
 /// What probes measured while engines were at work on the same machine.
 #[derive(Default)]
 pub struct Probed {
-    /// Of one thread each, by shape.
-    samples: Vec<Vec<f64>>,
+    /// Of one thread each: work that was done before, and the rates by shape.
+    samples: Vec<(f64, Vec<f64>)>,
     /// How long it took, of all threads together.
     pub seconds: f64,
 }
@@ -91,12 +91,13 @@ pub fn probed() -> Probed {
 }
 
 impl Probed {
-    /// Floating-point operations a second of the best shape on so many threads. The samples lie between pieces of work, so
-    /// that a rate counts by the time that the same work took at it.
+    /// Floating-point operations a second of the best shape on so many threads: of the time that each piece of work would
+    /// take at the rate that was measured after it.
     pub fn rate(&self, threads: usize) -> f64 {
-        let shapes = self.samples.first().map_or(0, Vec::len);
-        let seconds_each = |shape: usize| self.samples.iter().map(|rates| 1.0 / rates[shape]).sum::<f64>();
-        let rate = |shape| threads as f64 * self.samples.len() as f64 / seconds_each(shape);
+        let shapes = self.samples.first().map_or(0, |(_, rates)| rates.len());
+        let work: f64 = self.samples.iter().map(|(work, _)| work).sum();
+        let seconds = |shape: usize| self.samples.iter().map(|(work, rates)| work / rates[shape]).sum::<f64>();
+        let rate = |shape| threads as f64 * work / seconds(shape);
         (0..shapes).map(rate).fold(0.0, f64::max)
     }
 }
@@ -128,9 +129,12 @@ mod tests {
 
     #[test]
     fn a_rate_is_of_the_best_shape_over_all_moments() {
-        let probed = Probed { samples: vec![vec![10.0, 30.0], vec![40.0, 30.0]], seconds: 0.0 };
+        let rate =
+            |samples: [(f64, Vec<f64>); 2], threads| Probed { samples: samples.into(), seconds: 0.0 }.rate(threads);
         // The first shape does two units of work in 1/10 + 1/40 s.
-        assert_eq!(probed.rate(2), 60.0);
-        assert_eq!(Probed { samples: vec![vec![10.0, 1.0], vec![40.0, 1.0]], seconds: 0.0 }.rate(1), 16.0);
+        assert_eq!(rate([(1.0, vec![10.0, 30.0]), (1.0, vec![40.0, 30.0])], 2), 60.0);
+        assert_eq!(rate([(1.0, vec![10.0, 1.0]), (1.0, vec![40.0, 1.0])], 1), 16.0);
+        // And four in 1/10 + 3/30.
+        assert_eq!(rate([(1.0, vec![10.0]), (3.0, vec![30.0])], 1), 20.0);
     }
 }

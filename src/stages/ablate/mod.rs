@@ -163,8 +163,8 @@ fn compute_shards<'a>(
     })
 }
 
-/// The work of some shards, each piece with its shard's number: prompts that fill a call. The last ones are divided by
-/// layers, too, so that no engine is left waiting for another's last prompts.
+/// The work of some shards, each piece with its shard's number: prompts that fill a call, as many such batches at a time as
+/// there are engines, divided by layers, so that no engine is left waiting for another's last prompts.
 fn pieces<'a>(
     run: &Run,
     plan: &Plan<'a>,
@@ -178,17 +178,24 @@ fn pieces<'a>(
         let of_shard = run.batches_of(plan.prompts.by_length(shards[number]), length, engines);
         batches.extend(of_shard.into_iter().map(|prompts| (number, prompts)));
     }
-    let whole = batches.len().saturating_sub(if engines > 1 { engines } else { 0 });
-    let (whole, last) = batches.split_at(whole);
-    let mut divided = Vec::new();
-    for (number, prompts) in last {
-        let pieces = plan.divided(prompts).into_iter().enumerate();
-        divided.extend(pieces.map(|(turn, piece)| (*number, turn, piece)));
+    let mut pieces = Vec::new();
+    let count = batches.len().div_ceil(engines);
+    for (i, at_a_time) in batches.chunks(engines).enumerate() {
+        // Pieces of one shard lie together: where each of these batches is of another, engines would begin with the same
+        // one, and one wait for the other's clean pass.
+        let is_of_one = at_a_time.iter().all(|(number, _)| *number == at_a_time[0].0);
+        let is_divided = engines > 1 && (is_of_one || i + 1 == count);
+        let of = |(number, prompts): &(usize, Vec<usize>)| {
+            let pieces = if is_divided { plan.divided(prompts) } else { vec![plan.whole(prompts)] };
+            let pieces = pieces.into_iter().enumerate();
+            pieces.map(|(turn, piece)| (*number, turn, piece)).collect::<Vec<_>>()
+        };
+        let mut divided: Vec<_> = at_a_time.iter().flat_map(of).collect();
+        // In turn, so that each engine begins with prompts of its own and all end with little.
+        divided.sort_by_key(|(number, turn, _)| (*number, *turn));
+        pieces.extend(divided.into_iter().map(|(number, _, piece)| (number, piece)));
     }
-    // In turn, so that each engine begins with prompts of its own and all end with little.
-    divided.sort_by_key(|(number, turn, _)| (*number, *turn));
-    let whole = whole.iter().map(|(number, prompts)| (*number, plan.whole(prompts)));
-    whole.chain(divided.into_iter().map(|(number, _, piece)| (number, piece))).collect()
+    pieces
 }
 
 /// A piece of work. Where memory is short, with smaller calls and fewer prompts at a time.

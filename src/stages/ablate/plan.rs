@@ -143,9 +143,10 @@ impl<'a> Plan<'a> {
     pub fn divided(&self, prompts: &[usize]) -> Vec<Piece<'a>> {
         let of = |group| self.groups[group].iter().map(|&c| self.architecture.suffix_flops(&self.components[c])).sum();
         let work: Vec<((usize, Component), f64)> = self.groups.keys().map(|group| (*group, of(group))).collect();
-        let shared = Arc::<SharedWork>::default();
+        let runs = tapered(&work);
+        let shared = Arc::new(SharedWork::of_pieces(runs.len()));
         let piece = |(groups, share)| Piece { prompts: prompts.to_vec(), groups, share, shared: Some(shared.clone()) };
-        tapered(&work).into_iter().map(piece).collect()
+        runs.into_iter().map(piece).collect()
     }
 
     /// The rows' targets of some groups.

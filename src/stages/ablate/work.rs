@@ -33,18 +33,28 @@ pub struct Work<'a> {
     neurons: NeuronSource,
 }
 
-/// What several pieces of the same prompts read; the first that needs it makes it.
-#[derive(Default)]
-pub struct SharedWork<'a>(Mutex<Option<Arc<Work<'a>>>>);
+/// What several pieces of the same prompts read. The first that needs it makes it, and it goes with the last.
+pub struct SharedWork<'a>(Mutex<Sharing<'a>>);
+
+struct Sharing<'a> {
+    /// Pieces that have not asked for it yet.
+    pieces: usize,
+    made: Option<Arc<Work<'a>>>,
+}
 
 impl<'a> SharedWork<'a> {
+    pub fn of_pieces(pieces: usize) -> Self {
+        Self(Mutex::new(Sharing { pieces, made: None }))
+    }
+
     fn get(&self, make: impl FnOnce() -> Result<Work<'a>>) -> Result<Arc<Work<'a>>> {
-        let mut made = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(work) = &*made {
-            return Ok(work.clone());
-        }
-        let work = Arc::new(make()?);
-        *made = Some(work.clone());
+        let mut sharing = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let work = match sharing.made.take() {
+            Some(work) => work,
+            None => Arc::new(make()?),
+        };
+        sharing.pieces = sharing.pieces.saturating_sub(1);
+        sharing.made = (sharing.pieces > 0).then(|| work.clone());
         Ok(work)
     }
 }
