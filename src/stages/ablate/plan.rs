@@ -252,6 +252,8 @@ fn tapered<T: Copy>(items: &[(T, f64)]) -> Vec<(Vec<T>, f64)> {
     /// Of all work, in one run.
     const LEAST: f64 = 1.0 / 32.0;
     let all: f64 = items.iter().map(|item| item.1).sum();
+    // Where nothing is to be done, every run is all of it.
+    let share = |work: f64| if all > 0.0 { work / all } else { 1.0 };
     let mut left = all;
     let (mut runs, mut run, mut work) = (vec![], vec![], 0.0);
     for (item, of_item) in items {
@@ -259,12 +261,12 @@ fn tapered<T: Copy>(items: &[(T, f64)]) -> Vec<(Vec<T>, f64)> {
         work += of_item;
         if work >= (left / 3.0).max(LEAST * all) {
             left -= work;
-            runs.push((std::mem::take(&mut run), work / all));
+            runs.push((std::mem::take(&mut run), share(work)));
             work = 0.0;
         }
     }
     if !run.is_empty() {
-        runs.push((run, if all > 0.0 { work / all } else { 1.0 }));
+        runs.push((run, share(work)));
     }
     runs
 }
@@ -295,7 +297,6 @@ mod tests {
         assert!(*shares.last().unwrap() < 0.06 && (6..=10).contains(&runs.len()), "{shares:?}");
         assert_eq!(tapered(&items[..1]), [(vec![0], 1.0)]);
         // Work that is none is still done.
-        let none = tapered(&[("a", 0.0), ("b", 0.0)]);
-        assert_eq!(none.into_iter().flat_map(|(run, _)| run).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(tapered(&[("a", 0.0), ("b", 0.0)]), [(vec!["a"], 1.0), (vec!["b"], 1.0)]);
     }
 }
