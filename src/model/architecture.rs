@@ -108,12 +108,6 @@ impl Architecture {
         2.0 * (own as f64 + (self.layers - 1 - layer) as f64 * (attention + mlp) as f64)
     }
 
-    /// Necessary operations of a position's pass through all blocks.
-    pub fn clean_flops(&self) -> f64 {
-        let (attention, mlp) = self.block_weights();
-        2.0 * (self.layers * (attention + mlp)) as f64
-    }
-
     /// As [`Architecture::ablation_flops`], of any component: nothing of its own layer runs again after an MLP or a
     /// whole block.
     pub fn suffix_flops(&self, ablated: &Ablatable) -> f64 {

@@ -10,7 +10,7 @@ mod functions;
 use std::marker::PhantomData;
 
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput};
-use ort::value::{TensorElementType, ValueRef};
+use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 use ort::{Error, Result};
 use pulp::Arch;
 
@@ -78,6 +78,11 @@ impl<K: Described> Operator for Of<K> {
     fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<K> {
         K::new(context)
     }
+}
+
+/// An output that there must be.
+fn output<'a>(context: &'a ComputeContext, number: usize, shape: Vec<i64>) -> Result<ValueRefMut<'a>> {
+    context.output(number, shape)?.ok_or_else(|| Error::new("an output is missing"))
 }
 
 /// Zeros to leave behind each row of the first output.
@@ -177,7 +182,7 @@ impl Kernel for CausalAttention {
         ensure(is_bias(&q_bias, width as usize) && is_bias(&k_bias, kv_width), "a bias")?;
         let (q_bias, k_bias) = (q_bias.map(|b| b.data), k_bias.map(|b| b.data));
         let padding = self.padding;
-        let mut z = context.output(0, padded(&q.shape, padding))?.ok_or_else(|| Error::new("the output is missing"))?;
+        let mut z = output(context, 0, padded(&q.shape, padding))?;
         let z = z.try_extract_tensor_mut::<f32>()?.1;
         for (b, z) in z.chunks_exact_mut(of_prompt + rows * padding).enumerate() {
             let of_keys = b * rows * kv_width..(b + 1) * rows * kv_width;
@@ -230,10 +235,9 @@ struct Z<'a> {
     data: &'a [f32],
 }
 
-fn meet_directions(context: &ComputeContext, output: usize, z: &Z, u: &Floats) -> Result<()> {
+fn meet_directions(context: &ComputeContext, number: usize, z: &Z, u: &Floats) -> Result<()> {
     let &Z { batch, positions, heads, padding, data } = z;
-    let effects = context.output(output, vec![batch, positions, heads as i64])?;
-    let mut effects = effects.ok_or_else(|| Error::new("an output is missing"))?;
+    let mut effects = output(context, number, vec![batch, positions, heads as i64])?;
     let effects = effects.try_extract_tensor_mut::<f32>()?.1;
     let rows = (batch * positions) as usize;
     let of_all = data.len() - rows * padding;
@@ -270,8 +274,7 @@ impl Kernel for ActivationOf {
         ensure(bias.as_ref().is_none_or(|b| b.data.len() == columns), "the bias")?;
         ensure(up.as_ref().is_none_or(|up| bias.is_none() && up.shape == x.shape), "what is gated")?;
         let &mut Self { activation, padding } = self;
-        let mut post =
-            context.output(0, padded(&x.shape, padding))?.ok_or_else(|| Error::new("the output is missing"))?;
+        let mut post = output(context, 0, padded(&x.shape, padding))?;
         let post = post.try_extract_tensor_mut::<f32>()?.1;
         let (bias, up) = (bias.map(|b| b.data), up.map(|up| up.data));
         Arch::new().dispatch(Activate { activation, columns, padding, x: x.data, bias, up, post });
@@ -303,7 +306,7 @@ impl Kernel for AdditionTo {
         ensure(bias.as_ref().is_none_or(|b| b.data.len() == d), "the bias")?;
         let broadcasts = |u: &Floats| !u.data.is_empty() && u.columns() == d && stream.data.len() % u.data.len() == 0;
         ensure(u.as_ref().is_none_or(|u| stream.data.is_empty() || broadcasts(u)), "the directions")?;
-        let mut sum = context.output(0, stream.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let mut sum = output(context, 0, stream.shape.clone())?;
         let mut written = bias.as_ref().map(|_| context.output(1, stream.shape.clone())).transpose()?.flatten();
         let of_rows = stream.shape[..stream.shape.len() - 1].to_vec();
         let mut effects = u.as_ref().map(|_| context.output(2, of_rows)).transpose()?.flatten();
@@ -349,8 +352,7 @@ impl Kernel for NormOf {
         let (x, gamma) = (required(&x)?, required(&gamma)?);
         ensure(!gamma.data.is_empty() && x.columns() == gamma.data.len(), "γ")?;
         let &mut Self { norm, padding } = self;
-        let mut normed =
-            context.output(0, padded(&x.shape, padding))?.ok_or_else(|| Error::new("the output is missing"))?;
+        let mut normed = output(context, 0, padded(&x.shape, padding))?;
         let normed = normed.try_extract_tensor_mut::<f32>()?.1;
         Arch::new().dispatch(Normalize { norm, padding, x: x.data, gamma: gamma.data, normed });
         Ok(())
@@ -378,7 +380,7 @@ impl Kernel for NormScale {
         let mut shape = x.shape.clone();
         shape.pop();
         shape.push(1);
-        let mut scale = context.output(0, shape)?.ok_or_else(|| Error::new("the output is missing"))?;
+        let mut scale = output(context, 0, shape)?;
         let scale = scale.try_extract_tensor_mut::<f32>()?.1;
         Arch::new().dispatch(MeasureNorm { norm: self.0, x: x.data, scale });
         Ok(())
@@ -406,7 +408,7 @@ impl Kernel for ReadByDifference {
         ensure(n > 0 && change.data.len() == ratio.data.len() * n, "the ratio")?;
         let (runs, rows) = (change.data.len(), clean.data.len());
         ensure(rows > 0 && clean.columns() == n && runs.is_multiple_of(rows), "what was read of the clean stream")?;
-        let mut read = context.output(0, change.shape.clone())?.ok_or_else(|| Error::new("the output is missing"))?;
+        let mut read = output(context, 0, change.shape.clone())?;
         let read = read.try_extract_tensor_mut::<f32>()?.1;
         Arch::new().dispatch(ReadChange { clean: clean.data, ratio: ratio.data, change: change.data, read });
         Ok(())
