@@ -171,8 +171,9 @@ mod tests {
     use crate::config::ModelConfig;
     use crate::model::{Model, ModelSource};
 
-    /// Of two runs with a head of layer 1 replaced: effects of heads, of MLPs, and of the final stream, and the stream.
-    type Numbers = [Vec<f32>; 4];
+    /// Of two runs with a head of layer 1 replaced: effects of heads, of MLPs, and of the final stream, and the stream; and
+    /// what the layers of the clean run gave.
+    type Numbers = [Vec<f32>; 5];
 
     struct Exported {
         model: Model,
@@ -201,7 +202,8 @@ mod tests {
             let tokens: Vec<u32> = (3..19).collect();
             let target = TargetRow { answer: tokens.clone(), wrong: None, measured: 0..tokens.len() };
             let directions = engine.directions(&[target]).unwrap();
-            let keep = vec![Keep { mid: true, residual_post: true, ..Default::default() }; a.layers];
+            let within = Keep { z: true, attention_out: true, mlp_out: true, post: true, ..Default::default() };
+            let keep = vec![Keep { mid: true, residual_post: true, ..within }; a.layers];
             let clean = engine.clean(&[&tokens], &directions, &keep).unwrap();
             let of_layer = &clean.layers[1];
             let (place, base) = match a.parallel {
@@ -227,7 +229,9 @@ mod tests {
             };
             let found = engine.suffix(suffix).unwrap();
             let stream = view(found.residual_final.as_ref().unwrap()).unwrap().to_vec();
-            [found.head_effects.concat(), found.mlp_effects.concat(), found.dot, stream]
+            let kept = clean.layers.iter().flat_map(|l| [&l.z, &l.attention_out, &l.mlp_out, &l.post]);
+            let kept = kept.flat_map(|x| view(x.as_ref().unwrap()).unwrap()).copied().collect();
+            [found.head_effects.concat(), found.mlp_effects.concat(), found.dot, stream, kept]
         }
     }
 

@@ -1,10 +1,10 @@
 //! ONNX Runtime: loading the library once, sessions that share one thread pool, and tensors in and out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -101,6 +101,8 @@ impl Runtime {
         let lowering = lowering.map(|to| Lowering { to, native: self.native });
         let prepared = export::prepared(path, lowering, self.fused)?;
         let shared = weights.of_graph(prepared.weights)?;
+        let values: BTreeMap<_, _> = shared.iter().cloned().collect();
+        let unbiased = prepared.unbiased.into_iter().map(|(output, bias)| (output, values[&bias].clone())).collect();
         let of_graph = &name;
         let build = move || -> ort::Result<Session> {
             let mut builder = Session::builder(&self.environment)?
@@ -133,7 +135,7 @@ impl Runtime {
         };
         let session = build().with_context(|| format!("ONNX Runtime cannot load {}", path.display()))?;
         let memory = self.memory.clone().map(|memory| Allocator::new(&session, memory)).transpose()?;
-        Ok(Graph { session, profiled: self.profile.is_some(), name, memory, padded: prepared.padded })
+        Ok(Graph { session, profiled: self.profile.is_some(), name, memory, padded: prepared.padded, unbiased })
     }
 }
 
@@ -201,6 +203,8 @@ pub struct Graph {
     memory: Option<Allocator>,
     /// Outputs that are given without the padding that rows have in the graph.
     padded: BTreeSet<String>,
+    /// Outputs to which a bias [columns] is still to be added.
+    unbiased: BTreeMap<String, Arc<DynValue>>,
 }
 
 /// Outputs that the next graph reads and nobody else has to.
@@ -260,9 +264,19 @@ impl Graph {
         RUNNING.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
         let taken: Option<Vec<DynValue>> = outputs.iter().map(|name| results.remove(name)).collect();
         let taken = taken.with_context(|| format!("the graph {} lacks one of {outputs:?}", self.name))?;
-        let trim =
-            |(value, name): (DynValue, &&str)| if self.padded.contains(*name) { trimmed(&value) } else { Ok(value) };
-        taken.into_iter().zip(outputs).map(trim).collect()
+        drop(results);
+        taken.into_iter().zip(outputs).map(|(value, &name)| self.finished(name, value)).collect()
+    }
+
+    /// An output as the file of the graph says that it is.
+    fn finished(&self, name: &str, mut value: DynValue) -> Result<DynValue> {
+        if let Some(bias) = self.unbiased.get(name) {
+            let bias = view(bias)?;
+            for row in view_mut(&mut value)?.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+            }
+        }
+        if self.padded.contains(name) { trimmed(&value) } else { Ok(value) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Exported graphs with chains of standard operators made one of our own each (`engine::operators`), for a CPU. It is
 //! decided when a graph is loaded; the files stay as they are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::onnx::{AttributeProto, GraphProto, NodeProto, OperatorSetIdProto, float, int, string};
 use crate::model::Activation;
@@ -32,18 +32,23 @@ pub fn domain() -> OperatorSetIdProto {
     OperatorSetIdProto { domain: OWN_DOMAIN.into(), version: 1 }
 }
 
+/// Outputs that a fused graph gives without the bias that belongs to them, and those biases.
+pub type Unbiased = BTreeMap<String, String>;
+
 /// Fuses what can be.
-pub fn fuse(graph: &mut GraphProto) {
+pub fn fuse(graph: &mut GraphProto) -> Unbiased {
+    let mut unbiased = Unbiased::new();
     // None of them, if the graph has another form.
     fuse_attention(graph);
     fuse_activation(graph);
-    fuse_addition(graph, "residual_mid");
-    fuse_addition(graph, "residual_post");
+    fuse_addition(graph, "residual_mid", &mut unbiased);
+    fuse_addition(graph, "residual_post", &mut unbiased);
     graph.node.iter_mut().for_each(replace_norm);
     for scale in ["clean_scale", "scale"] {
         fuse_norm_scale(graph, scale);
     }
     while fuse_read(graph).is_some() {}
+    unbiased
 }
 
 /// A norm over the last axis without a bias.
@@ -149,13 +154,13 @@ fn fuse_activation(graph: &mut GraphProto) -> Option<()> {
     Some(())
 }
 
-/// A component's output: its bias, its sum with the stream, and its dot product with the direction.
-fn fuse_addition(graph: &mut GraphProto, sum: &str) -> Option<()> {
+/// A component's output: its bias, its sum with the stream, and its dot product with the direction. What it writes is
+/// asked for in clean passes only, so that the bias need not be added to it in memory.
+fn fuse_addition(graph: &mut GraphProto, sum: &str, unbiased: &mut Unbiased) -> Option<()> {
     let sum = graph.writes(sum, "Add")?;
     let [stream, written] = &sum.input[..] else { return None };
     let mut fused = vec![sum.clone()];
     let (biased, product, bias) = graph.unbiased(written);
-    let kept = if biased.is_some() { written.as_str() } else { "" };
     fused.extend(biased);
     let (mut u, mut effect) = (String::new(), "");
     if let Some(reduced) = graph.writes("mlp_effect", "ReduceSum") {
@@ -163,8 +168,17 @@ fn fuse_addition(graph: &mut GraphProto, sum: &str) -> Option<()> {
         (u, effect) = (products.input[1].clone(), "mlp_effect");
         fused.extend([products, reduced]);
     }
-    let node = own(ADDITION, &[&product, stream, &bias, &u], &[&sum.output[0], kept, effect], vec![]);
+    let node = own(ADDITION, &[written, stream, &bias, &u], &[&sum.output[0], effect], vec![]);
     graph.replace(&fused.iter().collect::<Vec<_>>(), node);
+    if !bias.is_empty() {
+        graph
+            .node
+            .iter_mut()
+            .flat_map(|n| &mut n.output)
+            .filter(|o| **o == product)
+            .for_each(|o| o.clone_from(written));
+        unbiased.insert(written.clone(), bias);
+    }
     Some(())
 }
 

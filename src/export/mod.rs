@@ -26,6 +26,7 @@ use prost::Message;
 use crate::interrupt;
 use crate::model::Model;
 use crate::progress;
+use fuse::Unbiased;
 pub use fuse::{
     ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, NORM_SCALE, OWN_DOMAIN, READ_BY_DIFFERENCE, activation_named,
 };
@@ -153,6 +154,8 @@ pub struct Prepared {
     pub weights: Vec<Weight>,
     /// Outputs that have [`PADDING`] numbers behind each row.
     pub padded: BTreeSet<String>,
+    /// Outputs that lack their bias.
+    pub unbiased: Unbiased,
 }
 
 /// What a graph reads from its weights file, and how.
@@ -171,9 +174,9 @@ pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -
     let graph = model.graph.as_mut().with_context(|| format!("{} has no graph", path.display()))?;
     let rounded = lowering.map(|lowering| lower::lower(graph, lowering)).unwrap_or_default();
     let weights = graph.external_weights().with_context(|| path.display().to_string())?;
-    let mut padded = Padded::default();
+    let (mut padded, mut unbiased) = (Padded::default(), Unbiased::new());
     if let Some(aliased) = fused {
-        fuse::fuse(graph);
+        unbiased = fuse::fuse(graph);
         // Other graphs run but once a prompt, and read the same weights in other ways.
         if is_lowered(&graph.name) {
             padded = pad::pad(graph, aliased);
@@ -186,7 +189,7 @@ pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -
         stored,
     };
     let weights = weights.into_iter().map(weight).collect();
-    Ok(Prepared { onnx: model.encode_to_vec(), weights, padded: padded.outputs })
+    Ok(Prepared { onnx: model.encode_to_vec(), weights, padded: padded.outputs, unbiased })
 }
 
 /// The smallest graph there is: y = x.

@@ -69,13 +69,15 @@ pub struct Add<'a> {
     pub d_model: usize,
     /// [rows, D].
     pub product: &'a [f32],
-    /// [D], with where to leave `written`.
-    pub bias: Option<(&'a [f32], &'a mut [f32])>,
+    /// [D].
+    pub bias: Option<&'a [f32]>,
     /// [rows, D].
     pub stream: &'a [f32],
     /// [rows, D] or a part of it that is repeated, with where to leave `effects`.
     pub directions: Option<(&'a [f32], &'a mut [f32])>,
     pub sum: &'a mut [f32],
+    /// Of one row.
+    pub written: &'a mut Vec<f32>,
 }
 
 impl WithSimd for Add<'_> {
@@ -84,19 +86,20 @@ impl WithSimd for Add<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let d = self.d_model;
+        self.written.resize(d, 0.0);
         for (row, sum) in self.sum.chunks_exact_mut(d).enumerate() {
             let at = row * d..(row + 1) * d;
             let mut written = &self.product[at.clone()];
-            if let Some((bias, biased)) = &mut self.bias {
+            if let Some(bias) = self.bias {
                 each(
                     simd,
                     written,
                     bias,
-                    &mut biased[at.clone()],
+                    self.written,
                     #[inline(always)]
                     |w, b| simd.add_f32s(w, b),
                 );
-                written = &biased[at.clone()];
+                written = self.written;
             }
             each(
                 simd,
@@ -253,21 +256,20 @@ mod tests {
         check(Activation::Relu, None, Some(&up), &|i| x[i].max(0.0) * up[i]);
     }
 
-    /// [`Add`], likewise: `written` (empty if there is no bias), `sum` and `effects`.
+    /// [`Add`], likewise: `sum` and `effects`.
     struct Added<'a>(usize, &'a [f32], Option<&'a [f32]>, &'a [f32], &'a [f32]);
 
     impl WithSimd for Added<'_> {
-        type Output = [Vec<f32>; 3];
+        type Output = [Vec<f32>; 2];
 
         #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) -> [Vec<f32>; 3] {
+        fn with_simd<S: Simd>(self, simd: S) -> [Vec<f32>; 2] {
             let Self(d_model, product, bias, stream, u) = self;
-            let mut written = vec![f32::NAN; if bias.is_some() { product.len() } else { 0 }];
             let (mut sum, mut effects) = (vec![f32::NAN; product.len()], vec![f32::NAN; product.len() / d_model]);
-            let bias = bias.map(|bias| (bias, &mut written[..]));
             let directions = Some((u, &mut effects[..]));
-            Add { d_model, product, bias, stream, directions, sum: &mut sum }.with_simd(simd);
-            [written, sum, effects]
+            let written = &mut vec![];
+            Add { d_model, product, bias, stream, directions, sum: &mut sum, written }.with_simd(simd);
+            [sum, effects]
         }
     }
 
@@ -277,8 +279,7 @@ mod tests {
         let [product, stream, bias, u] = [noise(rows * d, 1), noise(rows * d, 2), noise(d, 3), noise(3 * d, 4)];
         for bias in [Some(&bias[..]), None] {
             let expected: Vec<f32> = (0..rows * d).map(|i| product[i] + bias.map_or(0.0, |b| b[i % d])).collect();
-            for [written, sum, effects] in with_every_width(|| Added(d, &product, bias, &stream, &u)) {
-                assert_eq!(written, if bias.is_some() { expected.clone() } else { vec![] });
+            for [sum, effects] in with_every_width(|| Added(d, &product, bias, &stream, &u)) {
                 assert_eq!(sum, stream.iter().zip(&expected).map(|(s, w)| s + w).collect::<Vec<_>>());
                 for (row, effect) in effects.iter().enumerate() {
                     // The directions of three rows serve the next three, too.

@@ -283,16 +283,19 @@ impl Kernel for ActivationOf {
 }
 
 /// product, stream \[.., D\], and perhaps a bias \[D\] and directions \[.., D\] that broadcast over the batch → stream +
-/// product + bias, product + bias if there is a bias, and its dot product with the directions if there are some.
-struct AdditionTo;
+/// product + bias, and, if there are directions, the dot product of product + bias with them.
+struct AdditionTo {
+    /// Memory that calls share.
+    written: Vec<f32>,
+}
 
 impl Described for AdditionTo {
     const NAME: &str = ADDITION;
     const INPUTS: Counts = Counts { required: 2, optional: 2 };
-    const OUTPUTS: Counts = Counts { required: 1, optional: 2 };
+    const OUTPUTS: Counts = Counts { required: 1, optional: 1 };
 
     fn new(_: &KernelContext) -> Result<Self> {
-        Ok(AdditionTo)
+        Ok(AdditionTo { written: vec![] })
     }
 }
 
@@ -307,19 +310,18 @@ impl Kernel for AdditionTo {
         let broadcasts = |u: &Floats| !u.data.is_empty() && u.columns() == d && stream.data.len() % u.data.len() == 0;
         ensure(u.as_ref().is_none_or(|u| stream.data.is_empty() || broadcasts(u)), "the directions")?;
         let mut sum = output(context, 0, stream.shape.clone())?;
-        let mut written = bias.as_ref().map(|_| context.output(1, stream.shape.clone())).transpose()?.flatten();
         let of_rows = stream.shape[..stream.shape.len() - 1].to_vec();
-        let mut effects = u.as_ref().map(|_| context.output(2, of_rows)).transpose()?.flatten();
-        let written = written.as_mut().map(|w| w.try_extract_tensor_mut::<f32>()).transpose()?;
+        let mut effects = u.as_ref().map(|_| context.output(1, of_rows)).transpose()?.flatten();
         let effects = effects.as_mut().map(|e| e.try_extract_tensor_mut::<f32>()).transpose()?;
-        ensure(written.is_some() == bias.is_some() && effects.is_some() == u.is_some(), "an output")?;
+        ensure(effects.is_some() == u.is_some(), "the effects")?;
         Arch::new().dispatch(Add {
             d_model: d,
             product: product.data,
-            bias: bias.zip(written).map(|(bias, written)| (bias.data, written.1)),
+            bias: bias.map(|bias| bias.data),
             stream: stream.data,
             directions: u.zip(effects).map(|(u, effects)| (u.data, effects.1)),
             sum: sum.try_extract_tensor_mut::<f32>()?.1,
+            written: &mut self.written,
         });
         Ok(())
     }
