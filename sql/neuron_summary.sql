@@ -28,8 +28,8 @@ with totals as (
 first_five as (
     select
         ablation, layer, head, neuron_layer,
-        sum(greatest(cast(change as double), 0)) as change,
-        max(rank) as last_rank
+        sum(cast(greatest(change, 0) as double)) as change,
+        count(*) as kept
     from neuron_repairs
     where hold = 'none' and component = 'head' and rank < 5
     group by ablation, layer, head, neuron_layer
@@ -50,7 +50,7 @@ select
     t.total_change / nullif(h.self_repair, 0) as share_of_self_repair,
     t.positive_change, t.absolute_change,
     t.top_percent_change / nullif(t.positive_change, 0) as top_percent_share,
-    case when f.last_rank = 4 then f.change / t.tokens / nullif(t.positive_change, 0) end as top_five_share,
+    case when f.kept = 5 * t.tokens then f.change / t.tokens / nullif(t.positive_change, 0) end as top_five_share,
     c.neurons_for_half, c.neurons_for_90
 from totals t
 join head_summary h

@@ -1,6 +1,6 @@
 -- Each position of `clean` has one direct effect of the embedding, the constant, every head, every MLP and, if the model
 -- has them, every attention bias. (Counts and sums of layers and heads stand for the components, as sums of positions do
--- in every_token_was_measured.)
+-- in every_token_was_measured. One number for a position: by one, rows are grouped in half the time.)
 with expected as (
     select
         cast(layers as bigint) as layers,
@@ -12,7 +12,7 @@ with expected as (
 ),
 measured as (
     select
-        prompt, position,
+        cast(prompt as bigint) * 4294967296 + position as place,
         count(*) as rows,
         count(layer) as with_layer,
         count(head) as with_head,
@@ -20,12 +20,12 @@ measured as (
         sum(cast(head as bigint)) as head_sum,
         sum(cast(layer as bigint) * head) as product_sum
     from direct_effects
-    group by prompt, position
+    group by 1
 )
 select c.prompt, c.position, m.rows, m.with_layer, m.with_head
 from clean c
 cross join expected e
-left join measured m on c.prompt = m.prompt and c.position = m.position
+left join measured m on cast(c.prompt as bigint) * 4294967296 + c.position = m.place
 where m.rows is null
     or m.with_head <> e.layers * e.heads
     or m.rows <> m.with_layer + 2

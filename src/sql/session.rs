@@ -74,8 +74,11 @@ impl Tables {
     fn with_config(folders: &[PathBuf], config: SessionConfig) -> Result<Self> {
         ensure!(!folders.is_empty(), "no run is named; name one with --out");
         let mut config = config.with_information_schema(true);
+        let parquet = &mut config.options_mut().execution.parquet;
         // Rows leave with the types that the tables were written with.
-        config.options_mut().execution.parquet.schema_force_view_types = false;
+        parquet.schema_force_view_types = false;
+        // A question is often about one head: of the other columns only its rows are read.
+        parquet.pushdown_filters = true;
         let (context, runtime) = new_session(config.clone())?;
         let mut runs = Vec::new();
         for (folder, name) in folders.iter().zip(run_names(folders)) {
@@ -92,8 +95,11 @@ impl Tables {
     /// bytes. What is derived from them is added as it is made.
     pub fn measured(out: &Path, analysis: &AnalysisConfig) -> Result<Self> {
         let mut config = SessionConfig::new().with_target_partitions(1);
+        let parquet = &mut config.options_mut().execution.parquet;
         // Nearly all texts are short words of the key, by which rows are grouped; as views those are compared in place.
-        config.options_mut().execution.parquet.schema_force_view_types = true;
+        parquet.schema_force_view_types = true;
+        // These queries want most rows, which are read faster without asking for each.
+        parquet.pushdown_filters = false;
         let (context, runtime) = new_session(config)?;
         let (name, tables, analysis) = (String::new(), BTreeSet::new(), analysis.clone());
         let place = runtime.block_on(Place::open(out))?;
@@ -344,7 +350,6 @@ fn references(sql: &str) -> Result<Vec<String>> {
 
 fn new_session(mut config: SessionConfig) -> Result<(SessionContext, Runtime)> {
     let options = config.options_mut();
-    options.execution.parquet.pushdown_filters = true;
     // Errors can then point at the place in the text.
     options.sql_parser.collect_spans = true;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

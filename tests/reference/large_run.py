@@ -20,6 +20,8 @@ SHARD = 64
 KEYS = {"model": 1, "tokens": 2, "pairs": 2, "clean": 2, "direct_effects": 5, "top_tokens": 4, "ablations": 7}
 KEYS |= {"component_repairs": 8, "neuron_repairs": 9, "neuron_totals": 8, "repair_graph": 9, "neuron_curves": 5}
 KEYS |= {"self_additions": 6, "head_similarity": 4, "targets": 1, "rounding": 1, "stream_additions": 6}
+# What may be null: a reader that knows that the rest may not has less to do.
+NULLABLE = {"next_token", "document", "wrong", "head", "repairer_head", "standard_error", "own_change"}
 KEPT, D_MLP = 10, 3072
 random = np.random.default_rng(0)
 
@@ -28,7 +30,9 @@ def write(run: Path, name: str, columns: dict, file: str | None = None, page: in
     table = pa.table(columns)
     floats = [f.name for f in table.schema if f.type == pa.float32()]
     pairs = {"schema_version": "1", "table": name, "run_id": "made-up", "fingerprint": "made-up", "code_version": "0"}
-    table = table.replace_schema_metadata({f"pipeline.{k}": v for k, v in pairs.items()})
+    may_be_null = NULLABLE | ({"layer"} if name == "direct_effects" else set())
+    fields = [field.with_nullable(field.name in may_be_null) for field in table.schema]
+    table = table.cast(pa.schema(fields, {f"pipeline.{k}": v for k, v in pairs.items()}))
     path = run / "tables" / name / f"{file or name}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(

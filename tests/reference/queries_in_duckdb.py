@@ -1,6 +1,7 @@
 """Times every query of sql/ and sql/checks/ in DuckDB and in this program, in turn: the same SQL on the same files, each on
-one core in a session that has read them before, the median of several times. Prints the ratio of the two, and says where
-they return another number of rows. What is timed is the processor: on a machine with other work, waiting says nothing.
+one core in a session that has read them before, the median of several times. Prints the ratio of the two (the median of
+those of each time), and says where they return another number of rows. What is timed is the processor: on a machine with
+other work, waiting says nothing.
 
     pip install duckdb pyarrow
     cargo bench --bench analyze --no-run          # prints where it put the program
@@ -58,18 +59,20 @@ class Duck:
 def main(program: str, run: Path, times: int, names: list[str]):
     ours = Ours(program, run)
     duck = Duck(run)
+    files = sorted(Path("sql/checks").glob("*.sql")) + sorted(Path("sql").glob("*.sql"))
+    files = [file for file in files if not names or file.stem in names]
+    # In rounds, as a machine has slow moments; a ratio is of two times of one moment. The first round is not counted.
+    rounds = [{file: (ours(file), duck(file)) for file in files} for _ in range(times + 1)]
     print(f"\n{'seconds of CPU':34} {'ours':>8} {'DuckDB':>8} {'ratio':>6}   (DuckDB {duckdb.__version__}, one core each)")
     sums = [0.0, 0.0]
-    for file in sorted(Path("sql/checks").glob("*.sql")) + sorted(Path("sql").glob("*.sql")):
-        if names and file.stem not in names:
-            continue
-        # The first time of each is not counted.
-        pairs = [(ours(file), duck(file)) for _ in range(times + 1)]
+    for file in files:
+        pairs = [of_round[file] for of_round in rounds[1:]]
         rows = {engine[1] for pair in pairs for engine in pair}
-        seconds = [median(pair[i][0] for pair in pairs[1:]) for i in range(2)]
+        seconds = [median(pair[i][0] for pair in pairs) for i in range(2)]
+        ratio = median(our[0] / other[0] for our, other in pairs)
         sums = [a + b for a, b in zip(sums, seconds)]
         note = "" if len(rows) == 1 else f"   rows differ: {sorted(rows)}"
-        print(f"{file.stem:34} {seconds[0]:8.4f} {seconds[1]:8.4f} {seconds[0] / seconds[1]:6.2f}{note}", flush=True)
+        print(f"{file.stem:34} {seconds[0]:8.4f} {seconds[1]:8.4f} {ratio:6.2f}{note}")
     print(f"{'sum':34} {sums[0]:8.3f} {sums[1]:8.3f} {sums[0] / sums[1]:6.2f}")
 
 
