@@ -101,8 +101,12 @@ impl Runtime {
         let lowering = lowering.map(|to| Lowering { to, native: self.native });
         let prepared = export::prepared(path, lowering, self.fused)?;
         let shared = weights.of_graph(prepared.weights)?;
-        let values: BTreeMap<_, _> = shared.iter().cloned().collect();
-        let unbiased = prepared.unbiased.into_iter().map(|(output, bias)| (output, values[&bias].clone())).collect();
+        let with_value = |(output, bias): (String, String)| -> Result<_> {
+            let value = shared.iter().find(|(name, _)| *name == bias);
+            let (_, value) = value.with_context(|| format!("{} has no weight {bias}", path.display()))?;
+            Ok((output, value.clone()))
+        };
+        let unbiased = prepared.unbiased.into_iter().map(with_value).collect::<Result<_>>()?;
         let of_graph = &name;
         let build = move || -> ort::Result<Session> {
             let mut builder = Session::builder(&self.environment)?

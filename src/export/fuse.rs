@@ -37,12 +37,10 @@ pub type Unbiased = BTreeMap<String, String>;
 
 /// Fuses what can be.
 pub fn fuse(graph: &mut GraphProto) -> Unbiased {
-    let mut unbiased = Unbiased::new();
     // None of them, if the graph has another form.
     fuse_attention(graph);
     fuse_activation(graph);
-    fuse_addition(graph, "residual_mid", &mut unbiased);
-    fuse_addition(graph, "residual_post", &mut unbiased);
+    let unbiased = ["residual_mid", "residual_post"].iter().filter_map(|sum| fuse_addition(graph, sum)).collect();
     graph.node.iter_mut().for_each(replace_norm);
     for scale in ["clean_scale", "scale"] {
         fuse_norm_scale(graph, scale);
@@ -154,9 +152,9 @@ fn fuse_activation(graph: &mut GraphProto) -> Option<()> {
     Some(())
 }
 
-/// A component's output: its bias, its sum with the stream, and its dot product with the direction. What it writes is
-/// asked for in clean passes only, so that the bias need not be added to it in memory.
-fn fuse_addition(graph: &mut GraphProto, sum: &str, unbiased: &mut Unbiased) -> Option<()> {
+/// A component's output: its bias, its sum with the stream, and its dot product with the direction. What it writes is asked
+/// for in clean passes only, and is left without the bias (both are returned, if there is one).
+fn fuse_addition(graph: &mut GraphProto, sum: &str) -> Option<(String, String)> {
     let sum = graph.writes(sum, "Add")?;
     let [stream, written] = &sum.input[..] else { return None };
     let mut fused = vec![sum.clone()];
@@ -170,16 +168,9 @@ fn fuse_addition(graph: &mut GraphProto, sum: &str, unbiased: &mut Unbiased) -> 
     }
     let node = own(ADDITION, &[written, stream, &bias, &u], &[&sum.output[0], effect], vec![]);
     graph.replace(&fused.iter().collect::<Vec<_>>(), node);
-    if !bias.is_empty() {
-        graph
-            .node
-            .iter_mut()
-            .flat_map(|n| &mut n.output)
-            .filter(|o| **o == product)
-            .for_each(|o| o.clone_from(written));
-        unbiased.insert(written.clone(), bias);
-    }
-    Some(())
+    // The product takes the name of what it becomes with the bias; without one, it has it.
+    graph.node.iter_mut().flat_map(|n| &mut n.output).find(|output| **output == product)?.clone_from(written);
+    (!bias.is_empty()).then(|| (written.clone(), bias))
 }
 
 fn own(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {

@@ -76,7 +76,7 @@ pub struct Add<'a> {
     /// [rows, D] or a part of it that is repeated, with where to leave `effects`.
     pub directions: Option<(&'a [f32], &'a mut [f32])>,
     pub sum: &'a mut [f32],
-    /// Of one row.
+    /// Room for one row with its bias, so that what is written need not go through memory.
     pub written: &'a mut Vec<f32>,
 }
 
