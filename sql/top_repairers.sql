@@ -8,16 +8,21 @@
 -- mean_change: mean change of the repairer's direct effect [logits]
 -- standard_error: of mean_change, a prompt's tokens taken as one observation [logits]
 -- share: mean_change over the sum of |mean_change| of all later components
-with ranked as (
+with sized as (
+    select *, sum(abs(cast(mean_change as double))) over (partition by ablation, hold, ablated, layer, head) as size
+    from repair_graph
+    where subset = 'top'
+),
+-- Of those that repair only: there are fewer to sort.
+ranked as (
     select
         *,
         row_number() over (
             partition by ablation, hold, ablated, layer, head
             order by mean_change desc, repairer_layer, component, repairer_head
-        ) as rank,
-        sum(abs(cast(mean_change as double))) over (partition by ablation, hold, ablated, layer, head) as size
-    from repair_graph
-    where subset = 'top'
+        ) as rank
+    from sized
+    where mean_change > 0
 )
 select
     ablation, hold, ablated as component, layer, head, rank,
@@ -25,5 +30,5 @@ select
     tokens, mean_change, standard_error,
     mean_change / size as share
 from ranked
-where rank <= 5 and mean_change > 0
+where rank <= 5
 order by ablation, hold, ablated, layer, head, rank

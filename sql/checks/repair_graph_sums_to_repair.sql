@@ -11,9 +11,14 @@ with changes as (
 select
     h.ablation, h.hold, h.component, h.layer, h.head, h.subset,
     h.tokens, c.tokens as graph_tokens, h.repair_attention + h.repair_mlp as repair, c.total, c.size
+-- Where all columns are compared as the one that may be null, no column is computed to compare.
 from head_summary h
 left join changes c
-    on h.ablation = c.ablation and h.hold = c.hold and h.component = c.ablated and h.layer = c.layer
-    and coalesce(h.head, 65535) = coalesce(c.head, 65535) and h.subset = c.subset
+    on (h.ablation is not distinct from c.ablation)
+    and (h.hold is not distinct from c.hold)
+    and (h.component is not distinct from c.ablated)
+    and (h.layer is not distinct from c.layer)
+    and (h.head is not distinct from c.head)
+    and (h.subset is not distinct from c.subset)
 where h.tokens <> coalesce(c.tokens, h.tokens)
     or abs(h.repair_attention + h.repair_mlp - coalesce(c.total, 0)) > 1e-4 * greatest(1, coalesce(c.size, 0))
