@@ -16,8 +16,8 @@ select
     h.standard_error as head_error,
     b.mean_change as block_change,
     b.standard_error as block_error
--- Blocks are few, and what is named first is what the other is looked up in. Where all columns are compared as those are
--- that may be null, no column is computed to compare.
+-- Blocks are few, and what is named first is what the other is looked up in. A column that may be null makes all of them be
+-- compared so: then none is computed for it (coalesce), which in a query of milliseconds is a tenth of the time.
 from repair_graph b
 join repair_graph h
     on (h.layer is not distinct from b.layer)

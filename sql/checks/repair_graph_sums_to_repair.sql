@@ -11,7 +11,7 @@ with changes as (
 select
     h.ablation, h.hold, h.component, h.layer, h.head, h.subset,
     h.tokens, c.tokens as graph_tokens, h.repair_attention + h.repair_mlp as repair, c.total, c.size
--- Where all columns are compared as the one that may be null, no column is computed to compare.
+-- All columns are compared as the one that may be null, as in iterative_repair.sql.
 from head_summary h
 left join changes c
     on (h.ablation is not distinct from c.ablation)
