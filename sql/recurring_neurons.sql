@@ -19,8 +19,8 @@ neurons as (
     select
         ablation, layer, head, neuron_layer, neuron,
         count(*) as tokens,
-        avg(cast(direct_effect as double)) as direct_effect,
-        avg(cast(change as double)) as change
+        sum(cast(direct_effect as double)) as direct_effect,
+        sum(cast(change as double)) as change
     from neuron_repairs
     where hold = 'none' and component = 'head' and rank < 10
     group by ablation, layer, head, neuron_layer, neuron
@@ -35,7 +35,7 @@ select
     r.ablation, r.layer, r.head, r.neuron_layer, r.rank, r.neuron,
     r.tokens,
     cast(r.tokens as double) / m.tokens as share,
-    r.direct_effect, r.change
+    r.direct_effect / r.tokens as direct_effect, r.change / r.tokens as change
 from ranked r
 join measured m
     on r.ablation = m.ablation and r.layer = m.layer and r.head = m.head and r.neuron_layer = m.neuron_layer

@@ -8,30 +8,32 @@
 -- share: the share of tokens on which it is
 -- effective_repairers: exp of the entropy of the strongest repairers: as many equally frequent ones would be as diverse
 with strongest as (
-    select ablation, hold, component, layer, head, prompt, position, min(rank) as rank
+    select
+        ablation, hold, component, layer, head,
+        -- The strongest of a token's repairers has the least rank. Its place in the model stands behind the rank in one
+        -- number, 16 bits for each part: so the minimum finds both, and the rows need not be joined with it.
+        min(rank * 4294967296 + repairer_layer * 65536 + coalesce(repairer_head, 65535)) % 4294967296 as place
     from component_repairs
     where change > 0
     group by ablation, hold, component, layer, head, prompt, position
 ),
+-- What stands at a place: its block, then its head; an MLP is after its block's heads.
+names as (
+    select distinct
+        component as repairer, repairer_layer, repairer_head,
+        repairer_layer * 65536 + coalesce(repairer_head, 65535) as place
+    from repair_graph
+),
 counts as (
-    select
-        c.ablation, c.hold, c.component, c.layer, c.head, c.repairer, c.repairer_layer, c.repairer_head,
-        count(*) as tokens
-    from component_repairs c
-    join strongest s
-        on c.ablation = s.ablation and c.hold = s.hold and c.component = s.component and c.layer = s.layer
-        and coalesce(c.head, 65535) = coalesce(s.head, 65535) and c.prompt = s.prompt and c.position = s.position
-        and c.rank = s.rank
-    group by c.ablation, c.hold, c.component, c.layer, c.head, c.repairer, c.repairer_layer, c.repairer_head
+    select ablation, hold, component, layer, head, place, count(*) as tokens
+    from strongest
+    group by ablation, hold, component, layer, head, place
 ),
 shares as (
     select
         *,
         cast(tokens as double) / sum(tokens) over (partition by ablation, hold, component, layer, head) as share,
-        row_number() over (
-            partition by ablation, hold, component, layer, head
-            order by tokens desc, repairer_layer, repairer, repairer_head
-        ) as rank
+        row_number() over (partition by ablation, hold, component, layer, head order by tokens desc, place) as rank
     from counts
 )
 select
@@ -44,5 +46,6 @@ select
     max(share) as share,
     exp(-sum(share * ln(share))) as effective_repairers
 from shares
+left join names using (place)
 group by ablation, hold, component, layer, head
 order by ablation, hold, component, layer, head

@@ -358,8 +358,11 @@ fn new_session(mut config: SessionConfig) -> Result<(SessionContext, Runtime)> {
 
 async fn open_table(context: &SessionContext, place: &Place, name: &str) -> Result<Arc<dyn TableProvider>> {
     let (folder, first) = place.table(name).await?;
-    let options =
-        ParquetReadOptions::default().to_listing_options(&context.copied_config(), context.copied_table_options());
+    let options = ParquetReadOptions::default()
+        .to_listing_options(&context.copied_config(), context.copied_table_options())
+        // Files tell that they are sorted. Rows are hardly ever wanted in just that order, and plans that heed it take
+        // longer to make and to run (docs/performance.md): a table is said to have one order, of no columns.
+        .with_file_sort_order(vec![vec![]]);
     let schema = options.infer_schema(&context.state(), &ListingTableUrl::parse(&first)?).await;
     let schema = schema.map_err(|e| anyhow!("{first} is not a complete Parquet file: {}", e.strip_backtrace()))?;
     // Ends with a slash, as DataFusion tells a folder from a file.

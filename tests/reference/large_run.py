@@ -23,6 +23,8 @@ KEYS |= {"self_additions": 6, "head_similarity": 4, "targets": 1, "rounding": 1,
 # What may be null: a reader that knows that the rest may not has less to do.
 NULLABLE = {"next_token", "document", "wrong", "head", "repairer_head", "standard_error", "own_change"}
 KEPT, D_MLP = 10, 3072
+# Of iterative inference: prompts, and what an output is multiplied by.
+ITERATIVE, MULTIPLES = 8, [1, 3, 5]
 random = np.random.default_rng(0)
 
 
@@ -165,11 +167,11 @@ def of_heads_and_neurons(run: Path, kinds: list[str], prompts: int):
         curves.append(key | {"direct_effect": floats(random.normal(0, 0.01, n))})
     write(run, "neuron_curves", concat(curves))
 
-    few = min(8, prompts) * POSITIONS
+    few = min(ITERATIVE, prompts) * POSITIONS
     additions = []
     for l, h in heads:
         for added in ["own", "random_direction", "random_head"]:
-            for multiple in [1, 3, 5]:
+            for multiple in MULTIPLES:
                 effect = random.normal(0, 0.3, few)
                 prompt, position = np.divmod(np.arange(few), POSITIONS)
                 key = {"layer": small(l, few), "head": small(h, few), "added": text(added, few)}
@@ -183,6 +185,27 @@ def of_heads_and_neurons(run: Path, kinds: list[str], prompts: int):
     columns |= {"tokens": ints(np.full(len(pairs), prompts * POSITIONS))}
     columns |= {n: floats(random.uniform(-0.3, 0.9, len(pairs))) for n in ["cosine", "cosine_without_token"]}
     write(run, "head_similarity", columns)
+
+
+def stream_additions(run: Path, prompts: int, effects: np.ndarray, top: np.ndarray):
+    """A head's output added before every block, at the head's top tokens. The clean effect is `effects`."""
+    rows = []
+    for head in range(LAYERS * HEADS):
+        tokens = np.flatnonzero(top[: prompts * POSITIONS, head])
+        n, layer = len(tokens), head // HEADS
+        for added_at in range(LAYERS):
+            for multiple in MULTIPLES:
+                de = effects[tokens, head].astype(np.float64)
+                attention, mlp, norm = (de * random.normal(mean, 0.2, n) for mean in [-0.1, -0.2, -0.3])
+                key = {"layer": small(layer, n), "head": small(head % HEADS, n), "added_at": small(added_at, n)}
+                key |= {"multiple": floats(np.full(n, multiple))}
+                key |= {"prompt": ints(tokens // POSITIONS), "position": ints(tokens % POSITIONS)}
+                response = attention + mlp + norm
+                changes = {"direct_effect": de, "logit_change": multiple * de + response, "response": response,
+                           "response_attention": attention, "response_mlp": mlp, "response_norm": norm}  # fmt: skip
+                own = pa.array(np.zeros(n, np.float32), mask=np.full(n, added_at > layer))
+                rows.append(key | {name: floats(values) for name, values in changes.items()} | {"own_change": own})
+    write(run, "stream_additions", concat(rows))
 
 
 def ablations(run: Path, prompts: int, kinds: list[str], effects: np.ndarray, top: np.ndarray):
@@ -267,16 +290,13 @@ def main(run: Path, prompts: int, kinds: list[str]):
     numbers = np.arange(prompts)
     write(run, "pairs", {"sample": small(0, prompts), "prompt": ints(numbers), "partner": ints(np.roll(numbers, 1))})
     effects = direct_effects(run, prompts)
-    ablations(run, prompts, kinds, effects, top_tokens(run, effects))
+    top = top_tokens(run, effects)
+    ablations(run, prompts, kinds, effects, top)
     of_heads_and_neurons(run, kinds, prompts)
+    stream_additions(run, min(ITERATIVE, prompts), effects, top)
     # No prompt set.
     write(run, "targets", {name: ints([]) for name in ["prompt", "position", "answer", "wrong"]})
     write(run, "rounding", {"measured": pa.array([], pa.string()), "tolerance": floats([])})
-    # Nothing added to streams.
-    key = {name: ints([]) for name in ["layer", "head", "added_at", "prompt", "position"]}
-    effects = ["multiple", "direct_effect", "logit_change", "response", "response_attention", "response_mlp",
-               "response_norm", "own_change"]
-    write(run, "stream_additions", key | {name: floats([]) for name in effects})
 
 
 if __name__ == "__main__":
