@@ -57,9 +57,10 @@ class Duck:
 
 
 def of_a_moment(ours: Ours, duck: Duck, file: Path) -> list:
-    """Both engines in turn, a short query many times. The first two times are not counted: each gives back what the query
+    """Both engines in turn, a short query many times. The first time of each is not counted: it gives back what the query
     before took."""
-    ours(file), duck(file)
+    ours(file)
+    duck(file)
     pairs, started = [], time.monotonic()
     while not pairs or time.monotonic() - started < 0.5:
         pairs.append((ours(file), duck(file)))
