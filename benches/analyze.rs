@@ -14,9 +14,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use pipeline::analyze::{CHECKS, DERIVED, Tables, analyze, derived_tables, open};
-use pipeline::config::AnalysisConfig;
-use pipeline::tables::Metadata;
+use selfrepair_query::analyze::{CHECKS, DERIVED, Tables, analyze, derived_tables, open};
+use selfrepair_core::config::AnalysisConfig;
+use selfrepair_store::Metadata;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");

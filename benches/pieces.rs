@@ -10,12 +10,14 @@ use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray, UInt16Array
 use arrow::datatypes::DataType;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use pipeline::config::ModelConfig;
-use pipeline::corpus::{Stream, TextTokenizer};
-use pipeline::engine::{Ablated, CleanEffects};
-use pipeline::model::{Model, ModelSource};
-use pipeline::stages::{AblatedComponent, Slots, repair};
-use pipeline::tables::{ABLATIONS, Metadata, TableWriter};
+use selfrepair_core::config::ModelConfig;
+use selfrepair_core::prompts::Stream;
+use selfrepair_model::corpus::TextTokenizer;
+use selfrepair_engine::{Ablated, CleanEffects};
+use selfrepair_model::{Model, ModelSource};
+use crate::stages::{AblatedComponent, Slots, repair};
+use selfrepair_core::tables::ABLATIONS;
+use selfrepair_store::{Metadata, TableWriter};
 
 fn main() {
     divan::main();

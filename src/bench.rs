@@ -6,17 +6,18 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::config::Config;
-use crate::engine::rate::probed;
-use crate::engine::runtime::{Spent, profile_files};
-use crate::progress;
-use crate::run_folder::{Stage, files_below};
+use selfrepair_core::config::Config;
+use selfrepair_engine::rate::probed;
+use selfrepair_engine::runtime::{Spent, profile_files};
+use selfrepair_core::progress;
+use selfrepair_measure::{ablate_flops, trace_flops};
+use selfrepair_store::run_folder::Stage;
+use selfrepair_core::files::files_below;
 use crate::stages::Run;
 
 /// What was measured; times in seconds, rates in floating-point operations a second.
@@ -64,8 +65,8 @@ pub fn bench(config: Config) -> Result<Bench> {
     let run = Run::open(measured, &out)?;
     run.bring_up_to(Stage::Export)?;
     let prompts = run.prompts()?;
-    let trace = timed(&run, Stage::Trace, run.trace_flops(&prompts))?;
-    let ablate = timed(&run, Stage::Ablate, run.ablate_flops(&prompts))?;
+    let trace = timed(&run, Stage::Trace, trace_flops(&run.model.architecture, &prompts))?;
+    let ablate = timed(&run, Stage::Ablate, ablate_flops(&run.config, &run.model.architecture, &run.components, &prompts))?;
     let peak_memory = peak_memory();
     let table = out.join("tables/ablations");
     let bytes: u64 = files_below(&table)?.iter().filter_map(|p| Some(p.metadata().ok()?.len())).sum();
@@ -139,14 +140,6 @@ pub fn peak_memory() -> u64 {
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     let kilobytes = line.and_then(|l| l.trim().split(' ').next()?.parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
-}
-
-/// Counts what writing tables takes.
-pub fn count_writing<T>(write: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let result = write();
-    crate::engine::runtime::WRITING.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
-    result
 }
 
 impl Bench {

@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use crate::config::RuntimeConfig;
-use crate::engine::rate::matmul_rate;
-use crate::memory;
-use crate::model::{Architecture, Model, Norm};
-use crate::progress;
+use selfrepair_core::config::RuntimeConfig;
+use selfrepair_engine::rate::matmul_rate;
+use selfrepair_engine::batch::of_weights;
+use selfrepair_model::{Architecture, Model, Norm};
+use selfrepair_core::progress;
 
 /// Necessary floating-point operations of ablating every head once on `tokens` tokens in prompts of 128.
 pub fn all_heads_flops(a: &Architecture, tokens: usize) -> f64 {
@@ -18,7 +18,7 @@ pub fn all_heads_flops(a: &Architecture, tokens: usize) -> f64 {
 
 /// Bytes of memory a run takes: the weights, activations and buffers.
 pub fn memory(a: &Architecture) -> f64 {
-    memory::of_weights(a) + 2e9
+    of_weights(a) + 2e9
 }
 
 /// What whole runs reach of the bare matrix product's rate, as measured on SmolLM2-135M.

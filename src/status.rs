@@ -6,12 +6,14 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use crate::catalog::{self, thousands};
-use crate::checksums::damaged;
-use crate::config::Config;
-use crate::progress;
-use crate::run_folder::{Manifest, Parts, STAGES, Stage, files_below, manifest};
-use crate::sharing;
+use selfrepair_query::catalog;
+use selfrepair_query::catalog::thousands;
+use selfrepair_store::checksums::damaged;
+use selfrepair_core::config::Config;
+use selfrepair_core::progress;
+use selfrepair_store::run_folder::{Manifest, Parts, STAGES, Stage, manifest};
+use selfrepair_core::files::files_below;
+use selfrepair_store::sharing;
 use crate::stages::Prepared;
 
 /// Whether a stage's files are what they should be.

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use pipeline::bench::bench;
-use pipeline::config::Config;
+use crate::bench::bench;
+use selfrepair_core::config::Config;
 
 /// Measure how close trace and ablate come to the machine's own matrix products
 ///

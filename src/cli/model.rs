@@ -1,9 +1,9 @@
 //! `pipeline model`.
 
 use anyhow::Result;
-use pipeline::config::ModelConfig;
-use pipeline::describe::describe;
-use pipeline::model::Model;
+use selfrepair_core::config::ModelConfig;
+use crate::describe::describe;
+use selfrepair_model::Model;
 
 /// Show what a run of a model would be: its architecture, memory, floating-point work and time on this machine
 ///

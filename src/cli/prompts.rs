@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use pipeline::corpus::ioi;
+use selfrepair_model::corpus::ioi;
 
 /// Print a prompt set as JSON lines, to measure a narrow task with corpus.mode = "prompts"
 #[derive(clap::Args)]

@@ -29,5 +29,5 @@ const EXAMPLES: &str = "Examples:
   pipeline push --out out/160m --private hf:me/self-repair-pythia-160m";
 
 pub fn run(args: Args) -> Result<()> {
-    super::say(&pipeline::push::push(&args.out, &args.to, args.private)?)
+    super::say(&crate::push::push(&args.out, &args.to, args.private)?)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use pipeline::report::compare;
+use selfrepair_report::compare;
 
 /// Write a run's report anew, or compare several runs in one page with figures
 #[derive(clap::Args)]

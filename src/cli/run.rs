@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use pipeline::config::Config;
-use pipeline::interrupt;
-use pipeline::run_folder::Stage;
-use pipeline::sharing::ShardSet;
-use pipeline::stages;
+use selfrepair_core::config::Config;
+use selfrepair_store::run_folder::Stage;
+use selfrepair_core::shards::ShardSet;
+use crate::stages;
 
 /// Bring a stage up to date, running what it needs before it
 ///
@@ -110,7 +109,7 @@ pub fn run(args: Args) -> Result<()> {
         return super::say(&stages::dry_run(config, &args.out, args.stage.stage(), args.fresh)?);
     }
     rayon::ThreadPoolBuilder::new().num_threads(config.runtime.thread_count()).build_global()?;
-    interrupt::watch(super::RESUME.to_string())?;
+    super::signals::watch(super::RESUME.to_string())?;
     let last = args.stage.stage();
     super::say(&match args.shard {
         Some(set) => stages::run_set(config, &args.out, last, set)?,

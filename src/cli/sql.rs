@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use arrow::array::RecordBatch;
-use datafusion::dataframe::DataFrame;
-use pipeline::sql::{Format, ROWS_ON_A_TERMINAL, Tables, Target, prompt};
+use selfrepair_query::sql::{DataFrame, Format, ROWS_ON_A_TERMINAL, Tables, Target, prompt};
 
 /// Ask a run's tables a question in SQL
 ///
@@ -28,7 +27,7 @@ pub struct Args {
     out: Vec<PathBuf>,
     /// How to write the rows [default: by the name of --output, else table]
     #[arg(long, value_enum)]
-    format: Option<Format>,
+    format: Option<FormatName>,
     /// Write the rows to a file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -44,9 +43,34 @@ const EXAMPLES: &str = "Examples:
   pipeline sql -f sql/head_summary.sql
   pipeline sql \"show tables\"";
 
+/// The formats as the command line names them.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum FormatName {
+    /// Aligned columns for reading
+    Table,
+    Csv,
+    /// One JSON object a line
+    Json,
+    Parquet,
+    /// Arrow IPC: the file format in a file, the stream format in a pipe
+    Arrow,
+}
+
+impl From<FormatName> for Format {
+    fn from(name: FormatName) -> Self {
+        match name {
+            FormatName::Table => Self::Table,
+            FormatName::Csv => Self::Csv,
+            FormatName::Json => Self::Json,
+            FormatName::Parquet => Self::Parquet,
+            FormatName::Arrow => Self::Arrow,
+        }
+    }
+}
+
 pub fn run(args: Args) -> Result<()> {
     let from_terminal = args.query.is_none() && args.file.is_none() && std::io::stdin().is_terminal();
-    let format = args.format.or_else(|| args.output.as_deref().and_then(Format::of_file)).unwrap_or(Format::Table);
+    let format = args.format.map(Format::from).or_else(|| args.output.as_deref().and_then(Format::of_file)).unwrap_or(Format::Table);
     let target = Target::new(format, args.output)?;
     let tables = Tables::of_runs(&args.out)?;
     for (run, stages) in tables.unfinished() {

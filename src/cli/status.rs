@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use pipeline::status::status;
+use crate::status::status;
 
 use super::run::Settings;
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use pipeline::catalog;
-use pipeline::sql::Tables;
+use selfrepair_query::catalog;
+use selfrepair_query::sql::Tables;
 
 /// Show what tables there are, and what their columns mean
 ///

@@ -13,7 +13,7 @@ use crate::components::{Ablatable, Component, Hold, Selection};
 use crate::precision::Precision;
 
 /// The configuration used when `--config` is not given.
-pub const QUICK: &str = include_str!("../pipeline/quick.toml");
+pub const QUICK: &str = include_str!("../../pipeline/quick.toml");
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -1,80 +1,29 @@
-//! Ctrl-C and SIGTERM. Everything a run writes survives being killed, so that stopping early is a courtesy: what is at
-//! work is dropped between two batches, files that are being written are finished, and the user is told how to go on.
+//! Stopping early. Whoever runs the library calls [`stop`]; long work calls [`check`] between two batches and ends with
+//! [`Interrupted`]. Everything that was written by then is kept.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, Error, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
-/// Exit status of a run that was told to stop (128 + SIGINT, as shells have it).
-pub const EXIT: u8 = 130;
-
-/// Work that cannot be stopped between batches (a download, a long query) gets this long to end by itself.
-const GRACE: Duration = Duration::from_secs(10);
+use anyhow::{Error, Result};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// The error that ends a run which was told to stop.
-#[derive(Debug)]
+/// The error that ends work which was told to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
 pub struct Interrupted;
 
-impl fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("interrupted")
-    }
+/// Tells all work of this process to stop. Returns whether it had been told before.
+pub fn stop() -> bool {
+    STOP.swap(true, Relaxed)
 }
 
-impl std::error::Error for Interrupted {}
-
 /// # Errors
-/// [`Interrupted`], once the process was told to stop. Asked wherever work can be dropped.
+/// [`Interrupted`], once the process was told to [`stop`].
 pub fn check() -> Result<()> {
     if STOP.load(Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
 }
 
-/// Whether an error is no failure but the end of a run that was told to stop.
+/// Whether an error is no failure but the end of work that was told to stop.
 pub fn is_interruption(error: &Error) -> bool {
     error.chain().any(|e| e.is::<Interrupted>())
-}
-
-/// From now on the first Ctrl-C or SIGTERM has [`check`] fail, and a second one ends the process at once. `resume` is
-/// what to tell the user when there was no time for an orderly end.
-pub fn watch(resume: String) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let guard = runtime.enter();
-    let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
-    drop(guard);
-    let [interrupt, terminate] = signals;
-    let place = "cannot listen for Ctrl-C";
-    let (interrupt, terminate) = (interrupt.context(place)?, terminate.context(place)?);
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.spawn(stop_at(terminate, resume.clone()));
-        runtime.block_on(stop_at(interrupt, resume));
-    })?;
-    Ok(())
-}
-
-async fn stop_at(mut signal: Signal, resume: String) {
-    while signal.recv().await.is_some() {
-        if STOP.swap(true, Relaxed) {
-            leave(&resume);
-        }
-        eprintln!("stopping after what is at work; again to stop at once");
-        let resume = resume.clone();
-        thread::spawn(move || {
-            thread::sleep(GRACE);
-            leave(&resume);
-        });
-    }
-}
-
-/// Ends the process without running destructors: other threads are still inside libraries that would be torn down.
-#[allow(unsafe_code)]
-fn leave(resume: &str) -> ! {
-    eprintln!("{resume}");
-    // SAFETY: `_exit` takes a number, returns never, and runs no code of this process.
-    unsafe { libc::_exit(i32::from(EXIT)) }
 }

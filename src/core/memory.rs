@@ -4,51 +4,6 @@
 use std::fs;
 
 use anyhow::{Context, Error, Result};
-use mimalloc::MiMalloc;
-
-use crate::config::RuntimeConfig;
-use crate::model::Architecture;
-
-/// Of ONNX Runtime too (its feature `override` takes the place of `malloc`): activations of a megabyte and more are taken
-/// and given back thousands of times a second, by several threads. The system's allocator kept their memory in pieces: a
-/// run took 45 % more. `no_thp` does without huge pages: clearing them took the kernel longer than page faults do.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
-
-/// Rows (runs × positions) in one call, unless the configuration says otherwise: activations of more rows fall out of
-/// the cache.
-const ROWS: usize = 600;
-
-/// On a GPU, where no cache is to be fitted. If ONNX Runtime says that the card has no room for them, the batch is halved.
-/// (Not tuned on a card yet.)
-const ROWS_ON_GPU: usize = 16 * 1024;
-
-/// Rows that the configuration asks for.
-pub fn rows_wanted(config: &RuntimeConfig) -> usize {
-    match (config.batch, config.device.as_str()) {
-        (0, "cpu") => ROWS,
-        (0, _) => ROWS_ON_GPU,
-        (n, _) => n,
-    }
-}
-
-/// Bytes of weights while heads are ablated: once as they are mapped, the same again in the order that products want, and
-/// W_O γ W of every head.
-pub fn of_weights(a: &Architecture) -> f64 {
-    4.0 * (2 * a.parameters() + a.first_reader_weights()) as f64
-}
-
-/// Rows that fit into what a run may take, at least one prompt's.
-pub fn rows_that_fit(config: &RuntimeConfig, a: &Architecture, prompt_len: usize) -> usize {
-    let Some(bytes) = Some(config.memory).filter(|&m| m > 0).or_else(available) else { return usize::MAX };
-    // Half of what the weights leave may be activations.
-    let left = (bytes as f64 - of_weights(a)).max(0.0) / 2.0;
-    let heads = a.heads * (3 * a.d_head + 3 * prompt_len);
-    let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads) * config.engine_count();
-    // Logits, their exponentials and a copy, in the clean pass.
-    let at_the_end = 12 * a.vocab;
-    ((left / in_block.max(at_the_end) as f64) as usize).max(prompt_len)
-}
 
 /// Whether an error says that an allocation failed, in the words of ONNX Runtime, C++ or CUDA.
 pub fn is_exhausted(error: &Error) -> bool {
@@ -80,7 +35,7 @@ pub fn copied<T: Copy>(values: &[T]) -> Result<Vec<T>> {
 
 /// Bytes that this process can still have: the machine's, its control group's and its own limit. `None` where none of
 /// them can be asked.
-fn available() -> Option<u64> {
+pub fn available() -> Option<u64> {
     let limits = [of_machine(), of_group(), of_process()];
     limits.into_iter().flatten().min()
 }

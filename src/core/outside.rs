@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
 
 use anyhow::{Result, anyhow};
 
@@ -10,18 +9,17 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a library makes of bytes from outside. Where it panics on them, that is an error like any other, and nothing is
-/// printed.
+/// Whether this thread runs code whose panics are caught by [`without_panic`]. A program's panic hook asks it, so that
+/// such a panic is not printed.
+pub fn is_guarded() -> bool {
+    GUARDED.get()
+}
+
+/// Runs code of a library on bytes from outside.
+///
+/// # Errors
+/// Those of `read`; a panic of the library is one too.
 pub fn without_panic<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
-                before(info);
-            }
-        }));
-    });
     let outer = GUARDED.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(read));
     GUARDED.set(outer);

@@ -1,31 +1,90 @@
-//! Progress bars: rate and time left on a terminal, silence in a pipe.
+//! Progress of long work, told to whoever shows it.
+//!
+//! Every line is a `tracing` event. A program that draws bars installs a [`Reporter`] with [`report_to`]; without one,
+//! nothing is printed.
 
-use std::time::Duration;
+use std::sync::OnceLock;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
-/// A bar over `total` units. The bar is drawn on standard error, and not at all when that is no terminal.
-pub fn bar(name: &str, total: u64, unit: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(&format!(
-        "{{prefix:>8}} {{bar:32}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{elapsed}} elapsed, {{eta}} left {{msg}}"
-    ))
-    .unwrap_or_else(|_| ProgressStyle::default_bar())
-    .progress_chars("━╸─");
-    let bar = ProgressBar::new(total).with_style(style).with_prefix(name.to_string());
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
+/// Shows progress to a person.
+pub trait Reporter: Send + Sync {
+    /// Starts a bar over `total` units.
+    fn bar(&self, name: &str, total: u64, unit: &str) -> Box<dyn BarReporter>;
+    /// Starts an indicator for work of unknown length.
+    fn spinner(&self, message: &str) -> Box<dyn BarReporter>;
+    /// Prints one line, above any bar that is drawn.
+    fn line(&self, name: &str, text: &str);
 }
 
-/// A spinner for work of unknown length.
-pub fn spinner(message: &str) -> ProgressBar {
-    let bar = ProgressBar::new_spinner().with_message(message.to_string());
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
+/// One bar or spinner of a [`Reporter`].
+pub trait BarReporter: Send + Sync {
+    fn inc(&self, n: u64);
+    fn set_position(&self, n: u64);
+    fn set_length(&self, n: u64);
+    fn set_message(&self, message: &str);
+    /// Removes the bar.
+    fn finish(&self);
 }
 
-/// One line about something finished, above any bar that is drawn.
+static REPORTER: OnceLock<Box<dyn Reporter>> = OnceLock::new();
+
+/// Sends all progress of this process to `reporter`. The first call wins.
+pub fn report_to(reporter: impl Reporter + 'static) {
+    REPORTER.set(Box::new(reporter)).ok();
+}
+
+/// A bar that may or may not be drawn.
+pub struct Bar(Option<Box<dyn BarReporter>>);
+
+impl Bar {
+    /// A bar that is never drawn.
+    pub fn hidden() -> Self {
+        Self(None)
+    }
+
+    fn with(&self, f: impl FnOnce(&dyn BarReporter)) {
+        if let Some(bar) = &self.0 {
+            f(bar.as_ref());
+        }
+    }
+
+    pub fn inc(&self, n: u64) {
+        self.with(|bar| bar.inc(n));
+    }
+
+    pub fn set_position(&self, n: u64) {
+        self.with(|bar| bar.set_position(n));
+    }
+
+    pub fn set_length(&self, n: u64) {
+        self.with(|bar| bar.set_length(n));
+    }
+
+    pub fn set_message(&self, message: &str) {
+        self.with(|bar| bar.set_message(message));
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.with(|bar| bar.finish());
+    }
+}
+
+/// A bar over `total` units, with rate and time left.
+pub fn bar(name: &str, total: u64, unit: &str) -> Bar {
+    Bar(REPORTER.get().map(|reporter| reporter.bar(name, total, unit)))
+}
+
+/// An indicator for work of unknown length.
+pub fn spinner(message: &str) -> Bar {
+    Bar(REPORTER.get().map(|reporter| reporter.spinner(message)))
+}
+
+/// One line about something finished.
 pub fn line(name: &str, text: &str) {
-    eprintln!("{name:>8} {text}");
+    tracing::info!(target: "selfrepair", stage = name, "{text}");
+    if let Some(reporter) = REPORTER.get() {
+        reporter.line(name, text);
+    }
 }
 
 /// `93 s`, `4.2 min`.

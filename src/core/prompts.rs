@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use crate::engine::TargetRow;
-
 /// What a run reads, and where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Corpus {
@@ -36,6 +34,16 @@ pub struct Answer {
     pub position: usize,
     pub answer: u32,
     pub wrong: Option<u32>,
+}
+
+/// The tokens whose logits are measured in one prompt.
+#[derive(Debug, Clone)]
+pub struct TargetRow {
+    /// At each position; what is outside `measured` does not count.
+    pub answer: Vec<u32>,
+    /// The token whose logit is subtracted, at every position.
+    pub wrong: Option<u32>,
+    pub measured: Range<usize>,
 }
 
 impl Prompts {

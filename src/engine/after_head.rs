@@ -14,8 +14,9 @@ use ort::value::DynValue;
 use super::runtime::{Graph, Input, Runtime, rows};
 use super::weights::SharedWeights;
 use super::{Engine, Needs};
-use crate::export::{self, Reader};
-use crate::model::Architecture;
+use crate::export;
+use crate::export::Reader;
+use selfrepair_model::Architecture;
 
 /// W_O γ W of every head, [H, d_head, N], for the attention's readers and the MLP's.
 pub struct Combined {

@@ -1,13 +1,12 @@
 //! The clean pass over a batch of prompts.
 
-use std::ops::Range;
-
 use anyhow::{Context, Result};
 use ort::value::DynValue;
 
 use super::Engine;
 use super::runtime::{self, Input, int_tensor, tensor, view, view_mut};
-use crate::memory::{copied, room};
+use selfrepair_core::prompts::TargetRow;
+use selfrepair_core::memory::{copied, room};
 
 /// What the stream and every `z` are projected on: a direction a prompt position.
 pub struct Directions {
@@ -79,16 +78,6 @@ pub struct Kept {
     pub mlp_out: Option<DynValue>,
     /// The neurons, [B, S, M].
     pub post: Option<DynValue>,
-}
-
-/// The tokens whose logits are measured in one prompt.
-#[derive(Debug, Clone)]
-pub struct TargetRow {
-    /// At each position; what is outside `measured` does not count.
-    pub answer: Vec<u32>,
-    /// The token whose logit is subtracted, at every position.
-    pub wrong: Option<u32>,
-    pub measured: Range<usize>,
 }
 
 impl Engine {

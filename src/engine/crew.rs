@@ -14,8 +14,8 @@ use super::rate::Probe;
 use super::runtime::Runtime;
 use super::weights::SharedWeights;
 use super::{Engine, Needs};
-use crate::config::RuntimeConfig;
-use crate::model::Architecture;
+use selfrepair_core::config::RuntimeConfig;
+use selfrepair_model::Architecture;
 
 pub struct Crew {
     engines: Vec<Engine>,
@@ -37,7 +37,7 @@ impl Crew {
         let runtime = Runtime::get(config)?;
         let weights = SharedWeights::new(directory);
         let count = config.engine_count();
-        let bar = crate::progress::bar("load", (count * a.layers) as u64, "layers");
+        let bar = selfrepair_core::progress::bar("load", (count * a.layers) as u64, "layers");
         let combined = combined(a, directory, &runtime, &weights, needs, count)?;
         let load = || {
             let engine = Engine::load_shared(a, directory, &runtime, &weights, &combined, needs)?;
@@ -51,7 +51,7 @@ impl Crew {
                 .map(|engine| engine.join().map_err(|_| anyhow!("a thread panicked"))?)
                 .collect::<Result<_>>()
         })?;
-        bar.finish_and_clear();
+        bar.finish();
         let probe = |_| config.probe.then(|| Probe::load(a, &runtime)).transpose();
         Ok(Self { engines, probes: (0..count).map(probe).collect::<Result<_>>()? })
     }

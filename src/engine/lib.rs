@@ -4,9 +4,12 @@
 //! direction `u`; they become direct effects when divided by the clean scale of the final norm.
 
 mod after_head;
+pub mod batch;
 mod clean;
 mod crew;
+pub mod export;
 mod iterate;
+pub mod load;
 mod operators;
 pub mod rate;
 pub mod runtime;
@@ -22,14 +25,14 @@ use ort::value::DynValue;
 
 pub use after_head::HeadChange;
 use after_head::{Combined, FirstReaders};
-pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, TargetRow};
+pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept};
 pub use crew::Crew;
 pub use iterate::{Addition, Response};
 pub use suffix::{Ablated, HoldMasks, Place, Suffix};
 
-use crate::config::RuntimeConfig;
-use crate::export;
-use crate::model::Architecture;
+use selfrepair_core::prompts::TargetRow;
+use selfrepair_core::config::RuntimeConfig;
+use selfrepair_model::Architecture;
 use runtime::{Graph, Input, Runtime};
 use weights::SharedWeights;
 
@@ -168,8 +171,8 @@ mod tests {
 
     use super::runtime::{int_tensor, memory_of, tensor, view};
     use super::*;
-    use crate::config::ModelConfig;
-    use crate::model::{Model, ModelSource};
+    use selfrepair_core::config::ModelConfig;
+    use selfrepair_model::{Model, ModelSource};
 
     /// Of two runs with a head of layer 1 replaced: effects of heads, of MLPs, and of the final stream, and the stream; and
     /// what the layers of the clean run gave.
@@ -238,7 +241,7 @@ mod tests {
     /// As on a GPU, but that the device whose memory is bound is the host.
     #[test]
     fn streams_that_stay_on_a_device_give_the_same_numbers() {
-        let exported = Exported::new("tests/fixtures/tiny-llama");
+        let exported = Exported::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny-llama"));
         for by_difference in [false, true] {
             let unbound = exported.ablated(by_difference, |_| ());
             assert!(unbound.iter().flatten().all(|x| x.is_finite()));
@@ -252,7 +255,7 @@ mod tests {
     /// Of every family, whose activations, biases, norms and shapes differ.
     #[test]
     fn operators_of_our_own_give_the_standard_ones_numbers() {
-        for family in std::fs::read_dir("tests/fixtures/families").unwrap() {
+        for family in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families")).unwrap() {
             let path = family.unwrap().path();
             let exported = Exported::new(path.to_str().unwrap());
             for by_difference in [false, true] {

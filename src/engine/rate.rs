@@ -9,9 +9,10 @@ use ort::value::DynValue;
 
 use super::runtime::{Graph, Input, Runtime, tensor};
 use super::weights::SharedWeights;
-use crate::config::RuntimeConfig;
-use crate::export::{self, ALIASED, PADDING};
-use crate::model::Architecture;
+use selfrepair_core::config::RuntimeConfig;
+use crate::export;
+use crate::load::{ALIASED, PADDING};
+use selfrepair_model::Architecture;
 
 const ROWS: usize = 1024;
 /// Products of a shape in one measurement, after one that brings the weights into the cache.

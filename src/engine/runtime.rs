@@ -17,11 +17,12 @@ use ort::value::{DynTensorValueType, DynValue, PrimitiveTensorElementType, Tenso
 
 use super::operators;
 use super::weights::SharedWeights;
-use crate::config::RuntimeConfig;
-use crate::export::{self, ALIASED, Lowering, PADDING};
-use crate::memory::{copied, room};
-use crate::precision::{Half, Precision};
-use crate::provision;
+use selfrepair_core::config::RuntimeConfig;
+use crate::export;
+use crate::load::{self, ALIASED, Lowering, PADDING};
+use selfrepair_core::memory::{copied, room};
+use selfrepair_core::precision::{Half, Precision};
+use selfrepair_model::provision;
 
 /// The loaded library and its environment. ONNX Runtime has one a process, so this is shared.
 #[derive(Clone)]
@@ -97,9 +98,9 @@ impl Runtime {
     /// Loads one exported graph.
     pub fn load(&self, path: &Path, weights: &SharedWeights) -> Result<Graph> {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let lowering = self.precision.half().filter(|_| export::is_lowered(&name));
+        let lowering = self.precision.half().filter(|_| load::is_lowered(&name));
         let lowering = lowering.map(|to| Lowering { to, native: self.native });
-        let prepared = export::prepared(path, lowering, self.fused)?;
+        let prepared = load::prepared(path, lowering, self.fused)?;
         let shared = weights.of_graph(prepared.weights)?;
         let with_value = |(output, bias): (String, String)| -> Result<_> {
             let value = shared.iter().find(|(name, _)| *name == bias);
@@ -344,7 +345,7 @@ impl Spent {
 
 /// The profiles that sessions left in a folder.
 pub fn profile_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let files = crate::run_folder::files_below(folder)?;
+    let files = selfrepair_core::files::files_below(folder)?;
     ensure!(!files.is_empty(), "ONNX Runtime left no profile in {}", folder.display());
     Ok(files)
 }
@@ -411,6 +412,14 @@ pub fn rows_of<T: PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static
     shape[0] = range.len() as i64;
     let view = TensorRef::from_array_view((shape, &data[range.start * row..range.end * row]))?;
     Ok(Input::from(view))
+}
+
+/// Counts what writing tables takes.
+pub fn count_writing<T>(write: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = write();
+    WRITING.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
+    result
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::Engine;
 use super::after_head::{HeadChange, Part};
 use super::clean::{CleanBatch, Directions, position_tensor};
 use super::runtime::{Input, bool_tensor, rows, rows_of, to_host, view};
-use crate::memory::copied;
+use selfrepair_core::memory::copied;
 
 /// Where in a block a suffix starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

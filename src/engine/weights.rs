@@ -12,7 +12,7 @@ use ort::session::builder::PrepackedWeights;
 use ort::value::DynValue;
 
 use super::runtime::{half_tensor, tensor};
-use crate::export::{ALIASED, Lowering, PADDING, Weight};
+use crate::load::{ALIASED, Lowering, PADDING, Weight};
 
 /// What tells one tensor from another.
 #[derive(PartialEq, Eq, Hash)]

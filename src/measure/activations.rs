@@ -1,24 +1,22 @@
-//! Raw activations on request (`trace.save`): Arrow IPC files with one list-typed row a prompt position.
+//! Raw activations on request (`trace.save`): one list-typed row a prompt position.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::ipc::writer::FileWriter;
 use arrow::record_batch::RecordBatch;
 use ort::value::DynValue;
+use selfrepair_core::config::Activation;
+use selfrepair_core::sink::RowWriter;
+use selfrepair_engine::CleanBatch;
+use selfrepair_engine::runtime::view;
+use selfrepair_model::Architecture;
 
-use super::Run;
-use crate::checksums::{Hashed, Ledger};
-use crate::config::Activation;
-use crate::engine::CleanBatch;
-use crate::engine::runtime::view;
-use crate::model::Architecture;
-use crate::run_folder::{Partial, temporary};
+use crate::MeasureContext;
 
-fn name(what: Activation) -> &'static str {
+/// The name of the arrays.
+pub fn name(what: Activation) -> &'static str {
     match what {
         Activation::HeadZ => "head_z",
         Activation::MlpPost => "mlp_post",
@@ -26,56 +24,24 @@ fn name(what: Activation) -> &'static str {
     }
 }
 
-fn path(run: &Run, what: Activation, shard: usize) -> PathBuf {
-    run.folder.activations().join(name(what)).join(format!("{shard:05}.arrow"))
-}
-
-/// The files of a shard.
-pub fn paths(run: &Run, shard: usize) -> Vec<PathBuf> {
-    run.config.trace.save.iter().map(|&what| path(run, what, shard)).collect()
-}
-
-/// One open file for each activation of `trace.save`.
-pub struct Writers(Vec<Saved>);
-
-struct Saved {
-    writer: FileWriter<Hashed>,
-    path: PathBuf,
-    _partial: Partial,
-}
+/// Open arrays of one shard, one for each activation of `trace.save`.
+pub struct Writers(Vec<Box<dyn RowWriter>>);
 
 impl Writers {
-    pub fn create(run: &Run, a: &Architecture, shard: usize) -> Result<Self> {
-        let open = |&what: &Activation| -> Result<Saved> {
-            let path = path(run, what, shard);
-            let folder = path.parent().unwrap_or(&path);
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-            let schema = schema(a, what);
-            let file =
-                Hashed::create(&temporary(&path)).with_context(|| format!("cannot create {}", path.display()))?;
-            let (writer, _partial) = (FileWriter::try_new(file, &schema)?, Partial::of(&path));
-            Ok(Saved { writer, path, _partial })
+    pub fn open(context: &MeasureContext, shard: usize) -> Result<Self> {
+        let open = |&what: &Activation| {
+            context.sink.open_arrays(name(what), shard, schema(context.architecture, what))
         };
-        Ok(Self(run.config.trace.save.iter().map(open).collect::<Result<_>>()?))
+        Ok(Self(context.config.trace.save.iter().map(open).collect::<Result<_>>()?))
     }
 
-    /// A batch of each file, as [`batches`] gives them.
+    /// A batch of each, as [`batches`] gives them.
     pub fn write(&mut self, batches: Vec<RecordBatch>) -> Result<()> {
-        for (saved, batch) in self.0.iter_mut().zip(batches) {
-            saved.writer.write(&batch).with_context(|| format!("cannot write {}", saved.path.display()))?;
-        }
-        Ok(())
+        self.0.iter_mut().zip(batches).try_for_each(|(writer, batch)| writer.write(&batch))
     }
 
-    pub fn finish(self, ledger: &Ledger) -> Result<()> {
-        for mut saved in self.0 {
-            let place = || format!("cannot write {}", saved.path.display());
-            saved.writer.finish().with_context(place)?;
-            let sha256 = saved.writer.get_ref().finish().with_context(place)?;
-            std::fs::rename(temporary(&saved.path), &saved.path).with_context(place)?;
-            ledger.record(&saved.path, sha256)?;
-        }
-        Ok(())
+    pub fn finish(self) -> Result<()> {
+        self.0.into_iter().try_for_each(|writer| writer.finish())
     }
 }
 
@@ -94,7 +60,7 @@ fn schema(a: &Architecture, what: Activation) -> SchemaRef {
 }
 
 /// What a clean pass over the prompts `group` adds to each file of `trace.save`, in its order.
-pub fn batches(run: &Run, a: &Architecture, clean: &CleanBatch, group: &[usize]) -> Result<Vec<RecordBatch>> {
+pub fn batches(context: &MeasureContext, clean: &CleanBatch, group: &[usize]) -> Result<Vec<RecordBatch>> {
     let (positions, rows) = (clean.effects.positions, clean.effects.prompts * clean.effects.positions);
     let batch = |&what: &Activation| -> Result<RecordBatch> {
         let values = match what {
@@ -109,9 +75,9 @@ pub fn batches(run: &Run, a: &Architecture, clean: &CleanBatch, group: &[usize])
             Arc::new(UInt32Array::from_iter_values((0..rows).map(|i| (i % positions) as u32))),
             Arc::new(FixedSizeListArray::try_new(item, width, Arc::new(Float32Array::from(values)), None)?),
         ];
-        Ok(RecordBatch::try_new(schema(a, what), columns)?)
+        Ok(RecordBatch::try_new(schema(context.architecture, what), columns)?)
     };
-    run.config.trace.save.iter().map(batch).collect()
+    context.config.trace.save.iter().map(batch).collect()
 }
 
 /// Layer after layer of [rows, n] as [rows, layers · n].

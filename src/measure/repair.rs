@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::engine::{Ablated, CleanEffects};
+use selfrepair_engine::{Ablated, CleanEffects};
 
 /// The measured columns of `ablations` for one token, in float64 until they are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -98,7 +98,7 @@ struct Changes {
 
 /// What became of token `i` (row of the clean batch) in row `j` of the ablated batch. `changes` receives the change of
 /// every component's direct effect, by [`Slots`]; those that ran again are written. Sums may miss what they stand for by
-/// `tolerance` times what float32 rounding explains (see [`Precision::tolerance`](crate::precision::Precision)).
+/// `tolerance` times what float32 rounding explains (see [`Precision::tolerance`](selfrepair_core::precision::Precision)).
 ///
 /// # Errors
 /// If a number is not finite, or the causes do not add up to the self-repair to float32 rounding.

@@ -1,55 +1,55 @@
-//! The `trace` stage: one clean pass over the corpus. Tables `clean` and `direct_effects`, the sums behind the mean
-//! ablation, and activations on request.
+//! One clean pass over the corpus: the tables `clean` and `direct_effects`, the sums behind the mean ablation, and
+//! activations on request.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
-use indicatif::ProgressBar;
+use selfrepair_core::config::Activation;
+use selfrepair_core::interrupt;
+use selfrepair_core::memory;
+use selfrepair_core::precision::Precision;
+use selfrepair_core::progress::{self, Bar};
+use selfrepair_core::prompts::{Prompts, TargetRow};
+use selfrepair_core::sink::Part;
+use selfrepair_core::tables::{CLEAN, DIRECT_EFFECTS};
+use selfrepair_engine::runtime::{count_writing, view};
+use selfrepair_engine::{CleanBatch, CleanEffects, Crew, Engine, Keep, Needs};
+use selfrepair_model::Architecture;
 
-use super::{Run, activations};
-use crate::bench::count_writing;
-use crate::config::Activation;
-use crate::corpus::Prompts;
-use crate::engine::runtime::view;
-use crate::engine::{CleanBatch, CleanEffects, Crew, Engine, Keep, Needs, TargetRow};
-use crate::interrupt;
-use crate::memory;
-use crate::model::Architecture;
-use crate::precision::Precision;
-use crate::progress;
-use crate::run_folder::{Stage, sha256_of, write_atomically};
-use crate::tables::{CLEAN, DIRECT_EFFECTS, TableWriter, is_whole};
+use crate::{MeasureContext, activations};
 
 /// Prompts in one file. A constant, so that the same configuration gives the same files on every machine.
 const PROMPTS_IN_SHARD: usize = 32;
 
-pub fn trace(run: &Run, prompts: &Prompts) -> Result<String> {
-    let a = &run.model.architecture;
+/// Measures every prompt without ablation and gives the rows to the context's sink. Shards that are there are skipped.
+///
+/// # Errors
+/// If a number is not finite, the direct effects do not sum to the logit, memory is exhausted, or the sink fails.
+pub fn trace(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
     let bar = progress::bar("trace", prompts.tokens() as u64, "tokens");
     let all: Vec<usize> = (0..prompts.count()).collect();
     let shards: Vec<&[usize]> = all.chunks(PROMPTS_IN_SHARD).collect();
     let (mut pending, mut batches) = (vec![], vec![]);
     for (number, shard) in shards.iter().enumerate() {
-        match ShardFiles::new(run, number).are_whole(run) {
+        match is_done(context, number) {
             true => bar.inc(shard.iter().map(|&p| prompts.prompt(p).len() as u64).sum()),
             false => pending.push((number, shard)),
         }
     }
     if !pending.is_empty() {
-        let mut crew = Crew::load(a, &run.folder.model(), &run.config.runtime, &Needs::trace())?;
+        let mut crew = Crew::load(context.architecture, context.graphs, &context.config.runtime, &Needs::trace())?;
         for (number, shard) in pending {
-            let of_shard = run.batches_of(prompts.by_length(shard), |p| prompts.prompt(p).len(), crew.size());
+            let of_shard = context.batches_of(prompts.by_length(shard), |p| prompts.prompt(p).len(), crew.size());
             batches.extend(of_shard.into_iter().map(|batch| (number, batch)));
         }
         crew.each_of_shards(
             &batches,
             |_| 1.0,
-            |engine, batch: &Vec<usize>| trace_batch(run, engine, prompts, batch, &bar),
-            |number| Ok((activations::Writers::create(run, a, number)?, Vec::new())),
+            |engine, batch: &Vec<usize>| trace_batch(context, engine, prompts, batch, &bar),
+            |number| Ok((activations::Writers::open(context, number)?, Vec::new())),
             |(saved, traced), parts| {
                 for mut part in parts {
                     saved.write(std::mem::take(&mut part.activations))?;
@@ -57,42 +57,25 @@ pub fn trace(run: &Run, prompts: &Prompts) -> Result<String> {
                 }
                 Ok(())
             },
-            |number, (saved, traced)| {
-                count_writing(|| write_shard(run, prompts, &traced, saved, &ShardFiles::new(run, number)))
-            },
+            |number, (saved, traced)| count_writing(|| write_shard(context, prompts, &traced, saved, number)),
         )?;
     }
-    bar.finish_and_clear();
-    Ok(format!("{} tokens", prompts.tokens()))
+    bar.finish();
+    Ok(())
 }
 
-/// The files of one shard. `clean` is written last: if it is there, so are the others.
-struct ShardFiles {
-    clean: PathBuf,
-    direct_effects: PathBuf,
-    sums: PathBuf,
-    /// Raw activations, if any are saved.
-    activations: Vec<PathBuf>,
+/// Whether everything of a shard is there.
+fn is_done(context: &MeasureContext, number: usize) -> bool {
+    let (sink, part) = (context.sink, Part::Shard(number));
+    sink.has(&CLEAN, part)
+        && sink.has(&DIRECT_EFFECTS, part)
+        && context.config.trace.save.iter().all(|&what| sink.has_arrays(activations::name(what), number))
+        && sink.has_kept(&sums_name(number))
 }
 
-impl ShardFiles {
-    fn new(run: &Run, number: usize) -> Self {
-        let file = |table: &str| run.folder.table(table).join(format!("{number:05}.parquet"));
-        let sums = sums_path(&run.folder.work(), number);
-        let activations = activations::paths(run, number);
-        Self { clean: file("clean"), direct_effects: file("direct_effects"), sums, activations }
-    }
-
-    fn are_whole(&self, run: &Run) -> bool {
-        let (meta, ledger) = (run.meta(Stage::Trace), run.folder.ledger(Stage::Trace));
-        is_whole(&self.clean, &meta)
-            && is_whole(&self.direct_effects, &meta)
-            && self.activations.iter().chain([&self.sums]).all(|path| ledger.holds(path))
-    }
-}
-
-fn sums_path(folder: &Path, number: usize) -> PathBuf {
-    folder.join(format!("sums-{number:05}.f64"))
+/// Under which name the sums of a shard are kept.
+fn sums_name(number: usize) -> String {
+    format!("work/sums-{number:05}.f64")
 }
 
 /// What a clean pass gave for some prompts of equal length, until the shard's rows are written in order.
@@ -115,20 +98,20 @@ struct Row<'a> {
 
 /// The clean pass of prompts of equal length; in halves where memory is short.
 fn trace_batch(
-    run: &Run,
+    context: &MeasureContext,
     engine: &mut Engine,
     prompts: &Prompts,
     batch: &[usize],
-    bar: &ProgressBar,
+    bar: &Bar,
 ) -> Result<Vec<Traced>> {
     interrupt::check()?;
-    let (rows, length) = (run.rows_in_call(), prompts.prompt(batch[0]).len());
-    match trace_group(run, engine, prompts, batch) {
+    let (rows, length) = (context.rows_in_call(), prompts.prompt(batch[0]).len());
+    match trace_group(context, engine, prompts, batch) {
         Err(e) if memory::is_exhausted(&e) && batch.len() > 1 => {
-            run.shrink(rows.min(batch.len() * length), length);
+            context.shrink(rows.min(batch.len() * length), length);
             let (first, second) = batch.split_at(batch.len() / 2);
-            let mut parts = trace_batch(run, engine, prompts, first, bar)?;
-            parts.extend(trace_batch(run, engine, prompts, second, bar)?);
+            let mut parts = trace_batch(context, engine, prompts, first, bar)?;
+            parts.extend(trace_batch(context, engine, prompts, second, bar)?);
             Ok(parts)
         }
         result => {
@@ -138,31 +121,31 @@ fn trace_batch(
     }
 }
 
-fn trace_group(run: &Run, engine: &mut Engine, prompts: &Prompts, group: &[usize]) -> Result<Traced> {
+fn trace_group(context: &MeasureContext, engine: &mut Engine, prompts: &Prompts, group: &[usize]) -> Result<Traced> {
     let a = engine.architecture.clone();
-    let post = run.config.trace.save.contains(&Activation::MlpPost);
+    let post = context.config.trace.save.contains(&Activation::MlpPost);
     let keep = Keep { z: true, attention_out: true, mlp_out: true, post, ..Default::default() };
     let tokens: Vec<&[u32]> = group.iter().map(|&p| prompts.prompt(p)).collect();
     let targets: Vec<TargetRow> = group.iter().map(|&p| prompts.target_row(p, tokens[0].len())).collect();
     let directions = engine.directions(&targets)?;
     let clean = engine.clean(&tokens, &directions, &vec![keep; a.layers])?;
     let log_probs = engine.log_probs(&clean, &targets)?;
-    check(&clean.effects, group, &targets, run.config.runtime.precision)?;
+    check(&clean.effects, group, &targets, context.config.runtime.precision)?;
     let mut sums = Sums::new(&a);
     sums.add(&clean)?;
-    let activations = activations::batches(run, &a, &clean, group)?;
+    let activations = activations::batches(context, &clean, group)?;
     Ok(Traced { prompts: group.to_vec(), effects: clean.effects, log_probs, sums, activations })
 }
 
 /// `clean` last: if it is there, so are the others.
 fn write_shard(
-    run: &Run,
+    context: &MeasureContext,
     prompts: &Prompts,
     traced: &[Traced],
     saved: activations::Writers,
-    files: &ShardFiles,
+    number: usize,
 ) -> Result<()> {
-    let (a, meta, ledger) = (&run.model.architecture, run.meta(Stage::Trace), run.folder.ledger(Stage::Trace));
+    let (a, sink, part) = (context.architecture, context.sink, Part::Shard(number));
     let mut rows: Vec<Row> = traced
         .iter()
         .flat_map(|of| {
@@ -171,18 +154,16 @@ fn write_shard(
         })
         .collect();
     rows.sort_by_key(|row| row.prompt);
-    let mut writer = TableWriter::create(&DIRECT_EFFECTS, &files.direct_effects, &meta)?;
+    let mut writer = sink.open(&DIRECT_EFFECTS, part, DIRECT_EFFECTS.schema(), 1)?;
     for row in &rows {
         writer.write(&direct_effects(row, prompts.measured(row.prompt))?)?;
     }
     writer.finish()?;
     let mut sums = Sums::new(a);
     traced.iter().for_each(|part| sums.append(&part.sums));
-    let bytes = sums.bytes();
-    write_atomically(&files.sums, &bytes)?;
-    ledger.record(&files.sums, sha256_of(&bytes))?;
-    saved.finish(ledger)?;
-    let mut writer = TableWriter::create(&CLEAN, &files.clean, &meta)?;
+    sink.keep(&sums_name(number), &sums.bytes())?;
+    saved.finish()?;
+    let mut writer = sink.open(&CLEAN, part, CLEAN.schema(), 1)?;
     for row in &rows {
         writer.write(&clean_rows(row, prompts.measured(row.prompt), |s| a.residual_norm(s))?)?;
     }
@@ -250,13 +231,13 @@ pub struct Means {
 
 impl Means {
     /// From the sums that `trace` left.
-    pub fn read(run: &Run, prompts: &Prompts) -> Result<Self> {
-        let mut sums = Sums::new(&run.model.architecture);
+    pub fn read(context: &MeasureContext, prompts: &Prompts) -> Result<Self> {
+        let mut sums = Sums::new(context.architecture);
         for number in 0..prompts.count().div_ceil(PROMPTS_IN_SHARD) {
-            let path = sums_path(&run.folder.work(), number);
-            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let name = sums_name(number);
+            let bytes = context.sink.kept(&name)?;
             let length: usize = sums.parts().iter().map(|part| part.len()).sum();
-            ensure!(bytes.len() == 8 * length, "{} has the wrong size; run with --fresh", path.display());
+            ensure!(bytes.len() == 8 * length, "{name} has the wrong size; run with --fresh");
             let mut chunks = bytes.chunks_exact(8);
             for part in sums.parts() {
                 for (sum, chunk) in part.iter_mut().zip(chunks.by_ref()) {
@@ -264,8 +245,7 @@ impl Means {
                 }
                 ensure!(
                     part.iter().all(|sum| sum.is_finite()),
-                    "{} holds sums that are no numbers: the model's activations overflow",
-                    path.display()
+                    "{name} has non-finite sums: the model's activations overflow"
                 );
             }
         }

@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, Array2};
 
-use crate::components::{Ablatable, Component};
+use selfrepair_core::components::{Ablatable, Component};
 
 /// No model has more; a file that says so is damaged.
 pub const MOST_LAYERS: usize = 10_000;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::gguf::GgufFile;
 use super::pickle::refuse_calls;
 use super::source::{ModelSource, read_json, weight_files};
-use crate::outside::without_panic;
+use selfrepair_core::outside::without_panic;
 
 /// An open checkpoint. Tensor names are Hugging Face's, also for a GGUF file.
 pub struct Checkpoint {

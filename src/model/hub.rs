@@ -11,10 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
-use indicatif::ProgressBar;
 
-use crate::progress;
-use crate::run_folder::sha256_of_file;
+use selfrepair_core::progress;
+use selfrepair_core::files::sha256_of_file;
 
 pub use upload::{Content, DataSet, Pushed, Upload};
 
@@ -97,7 +96,7 @@ impl HubRepo {
             Some(folder) => folder.to_path_buf(),
             None => self.cached_snapshot()?,
         };
-        let files = crate::run_folder::files_below(&snapshot)?;
+        let files = selfrepair_core::files::files_below(&snapshot)?;
         let relative = |p: &PathBuf| p.strip_prefix(&snapshot).map(|p| p.to_string_lossy().into_owned()).ok();
         Ok(files.iter().filter_map(relative).collect())
     }
@@ -228,12 +227,12 @@ fn offline() -> bool {
 
 /// The program's progress bar for the hub's client.
 #[derive(Default)]
-struct Bar(Option<ProgressBar>);
+struct Bar(Option<progress::Bar>);
 
 impl Progress for Bar {
     fn init(&mut self, size: usize, filename: &str) {
         if let Some(old) = self.0.take() {
-            old.finish_and_clear();
+            old.finish();
         }
         let name: String = filename.chars().rev().take(24).collect::<Vec<_>>().into_iter().rev().collect();
         self.0 = Some(progress::bar(&name, size as u64 >> 10, "kB"));
@@ -247,7 +246,7 @@ impl Progress for Bar {
 
     fn finish(&mut self) {
         if let Some(bar) = self.0.take() {
-            bar.finish_and_clear();
+            bar.finish();
         }
     }
 }

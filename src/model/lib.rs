@@ -6,10 +6,13 @@
 
 mod architecture;
 mod checkpoint;
+pub mod corpus;
 mod families;
 mod fold;
 mod gguf;
+pub mod hub;
 mod pickle;
+pub mod provision;
 mod source;
 
 use anyhow::{Context, Result};
@@ -22,7 +25,7 @@ pub use fold::FoldedBiases;
 pub use gguf::{GgufFile, Value as GgufValue};
 pub use source::{ModelSource, Origin};
 
-use crate::config::ModelConfig;
+use selfrepair_core::config::ModelConfig;
 use families::Family;
 
 /// A checkpoint together with the description of its architecture.

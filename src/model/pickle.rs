@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn only_what_tensors_are_built_of_may_be_named() {
-        let fixtures = Path::new("tests/fixtures/pickles");
+        let fixtures = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/pickles"));
         refuse_calls(&fixtures.join("single/pytorch_model.bin")).unwrap();
         let error = refuse_calls(&fixtures.join("evil/pytorch_model.bin")).unwrap_err().to_string();
         assert!(error.contains("would call `posix.system`"), "{error}");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::config::ModelConfig;
+use selfrepair_core::config::ModelConfig;
 use crate::hub::{HubRepo, Kind};
 use crate::provision;
 

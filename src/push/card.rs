@@ -4,10 +4,11 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use crate::catalog::{self, TableDoc};
-use crate::config::Config;
-use crate::report::Rows;
-use crate::sql::Tables;
+use selfrepair_query::catalog;
+use selfrepair_query::catalog::TableDoc;
+use selfrepair_core::config::Config;
+use selfrepair_report::Rows;
+use selfrepair_query::sql::Tables;
 
 /// The table that is loaded when none is named.
 const DEFAULT: &str = "head_summary";

@@ -7,11 +7,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::catalog;
-use crate::hub::{Content, DataSet, Pushed, Upload};
-use crate::progress;
-use crate::run_folder::{self, STAGES, files_below, sha256_of, sha256_of_file};
-use crate::sql::Tables;
+use selfrepair_query::catalog;
+use selfrepair_model::hub::{Content, DataSet, Pushed, Upload};
+use selfrepair_core::progress;
+use selfrepair_store::run_folder;
+use selfrepair_store::run_folder::STAGES;
+use selfrepair_core::files::{files_below, sha256_of, sha256_of_file};
+use selfrepair_query::sql::Tables;
 
 /// Folders of a run that go to the hub, and are there as they are here. The rest is large and can be made again.
 const FOLDERS: [&str; 2] = ["tables", "figures"];
@@ -30,7 +32,7 @@ pub fn push(out: &Path, to: &str, private: bool) -> Result<String> {
     let bar = progress::bar("push", 0, "kB");
     let message = format!("Tables of a run by pipeline {}", env!("CARGO_PKG_VERSION"));
     let pushed = set.push(&files, &FOLDERS, &message, &bar);
-    bar.finish_and_clear();
+    bar.finish();
     Ok(sentence(&pushed?, name))
 }
 

@@ -11,8 +11,9 @@ use super::figures::{CAUSES, Figure, HEADS, quoted, stacked};
 use super::html::{Listing, Page};
 use super::settings::Settings;
 use super::{Rows, files, report};
-use crate::analyze::Tables;
-use crate::run_folder::{is_run, write_atomically};
+use selfrepair_query::analyze::Tables;
+use selfrepair_store::run_folder::is_run;
+use selfrepair_core::files::write_atomically;
 
 const THEME: &str = "Runs compared";
 

@@ -10,7 +10,7 @@ use resvg::usvg::{Options, Tree, fontdb};
 
 use super::chart::Theme;
 use super::figures::Figure;
-use crate::run_folder::write_atomically;
+use selfrepair_core::files::write_atomically;
 
 /// Pixels of a PNG a pixel of the SVG.
 const PNG_SCALE: f32 = 2.0;

@@ -9,7 +9,7 @@ use super::Rows;
 use super::chart::{Theme, escape, variables};
 use super::figures::{Figure, quoted};
 use super::settings::grouped;
-use crate::analyze::Tables;
+use selfrepair_query::analyze::Tables;
 
 /// A page under construction: sections are added in the order in which they are read.
 pub struct Page {

@@ -18,10 +18,10 @@ use anyhow::{Context, Result};
 pub use compare::compare;
 pub use summary::summary;
 
-pub(crate) use rows::Rows;
+pub use rows::Rows;
 
-use crate::analyze::Tables;
-use crate::run_folder::write_atomically;
+use selfrepair_query::analyze::Tables;
+use selfrepair_core::files::write_atomically;
 
 /// Raised when the report would look different on the same tables.
 pub const VERSION: u32 = 3;
@@ -50,7 +50,7 @@ pub fn report(out: &Path) -> Result<String> {
 /// An ablation `a/b` is one with hold b.
 #[cfg(test)]
 pub(crate) fn handmade_run(name: &str, ablations: &[&str]) -> tempfile::TempDir {
-    use crate::tables::handmade::{ABLATIONS, ablation, clean, metadata, model, table};
+    use selfrepair_store::test_tables::{ABLATIONS, ablation, clean, metadata, model, table};
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     model(out, name, &format!("./{name}"), "llama", 2, 1, 8);
@@ -78,11 +78,11 @@ pub(crate) fn handmade_run(name: &str, ablations: &[&str]) -> tempfile::TempDir 
         }
     }
     table(out, "top_tokens", "component layer head rank prompt position direct_effect", &tops);
-    for derived in crate::analyze::derived_tables() {
+    for derived in selfrepair_query::analyze::derived_tables() {
         fs::create_dir_all(out.join("tables").join(derived)).unwrap();
     }
-    let config = crate::config::AnalysisConfig { top_fraction: 1.0, ..Default::default() };
-    let tables = crate::analyze::open(out, &config).unwrap();
-    crate::analyze::derive(&tables, out, &config, &metadata(), vec![], &|_: &str| {}).unwrap();
+    let config = selfrepair_core::config::AnalysisConfig { top_fraction: 1.0, ..Default::default() };
+    let tables = selfrepair_query::analyze::open(out, &config).unwrap();
+    selfrepair_query::analyze::derive(&tables, out, &config, &metadata(), vec![], &|_: &str| {}).unwrap();
     dir
 }

@@ -6,9 +6,9 @@ use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Float64Type};
 
 use super::chart::Point;
-use crate::analyze::Tables;
+use selfrepair_query::analyze::Tables;
 
-pub(crate) struct Rows {
+pub struct Rows {
     batches: Vec<RecordBatch>,
 }
 

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::Rows;
-use crate::analyze::Tables;
-use crate::config::Config;
+use selfrepair_query::analyze::Tables;
+use selfrepair_core::config::Config;
 
 pub struct Settings {
     pub model: String,

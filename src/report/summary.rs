@@ -7,8 +7,8 @@ use anyhow::Result;
 
 use super::Rows;
 use super::figures::HEADS;
-use crate::analyze::Tables;
-use crate::run_folder::warnings;
+use selfrepair_query::analyze::Tables;
+use selfrepair_store::run_folder::warnings;
 
 /// How much self-repair, in which layers, through what, and where everything lies.
 pub fn summary(out: &Path) -> Result<String> {

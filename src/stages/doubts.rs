@@ -10,8 +10,8 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::Run;
-use crate::config::Mode;
-use crate::run_folder::files_below;
+use selfrepair_core::config::Mode;
+use selfrepair_core::files::files_below;
 
 /// A doubt if the targets are less probable than by a guess. Of a prompt set nothing is said: an answer may be wrong on
 /// purpose, and with `wrong` there is no probability.

@@ -1,49 +1,41 @@
 //! The stages of a run, in the order in which they depend on each other. Each reads and writes files only, knows by a
 //! fingerprint whether its output is current, and can be killed at any moment and resumed.
 
-mod ablate;
-mod activations;
 mod doubts;
-mod iterate;
 mod parts;
 mod plan;
-mod repair;
 mod shared;
-mod trace;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use arrow::array::{ArrayRef, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
-use serde_json::json;
+use selfrepair_core::components::Ablatable;
+use selfrepair_core::config::{Config, Mode};
+use selfrepair_core::files::{files_below, fingerprint, sha256_of, sha256_of_file, write_atomically};
+use selfrepair_core::interrupt;
+use selfrepair_core::progress;
+use selfrepair_core::prompts::{Prompts, Targets};
+use selfrepair_core::shards::ShardSet;
+use selfrepair_core::tables::{
+    ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS,
+    REPAIR_GRAPH, ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS,
+};
+use selfrepair_engine::export;
+use selfrepair_measure::{self as measure, MeasureContext, RowsPerCall};
+use selfrepair_model::corpus::{self, TextTokenizer};
+use selfrepair_model::{Model, ModelSource, hub};
+use selfrepair_query::analyze;
+use selfrepair_report as report;
+use selfrepair_store::run_folder::{Parts, RunFolder, STAGES, Stage};
+use selfrepair_store::{Metadata, StageFiles, TableWriter, prompt_tables};
 
-use crate::analyze;
-use crate::components::Ablatable;
-use crate::config::{Config, Kind, Mode};
-use crate::corpus::{self, Prompts, Targets, TextTokenizer};
-use crate::export;
-use crate::hub;
-use crate::interrupt;
-use crate::memory;
-use crate::model::{Model, ModelSource};
-use crate::progress;
-use crate::report;
-use crate::run_folder::{
-    Parts, RunFolder, STAGES, Stage, files_below, fingerprint, sha256_of, sha256_of_file, write_atomically,
-};
-use crate::sharing::ShardSet;
 use crate::status::state;
-use crate::tables::{
-    ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, Metadata, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS,
-    PAIRS, REPAIR_GRAPH, ROUNDING, SCHEMA_VERSION, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS, TableWriter,
-};
 
 pub use plan::{Estimate, dry_run};
-pub use repair::{AblatedComponent, Repair, Slots, repair};
 pub use shared::run_set;
 
 /// A run with its inputs found and read as far as every stage needs.
@@ -59,8 +51,7 @@ pub struct Run {
     pub components: Vec<Ablatable>,
     /// What `analyze` writes, a user's own tables included.
     analysis_tables: Vec<String>,
-    /// Rows in one call of a graph; fewer when memory turns out to be short.
-    rows: AtomicUsize,
+    rows: RowsPerCall,
 }
 
 /// A configuration with its inputs found and read as far as every stage needs, before a folder is taken for it.
@@ -107,8 +98,8 @@ impl Prepared {
             a.context
         );
         let components = config.ablation.components(a.layers, a.heads)?;
-        let holds = config.ablation.holds(a.layers, a.heads)?;
-        let neurons = config.neurons.layers.layers("neurons.layers", a.layers)?;
+        config.ablation.holds(a.layers, a.heads)?;
+        config.neurons.layers.layers("neurons.layers", a.layers)?;
         let corpus_files = corpus::resolve(&config.corpus.source)?;
 
         let spinner = progress::spinner("reading the inputs' checksums");
@@ -123,23 +114,13 @@ impl Prepared {
             }
         };
         let corpus_sha256: Vec<String> = corpus_files.iter().map(|p| sha256_of_input(p)).collect::<Result<_>>()?;
-        spinner.finish_and_clear();
+        spinner.finish();
 
-        let code = (SCHEMA_VERSION, env!("CARGO_PKG_VERSION"));
-        let c = &config;
-        let corpus = fingerprint(&json!([code, &model_sha256, corpus_sha256, c.corpus]))?;
-        // The tables name where the model came from; what is measured depends on its bytes alone.
-        let export = fingerprint(&json!([code, c.model, &model_sha256, c.corpus.prompt_len]))?;
-        let trace = fingerprint(&json!([code, corpus, &model_sha256, c.trace, c.runtime.precision]))?;
-        // The number of top tokens decides for which ones components and neurons are kept.
-        let measured = json!([c.ablation, components, holds, c.neurons, neurons, c.iterative, c.analysis.top_fraction]);
-        let ablate = fingerprint(&json!([code, corpus, &model_sha256, measured, c.runtime.precision]))?;
-        let analyze = fingerprint(&json!([ablate, c.analysis, analyze::queries_fingerprint(&c.analysis)?]))?;
-        let report = fingerprint(&json!([analyze, report::VERSION]))?;
+        let parts = parts::parts(&config, &model_sha256, &corpus_sha256)?;
+        let hashes: Vec<String> = parts.iter().map(fingerprint).collect::<Result<_>>()?;
+        let fingerprints: [String; 6] = hashes.try_into().map_err(|_| anyhow!("six stages have six fingerprints"))?;
         let inputs: Vec<PathBuf> = files.into_iter().chain(corpus_files.iter().cloned()).collect();
-        let run_id = fingerprint(&json!([export, trace, ablate, c.analysis]))?;
-        let parts = parts::parts(c, &model_sha256, &corpus_sha256)?;
-        let fingerprints = [corpus, export, trace, ablate, analyze, report];
+        let run_id = fingerprint(&fingerprints)?;
         Ok(Self { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id })
     }
 
@@ -164,12 +145,7 @@ impl Run {
             Prepared::of(config)?;
         let folder = RunFolder::open(out, run_id, &inputs, set)?.with_parts(parts);
         let analysis_tables = analyze::tables_of(&config.analysis)?;
-        let wanted = memory::rows_wanted(&config.runtime);
-        let fit = memory::rows_that_fit(&config.runtime, &model.architecture, config.corpus.prompt_len);
-        if fit < wanted {
-            progress::line("memory", &format!("batches of {fit} rows instead of {wanted}: more would not fit"));
-        }
-        let rows = AtomicUsize::new(wanted.min(fit));
+        let rows = RowsPerCall::new(&config, &model.architecture);
         Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components, analysis_tables, rows })
     }
 
@@ -208,10 +184,23 @@ impl Run {
     }
 
     fn meta(&self, stage: Stage) -> Metadata {
-        Metadata {
-            run_id: self.folder.run_id.clone(),
-            fingerprint: self.fingerprint(stage).to_string(),
-            ledger: Some(self.folder.ledger(stage).clone()),
+        self.files(stage).meta().clone()
+    }
+
+    /// Where the rows of a stage go.
+    fn files(&self, stage: Stage) -> StageFiles<'_> {
+        StageFiles::new(&self.folder, stage, self.fingerprint(stage))
+    }
+
+    /// What a measurement needs, its rows going to `files`.
+    fn context<'a>(&'a self, graphs: &'a Path, files: &'a StageFiles<'a>) -> MeasureContext<'a> {
+        MeasureContext {
+            config: &self.config,
+            architecture: &self.model.architecture,
+            graphs,
+            components: &self.components,
+            sink: files,
+            rows: &self.rows,
         }
     }
 
@@ -265,7 +254,7 @@ impl Run {
                 std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }
         }
-        spinner.finish_and_clear();
+        spinner.finish();
         Ok(())
     }
 
@@ -318,8 +307,9 @@ impl Run {
         tokenizer.doubts().into_iter().for_each(|doubt| self.folder.warn(doubt));
         let corpus = corpus::corpus(&self.config.corpus, &self.corpus_files, &tokenizer)?;
         let prompts = &corpus.prompts;
-        corpus::write(&corpus, &tokenizer, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
-        corpus::write_targets(prompts, &self.folder.table("targets"), &self.meta(Stage::Corpus))?;
+        let text_of = |token| tokenizer.text_of(token);
+        prompt_tables::write_tokens(&corpus, text_of, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
+        prompt_tables::write_targets(prompts, &self.folder.table("targets"), &self.meta(Stage::Corpus))?;
         Ok(match prompts.targets() {
             Targets::Next => format!("{} prompts of {} tokens", prompts.count(), prompts.longest()),
             Targets::Answers(_) => format!("{} prompts of up to {} tokens", prompts.count(), prompts.longest()),
@@ -366,15 +356,18 @@ impl Run {
     }
 
     fn trace(&self) -> Result<String> {
-        let done = trace::trace(self, &self.prompts()?)?;
+        let (prompts, files, graphs) = (self.prompts()?, self.files(Stage::Trace), self.folder.model());
+        measure::trace(&self.context(&graphs, &files), &prompts)?;
         if let Some(doubt) = doubts::about_predictions(self)? {
             self.folder.warn(doubt);
         }
-        Ok(done)
+        Ok(format!("{} tokens", prompts.tokens()))
     }
 
     fn ablate(&self) -> Result<String> {
-        ablate::ablate(self, &self.prompts()?)
+        let (prompts, files, graphs) = (self.prompts()?, self.files(Stage::Ablate), self.folder.model());
+        measure::ablate::ablate(&self.context(&graphs, &files), &prompts)?;
+        Ok(format!("{} components × {} tokens", self.components.len(), prompts.measured_tokens()))
     }
 
     fn analyze(&self) -> Result<String> {
@@ -398,26 +391,6 @@ impl Run {
         report::report(self.folder.root())
     }
 
-    /// Necessary floating-point operations of the clean pass: every weight of every block, the directions, and the
-    /// unembedding, times two a token.
-    pub fn trace_flops(&self, prompts: &Prompts) -> f64 {
-        let a = &self.model.architecture;
-        let (attention, mlp) = a.block_weights();
-        let directions = a.layers * a.d_model * a.heads * a.d_head;
-        let weights = a.layers * (attention + mlp) + directions + a.vocab * a.d_model;
-        2.0 * (weights * prompts.tokens()) as f64
-    }
-
-    /// Necessary floating-point operations of all ablations: clean passes are not counted.
-    pub fn ablate_flops(&self, prompts: &Prompts) -> f64 {
-        let a = &self.model.architecture;
-        let c = &self.config.ablation;
-        let samples = |kind: &Kind| if *kind == Kind::Resample { c.resample.samples } else { 1 };
-        let runs = c.kinds.iter().map(samples).sum::<usize>() * (1 + c.hold.len());
-        let tokens: usize = (0..prompts.count()).map(|p| prompts.needed(p).len()).sum();
-        self.components.iter().map(|c| a.suffix_flops(c)).sum::<f64>() * (runs * tokens) as f64
-    }
-
     /// The prompts as the tables of the corpus stage have them.
     pub fn prompts(&self) -> Result<Prompts> {
         let targets = self.folder.table("targets");
@@ -426,44 +399,7 @@ impl Run {
             "{} has vanished; run again to have it made anew",
             targets.join("targets.parquet").display()
         );
-        corpus::read(&self.folder.table("tokens"), &targets)
-    }
-
-    fn has(&self, kind: Kind) -> bool {
-        self.config.ablation.kinds.contains(&kind)
-    }
-
-    /// About how many rows (runs × positions) one call of a graph has.
-    fn rows_in_call(&self) -> usize {
-        self.rows.load(Relaxed)
-    }
-
-    /// Prompts of a shard, grouped by length, in batches that fill a call and leave none of the engines without work.
-    fn batches_of(
-        &self,
-        by_length: Vec<Vec<usize>>,
-        length: impl Fn(usize) -> usize,
-        engines: usize,
-    ) -> Vec<Vec<usize>> {
-        let batches = by_length.iter().flat_map(|equal| {
-            let most = (self.rows_in_call() / length(equal[0])).min(equal.len().div_ceil(engines));
-            balanced(equal, most).map(<[usize]>::to_vec)
-        });
-        batches.collect()
-    }
-
-    /// After a call of so many rows found no memory: smaller calls from now on. False if a call is already as small as
-    /// one run of `length` positions.
-    fn shrink(&self, rows: usize, length: usize) -> bool {
-        if rows <= length {
-            return false;
-        }
-        let half = (rows / 2).max(length);
-        // Another thread may have done so already.
-        if self.rows.fetch_min(half, Relaxed) > half {
-            progress::line("memory", &format!("none left for batches of {rows} rows; going on with {half}"));
-        }
-        true
+        prompt_tables::read(&self.folder.table("tokens"), &targets)
     }
 }
 
@@ -472,25 +408,4 @@ fn sha256_of_input(path: &Path) -> Result<String> {
     let sha256 = sha256_of_file(path)?;
     hub::check_cached(path, &sha256)?;
     Ok(sha256)
-}
-
-/// `items` in as few groups of at most `most` as possible, of sizes that differ by at most one.
-fn balanced<T>(items: &[T], most: usize) -> impl Iterator<Item = &[T]> {
-    let groups = items.len().div_ceil(most.max(1)).max(1);
-    (0..groups).map(move |g| &items[g * items.len() / groups..(g + 1) * items.len() / groups])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::balanced;
-
-    #[test]
-    fn groups_are_even_and_complete() {
-        let items: Vec<usize> = (0..10).collect();
-        let sizes: Vec<usize> = balanced(&items, 9).map(<[usize]>::len).collect();
-        assert_eq!(sizes, [5, 5]);
-        assert_eq!(balanced(&items, 3).flatten().count(), 10);
-        assert!(balanced(&items, 3).all(|g| g.len() <= 3));
-        assert_eq!(balanced(&items[..0], 3).flatten().count(), 0);
-    }
 }

@@ -4,21 +4,22 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::analyze;
-use crate::config::Config;
-use crate::report;
-use crate::run_folder::Parts;
-use crate::tables::SCHEMA_VERSION;
+use selfrepair_query::analyze;
+use selfrepair_core::config::Config;
+use selfrepair_core::provenance::MEASUREMENT_VERSION;
+use selfrepair_report as report;
+use selfrepair_store::run_folder::Parts;
+use selfrepair_core::tables::SCHEMA_VERSION;
 
-/// The parts of every stage, in the order of [`crate::run_folder::Stage`]; each lists what `Prepared::of` hashes.
+/// The parts of every stage, in the order of [`selfrepair_store::run_folder::Stage`]; a stage's fingerprint is the hash of its list.
 pub fn parts(config: &Config, model_sha256: &str, corpus_sha256: &[String]) -> Result<[Parts; 6]> {
     let mut code = Parts::new();
     code.insert("schema version".into(), SCHEMA_VERSION.into());
-    code.insert("program version".into(), env!("CARGO_PKG_VERSION").into());
-    code.insert("model's checksum".into(), short(model_sha256));
+    code.insert("measurement version".into(), MEASUREMENT_VERSION.to_string());
+    code.insert("model's checksum".into(), model_sha256.into());
 
     let mut corpus = code.clone();
-    corpus.insert("corpus' checksum".into(), corpus_sha256.iter().map(|s| short(s)).collect::<Vec<_>>().join(", "));
+    corpus.insert("corpus' checksum".into(), corpus_sha256.join(", "));
     add(&mut corpus, "corpus", &config.corpus)?;
     let mut export = code;
     add(&mut export, "model", &config.model)?;
@@ -38,10 +39,6 @@ pub fn parts(config: &Config, model_sha256: &str, corpus_sha256: &[String]) -> R
     let mut report = analyze.clone();
     report.insert("report version".into(), report::VERSION.to_string());
     Ok([corpus, export, trace, ablate, analyze, report])
-}
-
-fn short(checksum: &str) -> String {
-    checksum.chars().take(12).collect()
 }
 
 /// A section of the configuration as `section.key` → value, as `--set` would write it. What is not set has no part.

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Prepared, iterate};
-use crate::components::Ablatable;
-use crate::config::{Config, Kind, Mode};
+use super::Prepared;
+use selfrepair_core::components::Ablatable;
+use selfrepair_core::config::{Config, Kind, Mode};
 use crate::describe::{EFFICIENCY, memory};
-use crate::engine::rate::matmul_rate;
-use crate::model::Architecture;
-use crate::progress;
-use crate::run_folder::{STAGES, Stage};
+use selfrepair_engine::rate::matmul_rate;
+use selfrepair_model::Architecture;
+use selfrepair_core::progress;
+use selfrepair_measure::iterate;
+use selfrepair_store::run_folder::{STAGES, Stage};
 use crate::status::{State, state};
 
 /// What additions reach of the bare matrix product's rate, as measured on SmolLM2-135M: their calls are small.

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Run, ablate};
-use crate::config::Config;
-use crate::interrupt;
-use crate::progress;
-use crate::run_folder::{STAGES, Stage};
-use crate::sharing::{ShardSet, named};
+use super::Run;
+use selfrepair_core::config::Config;
+use selfrepair_core::interrupt;
+use selfrepair_measure::ablate;
+use selfrepair_core::progress;
+use selfrepair_store::run_folder::{STAGES, Stage};
+use selfrepair_core::shards::ShardSet;
+use selfrepair_store::sharing::named;
 
 /// How a process has the folder.
 enum Access {
@@ -29,7 +31,9 @@ pub fn run_set(config: Config, out: &Path, last: Stage, set: ShardSet) -> Result
     let run = Run::open_with(config, out, Some(set))?;
     run.announce();
     if let Access::Shared = take_when_begun(&run)? {
-        ablate::ablate_set(&run, &run.prompts()?, set)?;
+        let (prompts, files, graphs) = (run.prompts()?, run.files(Stage::Ablate), run.folder.model());
+        let context = run.context(&graphs, &files);
+        ablate::ablate_set(&context, &prompts, set)?;
         run.folder.lock.release()?;
         let place = run.folder.root().display();
         if !run.folder.lock.try_alone()? {
@@ -37,7 +41,7 @@ pub fn run_set(config: Config, out: &Path, last: Stage, set: ShardSet) -> Result
             return Ok(format!("shards {set} of {place} are done; {others} will go on when done too"));
         }
         run.folder.reload();
-        let left = ablate::sets_left(&run, &run.prompts()?, set)?;
+        let left = ablate::sets_left(&context, &prompts, set)?;
         if !left.is_empty() {
             let left: Vec<String> = left.iter().map(|set| format!("--shard {set}")).collect();
             return Ok(format!(
@@ -59,7 +63,7 @@ fn take_when_begun(run: &Run) -> Result<Access> {
         interrupt::check()?;
         if lock.try_share()? {
             run.folder.reload();
-            if is_current_before_ablate(run) && ablate::has_begun(run) {
+            if is_current_before_ablate(run) && has_begun(run) {
                 return Ok(Access::Shared);
             }
             lock.release()?;
@@ -72,7 +76,8 @@ fn take_when_begun(run: &Run) -> Result<Access> {
                 return Ok(Access::Alone);
             }
             run.folder.begin(Stage::Ablate, run.fingerprint(Stage::Ablate), &run.folders(Stage::Ablate))?;
-            ablate::begin(run, &run.prompts()?)?;
+            let (files, graphs) = (run.files(Stage::Ablate), run.folder.model());
+            ablate::begin(&run.context(&graphs, &files), &run.prompts()?)?;
             lock.release()?;
             continue;
         }
@@ -82,6 +87,13 @@ fn take_when_begun(run: &Run) -> Result<Access> {
         }
         thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// Whether what all shards of `ablate` read is there.
+fn has_begun(run: &Run) -> bool {
+    let (files, graphs) = (run.files(Stage::Ablate), run.folder.model());
+    run.folder.has_begun(Stage::Ablate, run.fingerprint(Stage::Ablate))
+        && ablate::has_begun(&run.context(&graphs, &files))
 }
 
 fn is_current_before_ablate(run: &Run) -> bool {

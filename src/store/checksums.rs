@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::run_folder::{Stage, hex, sha256_of_file, write_atomically};
+use crate::run_folder::Stage;
+use selfrepair_core::files::{hex, sha256_of_file, write_atomically};
 
 /// The checksums of one stage, in memory and on disk.
 pub struct Ledger {

@@ -3,59 +3,14 @@
 //! Locks are the operating system's, so those of a dead process are gone. A process that may write anything holds `.lock`
 //! alone. Those that each ablate a set of shards hold it together, and each a file of its own set besides.
 
-use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::run_folder::files_in;
-
-/// The shards that one of `count` processes takes: every `count`-th.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShardSet {
-    /// From 0.
-    index: usize,
-    count: usize,
-}
-
-impl ShardSet {
-    pub const ALL: Self = Self { index: 0, count: 1 };
-
-    pub fn contains(self, shard: usize) -> bool {
-        shard % self.count == self.index
-    }
-
-    /// The set of the same division that a shard is in.
-    pub fn holding(self, shard: usize) -> Self {
-        Self { index: shard % self.count, ..self }
-    }
-
-    /// `2-of-4`, for file names.
-    pub fn name(self) -> String {
-        format!("{}-of-{}", self.index + 1, self.count)
-    }
-}
-
-impl fmt::Display for ShardSet {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}/{}", self.index + 1, self.count)
-    }
-}
-
-impl FromStr for ShardSet {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-        match parts {
-            Some((i, count)) if (1..=count).contains(&i) => Ok(Self { index: i - 1, count }),
-            _ => bail!("`{text}` is no set of shards: expected i/n with i from 1 to n, as 1/4"),
-        }
-    }
-}
+use selfrepair_core::files::files_in;
+use selfrepair_core::shards::ShardSet;
 
 /// The locks of one process on one folder.
 pub struct Lock {
@@ -175,19 +130,6 @@ pub fn named(root: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sets_divide_the_shards() {
-        let sets: Vec<ShardSet> = (1..=3).map(|i| format!("{i}/3").parse().unwrap()).collect();
-        for shard in 0..10 {
-            assert_eq!(sets.iter().filter(|s| s.contains(shard)).count(), 1);
-            assert!(sets[0].holding(shard).contains(shard));
-        }
-        assert_eq!((sets[1].to_string(), sets[1].name()), ("2/3".into(), "2-of-3".into()));
-        for wrong in ["0/3", "4/3", "1/0", "3", "a/b", "-1/2"] {
-            assert!(wrong.parse::<ShardSet>().is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_folder_is_one_process_s_or_shared_by_disjoint_sets() {

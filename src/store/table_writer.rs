@@ -16,9 +16,11 @@ use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use super::schema::{MEASURED, SCHEMA_VERSION, Table};
+use selfrepair_core::files::{Partial, temporary};
+use selfrepair_core::provenance::{self, MEASUREMENT_VERSION};
+use selfrepair_core::tables::{MEASURED, SCHEMA_VERSION, Table};
+
 use crate::checksums::{Hashed, Ledger};
-use crate::run_folder::{Partial, temporary};
 
 /// What every file of a run says of itself.
 #[derive(Clone)]
@@ -131,7 +133,8 @@ fn properties(
             pair("pipeline.table", name),
             pair("pipeline.run_id", &meta.run_id),
             pair(FINGERPRINT, &meta.fingerprint),
-            pair("pipeline.code_version", env!("CARGO_PKG_VERSION")),
+            pair("pipeline.measurement_version", &MEASUREMENT_VERSION.to_string()),
+            pair("pipeline.commit", provenance::commit()),
         ]));
     for field in schema.fields() {
         if field.data_type() == &DataType::Float32 {

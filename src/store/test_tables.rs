@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray, UInt16Array, UInt32Array};
 use arrow::datatypes::{Field, Schema};
 
-use super::{Metadata, TableWriter};
+use crate::{Metadata, TableWriter};
 
 pub fn metadata() -> Metadata {
     Metadata { run_id: "run".into(), fingerprint: "print".into(), ledger: None }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pipeline::run_folder::sha256_of_file;
+use selfrepair_core::files::sha256_of_file;
 
 use crate::support::*;
 
@@ -162,7 +162,7 @@ fn shards_that_lie_elsewhere() {
 #[test]
 fn gguf_files_cut_short() {
     let dir = tempfile::tempdir().unwrap();
-    let source = pipeline::provision::model_asset("smollm2").unwrap().provide().unwrap();
+    let source = selfrepair_model::provision::model_asset("smollm2").unwrap().provide().unwrap();
     let bytes = fs::read(source).unwrap();
     for (keep, words) in
         [(3, "not a complete GGUF file"), (100_000, "not a complete GGUF file"), (40_000_000, "cannot be read")]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use pipeline::config::ModelConfig;
+use selfrepair_core::config::ModelConfig;
 
 use crate::parity::{assert_agrees, assert_logits_agree, assert_same_inputs};
 use crate::support::*;

@@ -149,7 +149,7 @@ fn the_papers_configurations_load() {
     let configs = files(Path::new("pipeline/paper"));
     assert!(configs.len() >= 15, "{}", configs.len());
     for path in configs {
-        let config = pipeline::config::Config::load(Some(&path), &[]).unwrap();
+        let config = selfrepair_core::config::Config::load(Some(&path), &[]).unwrap();
         assert!(config.model.source.starts_with("hf:"), "{}", path.display());
         assert_eq!((config.corpus.prompt_len, config.analysis.top_fraction), (128, 0.02), "{}", path.display());
         assert!(fs::read_to_string(&path).unwrap().starts_with("# "), "{}", path.display());
@@ -159,10 +159,10 @@ fn the_papers_configurations_load() {
 /// The default model's weights as a safetensors directory give the tables that the GGUF file gives.
 #[test]
 fn smollm2_from_gguf_and_from_safetensors_gives_the_same_tables() {
-    use pipeline::model::GgufFile;
+    use selfrepair_model::GgufFile;
 
     let dir = tempfile::tempdir().unwrap();
-    let source = pipeline::provision::model_asset("smollm2").unwrap().provide().unwrap();
+    let source = selfrepair_model::provision::model_asset("smollm2").unwrap().provide().unwrap();
     let gguf = GgufFile::open(&source).unwrap();
     let folder = dir.path().join("smollm2");
     fs::create_dir(&folder).unwrap();

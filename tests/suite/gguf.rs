@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use pipeline::model::GgufFile;
+use selfrepair_model::GgufFile;
 
 use crate::parity::{assert_agrees, assert_same_inputs};
 use crate::support::*;

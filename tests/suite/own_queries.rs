@@ -43,7 +43,7 @@ fn own_queries_become_tables_that_are_documented_and_follow_their_text() {
     let setting = folder(dir.path(), &[("strong.sql", STRONG), ("counts.sql", COUNTS)]);
     let shown = run_tiny("analyze", &out, &[&setting]);
     // The built-in ones and two.
-    let count = pipeline::analyze::DERIVED.len() + pipeline::analyze::COMPUTED.len() + 2;
+    let count = selfrepair_query::analyze::DERIVED.len() + selfrepair_query::analyze::COMPUTED.len() + 2;
     assert!(text(&shown.stderr).contains(&format!("{count} tables")), "{}", text(&shown.stderr));
     succeeded(shown);
     let strong = read(&out.join("tables/strong"));

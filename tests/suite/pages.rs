@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use pipeline::config::Config;
+use selfrepair_core::config::Config;
 
 use crate::support::*;
 
@@ -81,7 +81,7 @@ fn commands_are_understood_and_their_settings_exist() {
 fn the_queries_of_the_readme_run() {
     let dir = tempfile::tempdir().unwrap();
     succeeded(run_tiny("analyze", dir.path(), &[]));
-    let session = pipeline::sql::Tables::open(dir.path()).unwrap();
+    let session = selfrepair_query::sql::Tables::open(dir.path()).unwrap();
     let commands = commands(&page("README.md"));
     let queries: Vec<&String> = commands.iter().filter(|c| c.len() == 3 && c[1] == "sql").map(|c| &c[2]).collect();
     assert!(queries.len() >= 4, "{queries:?}");
@@ -119,7 +119,7 @@ fn every_table_setting_and_figure_of_the_paper_exists() {
         .collect();
 
     let text = page("docs/figures.md");
-    let tables: Vec<String> = pipeline::catalog::built_in().unwrap().into_iter().map(|t| t.name).collect();
+    let tables: Vec<String> = selfrepair_query::catalog::built_in().unwrap().into_iter().map(|t| t.name).collect();
     let settings = toml::Table::try_from(Config::load(None, &[]).unwrap()).unwrap();
     let (mut figures, mut sections) = (0, 0);
     for section in text.split("\n## ").skip(1) {

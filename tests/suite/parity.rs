@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use arrow::array::RecordBatch;
-use pipeline::config::{Config, ModelConfig, RuntimeConfig};
-use pipeline::engine::{Engine, Needs};
-use pipeline::model::{Model, ModelSource};
+use selfrepair_core::config::{Config, ModelConfig, RuntimeConfig};
+use selfrepair_engine::{Engine, Needs};
+use selfrepair_model::{Model, ModelSource};
 
 use crate::support::*;
 

@@ -41,11 +41,11 @@ fn without_a_network_a_cold_cache_says_what_to_do() {
 
 #[test]
 fn without_a_network_a_warm_cache_works() {
-    pipeline::provision::model_asset("smollm2").unwrap().provide().unwrap();
-    pipeline::provision::corpus_asset("news").unwrap().provide().unwrap();
+    selfrepair_model::provision::model_asset("smollm2").unwrap().provide().unwrap();
+    selfrepair_model::provision::corpus_asset("news").unwrap().provide().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut command = cold(dir.path());
-    let warm = pipeline::provision::cache_dir().unwrap();
+    let warm = selfrepair_model::provision::cache_dir().unwrap();
     let output = command.env("PIPELINE_CACHE", warm).output().unwrap();
     succeeded(output);
 }
@@ -78,7 +78,7 @@ fn a_wheel_with_other_bytes_is_refused_and_not_kept() {
 
 #[test]
 fn doctor_shows_the_library_and_its_providers() {
-    pipeline::provision::locate_library().unwrap();
+    selfrepair_model::provision::locate_library().unwrap();
     let shown = succeeded(pipeline().arg("doctor").output().unwrap());
     for words in ["onnxruntime", "version 1.", "execution providers: CPU", "package:smollm2", "pip 2"] {
         assert!(shown.contains(words), "{words}: {shown}");

@@ -15,7 +15,7 @@ fn questions() -> Vec<(String, Vec<String>)> {
 fn ten_questions_are_answered_by_one_query_each() {
     let dir = tempfile::tempdir().unwrap();
     succeeded(run_tiny("analyze", dir.path(), &EVERYTHING));
-    let session = pipeline::sql::Tables::open(dir.path()).unwrap();
+    let session = selfrepair_query::sql::Tables::open(dir.path()).unwrap();
     let questions = questions();
     assert_eq!(questions.len(), 10);
     for (i, (title, queries)) in questions.iter().enumerate() {

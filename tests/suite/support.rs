@@ -81,7 +81,7 @@ pub fn failed(output: Output) -> String {
 }
 
 pub fn files(folder: &Path) -> Vec<PathBuf> {
-    pipeline::run_folder::files_below(folder).unwrap()
+    selfrepair_core::files::files_below(folder).unwrap()
 }
 
 /// Every row of a Parquet file, or of a folder of them.

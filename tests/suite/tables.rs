@@ -21,7 +21,7 @@ fn the_committed_documentation_is_current() {
 
 #[test]
 fn every_column_of_every_table_and_view_says_what_it_is() {
-    for table in pipeline::catalog::built_in().unwrap() {
+    for table in selfrepair_query::catalog::built_in().unwrap() {
         assert!(!table.grain.is_empty() && !table.columns.is_empty(), "{}", table.name);
         assert!(table.kind == "view" || !table.key.is_empty(), "{} is not sorted", table.name);
         for column in &table.columns {
@@ -35,8 +35,8 @@ fn every_column_of_every_table_and_view_says_what_it_is() {
 fn a_run_has_the_columns_that_are_documented_and_the_examples_run() {
     let dir = tempfile::tempdir().unwrap();
     succeeded(run_tiny("all", dir.path(), &EVERYTHING));
-    let session = pipeline::sql::Tables::open(dir.path()).unwrap();
-    for table in pipeline::catalog::built_in().unwrap() {
+    let session = selfrepair_query::sql::Tables::open(dir.path()).unwrap();
+    for table in selfrepair_query::catalog::built_in().unwrap() {
         let name = table.name.as_str();
         if TABLES_OF_OTHER_RUNS.contains(&name) {
             let rows = |name| session.collect(&format!("select * from {name}"), &[]).unwrap();

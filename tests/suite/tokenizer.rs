@@ -1,8 +1,8 @@
 //! Token ids are exactly those of Hugging Face's tokenizer (expected ids from `tests/reference/reference.py`).
 
-use pipeline::config::{Config, CorpusConfig};
-use pipeline::corpus::TextTokenizer;
-use pipeline::model::{Model, ModelSource};
+use selfrepair_core::config::{Config, CorpusConfig};
+use selfrepair_model::corpus::TextTokenizer;
+use selfrepair_model::{Model, ModelSource};
 
 #[derive(serde::Deserialize)]
 struct Case {

@@ -3,7 +3,7 @@
 use super::graphs::{B, P, S, norm, sum_last};
 use super::onnx::{Dim, GraphBuilder, Stored, int};
 use super::stored::EndWeights;
-use crate::model::{Architecture, Norm};
+use selfrepair_model::{Architecture, Norm};
 
 /// tokens [B, S] → residual [B, S, D].
 pub fn embed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {

@@ -8,7 +8,7 @@
 use super::onnx::{Dim, GraphBuilder, Stored, float, int, ints, string};
 use super::readers::Reading;
 use super::stored::StoredLayer;
-use crate::model::{Activation, Architecture, Norm};
+use selfrepair_model::{Activation, Architecture, Norm};
 
 pub const B: Dim = Dim::Name("B");
 pub const P: Dim = Dim::Name("P");

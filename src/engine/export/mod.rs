@@ -9,33 +9,20 @@
 //! twice.
 
 mod ends;
-mod fuse;
 mod graphs;
-mod lower;
-mod onnx;
-mod pad;
+pub(crate) mod onnx;
 mod readers;
 mod stored;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use prost::Message;
-
-use crate::interrupt;
-use crate::model::Model;
-use crate::progress;
-use fuse::Unbiased;
-pub use fuse::{
-    ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, NORM_SCALE, OWN_DOMAIN, READ_BY_DIFFERENCE, activation_named,
-};
+use anyhow::Result;
+use selfrepair_core::interrupt;
+use selfrepair_model::Model;
+use selfrepair_core::progress;
 use graphs::Variant;
-pub use lower::{Lowering, is_lowered};
 pub use onnx::ExternalWeight;
-use onnx::{Dim, GraphBuilder, ModelProto, WeightsFile};
-use pad::Padded;
-pub use pad::{ALIASED, PADDING};
+use onnx::{Dim, GraphBuilder, WeightsFile};
 pub use readers::{Reader, readers};
 use stored::{EndWeights, StoredLayer};
 
@@ -144,52 +131,8 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
     ends::readout(a, weights.name()).save(directory)?;
     ends::directions(a, &ends, &w_o, weights.name()).save(directory)?;
     weights.finish()?;
-    bar.finish_and_clear();
+    bar.finish();
     model.check_nothing_was_left_out()
-}
-
-/// An exported graph as a device runs it.
-pub struct Prepared {
-    pub onnx: Vec<u8>,
-    pub weights: Vec<Weight>,
-    /// Outputs that have [`PADDING`] numbers behind each row.
-    pub padded: BTreeSet<String>,
-    /// Outputs that lack their bias.
-    pub unbiased: Unbiased,
-}
-
-/// What a graph reads from its weights file, and how.
-pub struct Weight {
-    pub stored: ExternalWeight,
-    pub lowering: Option<Lowering>,
-    /// Whether [`PADDING`] rows of zeros follow it.
-    pub is_padded: bool,
-}
-
-/// Reads an exported graph and lowers its projections if wanted. For a CPU, `fused` says to fuse operators, and to pad rows
-/// of a multiple of so many numbers ([`ALIASED`], but for tests).
-pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -> Result<Prepared> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
-    let graph = model.graph.as_mut().with_context(|| format!("{} has no graph", path.display()))?;
-    let rounded = lowering.map(|lowering| lower::lower(graph, lowering)).unwrap_or_default();
-    let weights = graph.external_weights().with_context(|| path.display().to_string())?;
-    let (mut padded, mut unbiased) = (Padded::default(), Unbiased::new());
-    if let Some(aliased) = fused {
-        unbiased = fuse::fuse(graph);
-        // Other graphs run but once a prompt, and read the same weights in other ways.
-        if is_lowered(&graph.name) {
-            padded = pad::pad(graph, aliased);
-        }
-        model.opset_import.push(fuse::domain());
-    }
-    let weight = |stored: ExternalWeight| Weight {
-        lowering: lowering.filter(|_| rounded.contains(&stored.name)),
-        is_padded: padded.weights.contains(&stored.name),
-        stored,
-    };
-    let weights = weights.into_iter().map(weight).collect();
-    Ok(Prepared { onnx: model.encode_to_vec(), weights, padded: padded.outputs, unbiased })
 }
 
 /// The smallest graph there is: y = x.

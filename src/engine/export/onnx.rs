@@ -149,7 +149,7 @@ pub enum Dimension {
 /// Opset of the operators used: `Attention`, `RotaryEmbedding` and `RMSNormalization` are standard from 23 on.
 const OPSET: i64 = 23;
 const IR_VERSION: i64 = 10;
-pub(super) const FLOAT: i32 = 1;
+pub(crate) const FLOAT: i32 = 1;
 const INT64: i32 = 7;
 const BOOL: i32 = 9;
 

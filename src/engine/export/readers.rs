@@ -12,7 +12,7 @@
 use super::graphs::{B, P, S, norm, project};
 use super::onnx::{Dim, GraphBuilder, Stored, int};
 use super::stored::StoredLayer;
-use crate::model::{Architecture, Norm};
+use selfrepair_model::{Architecture, Norm};
 
 /// A projection that reads a replaced head first, and the names of what it then reads instead of the stream.
 pub struct Reader {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use ndarray::{Array1, Array2, ArrayBase, Axis, Data, Dimension};
 
 use super::onnx::{Stored, WeightsFile};
-use crate::model::{Ends, FoldedBiases, LayerWeights};
+use selfrepair_model::{Ends, FoldedBiases, LayerWeights};
 
 /// Where the weights of a block lie.
 pub struct StoredLayer {

@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::functions::{activated, dot, each, squares, sum};
-use crate::model::Activation;
+use selfrepair_model::Activation;
 
 /// post = activation(x + bias), or activation(x) ⊙ up.
 pub struct Activate<'a> {

@@ -4,7 +4,7 @@ use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
 use pulp::Simd;
 
-use crate::model::Activation;
+use selfrepair_model::Activation;
 
 /// A polynomial, the coefficient of the highest power first.
 #[inline(always)]

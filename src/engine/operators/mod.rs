@@ -1,5 +1,5 @@
 //! Operators of our own for ONNX Runtime on a CPU, in place of chains of standard ones that go through memory again for
-//! each (`export::prepared` puts them into a graph as it is loaded; the files have standard operators only).
+//! each (`load::prepared` puts them into a graph as it is loaded; the files have standard operators only).
 //!
 //! A thread has an engine of its own, so an operator runs on the thread that calls it.
 
@@ -14,10 +14,8 @@ use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 use ort::{Error, Result};
 use pulp::Arch;
 
-use crate::export::{
-    ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, NORM_SCALE, OWN_DOMAIN, READ_BY_DIFFERENCE, activation_named,
-};
-use crate::model::Activation;
+use crate::load::{ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, NORM_SCALE, OWN_DOMAIN, READ_BY_DIFFERENCE, activation_named};
+use selfrepair_model::Activation;
 use attend::{Attend, Heads, MeetDirections, Projected, Rotary, Scratch};
 use elementwise::{Activate, Add, MeasureNorm, NormKind, Normalize, ReadChange};
 

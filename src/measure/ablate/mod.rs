@@ -13,7 +13,6 @@ mod tally;
 mod top;
 mod work;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -21,78 +20,86 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 use arrow::array::{ArrayRef, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
-use indicatif::ProgressBar;
+use selfrepair_core::config::Kind;
+use selfrepair_core::memory;
+use selfrepair_core::pairing::pairings_within;
+use selfrepair_core::progress::{self, Bar};
+use selfrepair_core::prompts::Prompts;
+use selfrepair_core::shards::ShardSet;
+use selfrepair_core::sink::Part;
+use selfrepair_core::tables::{PAIRS, TOP_TOKENS};
+use selfrepair_engine::runtime::count_writing;
+use selfrepair_engine::{Crew, Engine};
 
-use super::trace::Means;
-use super::{Run, iterate};
-use crate::bench::count_writing;
-use crate::config::Kind;
-use crate::corpus::Prompts;
-use crate::engine::{Crew, Engine};
-use crate::memory;
-use crate::pairing::pairings_within;
-use crate::progress;
-use crate::run_folder::Stage;
-use crate::sharing::ShardSet;
-use crate::tables::{Metadata, PAIRS, TableWriter, is_whole};
+use crate::trace::Means;
+use crate::{MeasureContext, iterate};
 use plan::Piece;
 pub use plan::Plan;
-use shard::{Finished, Shard, ShardFiles};
+use shard::{Finished, Shard};
 use sums::SavedSums;
 pub use top::TopTokens;
 
-pub fn ablate(run: &Run, prompts: &Prompts) -> Result<String> {
-    let plan = begin(run, prompts)?;
-    ablate_shards(run, &plan, ShardSet::ALL)?;
-    rounding::measure(run, &plan)?;
-    SavedSums::open(run, &plan, ShardSet::ALL)?.write_tables(run, &plan)?;
-    iterate::iterate(run, prompts, &plan)?;
-    let tokens = prompts.measured_tokens();
-    Ok(format!("{} components × {tokens} tokens", run.components.len()))
+/// Ablates every component of the context on every prompt and gives the rows to its sink. Needs what
+/// [`trace`](crate::trace()) gave to the same sink. Shards that are there are skipped.
+///
+/// # Errors
+/// If a number is not finite, the causes do not sum to the self-repair, memory is exhausted, or the sink fails.
+pub fn ablate(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
+    let plan = begin(context, prompts)?;
+    ablate_shards(context, &plan, ShardSet::ALL)?;
+    rounding::measure(context, &plan)?;
+    SavedSums::open(context, &plan, ShardSet::ALL)?.write_tables(&plan)?;
+    iterate::iterate(context, prompts, &plan)
 }
 
 /// What is decided before the first shard, with its tables: partners and top tokens.
-pub fn begin<'a>(run: &'a Run, prompts: &'a Prompts) -> Result<Plan<'a>> {
-    let plan = plan(run, prompts)?;
-    let meta = run.meta(Stage::Ablate);
-    write_pairs(&plan.pairings, &run.folder.table("pairs"), &meta)?;
-    plan.top.write(&run.components, &run.folder.table("top_tokens"), &meta)?;
+///
+/// # Errors
+/// If the clean pass is incomplete, or a prompt has no partner.
+pub fn begin<'a>(context: &'a MeasureContext, prompts: &'a Prompts) -> Result<Plan<'a>> {
+    let plan = plan(context, prompts)?;
+    write_pairs(context, &plan.pairings)?;
+    plan.top.write(context)?;
     Ok(plan)
 }
 
-fn plan<'a>(run: &'a Run, prompts: &'a Prompts) -> Result<Plan<'a>> {
+fn plan<'a>(context: &'a MeasureContext, prompts: &'a Prompts) -> Result<Plan<'a>> {
     let all: Vec<usize> = (0..prompts.count()).collect();
-    let pairings = match run.has(Kind::Resample) {
+    let pairings = match context.has(Kind::Resample) {
         true => {
-            let resample = &run.config.ablation.resample;
-            pairings_within(&prompts.by_length(&all), resample.samples, run.config.ablation.seed)?
+            let resample = &context.config.ablation.resample;
+            pairings_within(&prompts.by_length(&all), resample.samples, context.config.ablation.seed)?
         }
         false => vec![],
     };
-    let top = TopTokens::find(run, prompts)?;
-    let means = run.has(Kind::Mean).then(|| Means::read(run, prompts)).transpose()?;
-    Plan::new(run, prompts, pairings, means, top)
+    let top = TopTokens::find(context, prompts)?;
+    let means = context.has(Kind::Mean).then(|| Means::read(context, prompts)).transpose()?;
+    Plan::new(context, prompts, pairings, means, top)
 }
 
 /// Whether what [`begin`] writes is there, so that shards can be computed.
-pub fn has_begun(run: &Run) -> bool {
-    let meta = run.meta(Stage::Ablate);
-    let whole = |table: &str| is_whole(&run.folder.table(table).join(format!("{table}.parquet")), &meta);
-    run.folder.has_begun(Stage::Ablate, run.fingerprint(Stage::Ablate)) && whole("pairs") && whole("top_tokens")
+pub fn has_begun(context: &MeasureContext) -> bool {
+    context.sink.has(&PAIRS, Part::Whole) && context.sink.has(&TOP_TOKENS, Part::Whole)
 }
 
 /// Computes the shards of one of several processes.
-pub fn ablate_set(run: &Run, prompts: &Prompts, set: ShardSet) -> Result<()> {
-    ablate_shards(run, &plan(run, prompts)?, set)
+///
+/// # Errors
+/// As [`ablate`].
+pub fn ablate_set(context: &MeasureContext, prompts: &Prompts, set: ShardSet) -> Result<()> {
+    ablate_shards(context, &plan(context, prompts)?, set)
 }
 
 /// Sets of shards, divided as `set` is, of which some are still to be computed.
-pub fn sets_left(run: &Run, prompts: &Prompts, set: ShardSet) -> Result<Vec<ShardSet>> {
-    let plan = plan(run, prompts)?;
-    let saved = SavedSums::open(run, &plan, set)?;
+///
+/// # Errors
+/// If the sink cannot be read.
+pub fn sets_left(context: &MeasureContext, prompts: &Prompts, set: ShardSet) -> Result<Vec<ShardSet>> {
+    let plan = plan(context, prompts)?;
+    let saved = SavedSums::open(context, &plan, set)?;
     let count = prompts.count().div_ceil(plan.prompts_in_shard());
     let mut left = Vec::new();
-    for of in (0..count).filter(|&number| !is_done(run, &plan, &saved, number)).map(|number| set.holding(number)) {
+    for of in (0..count).filter(|&number| !is_done(context, &plan, &saved, number)).map(|number| set.holding(number)) {
         if !left.contains(&of) {
             left.push(of);
         }
@@ -101,13 +108,13 @@ pub fn sets_left(run: &Run, prompts: &Prompts, set: ShardSet) -> Result<Vec<Shar
 }
 
 /// Whether a shard's rows are written and summed.
-fn is_done(run: &Run, plan: &Plan, saved: &SavedSums, number: usize) -> bool {
-    saved.contains(number) && ShardFiles::new(run, plan, number).are_whole(&run.meta(Stage::Ablate), saved.are_done())
+fn is_done(context: &MeasureContext, plan: &Plan, saved: &SavedSums, number: usize) -> bool {
+    saved.contains(number) && shard::is_written(context.sink, plan, number, saved.are_done())
 }
 
 /// Computes the shards of a set that are not done yet.
-fn ablate_shards<'a>(run: &Run, plan: &'a Plan<'a>, set: ShardSet) -> Result<()> {
-    let saved = SavedSums::open(run, plan, set)?;
+fn ablate_shards<'a>(context: &MeasureContext, plan: &'a Plan<'a>, set: ShardSet) -> Result<()> {
+    let saved = SavedSums::open(context, plan, set)?;
     let all: Vec<usize> = (0..plan.prompts.count()).collect();
     let shards: Vec<&[usize]> = all.chunks(plan.prompts_in_shard()).collect();
     let gflop = |numbers: &[usize]| {
@@ -115,30 +122,30 @@ fn ablate_shards<'a>(run: &Run, plan: &'a Plan<'a>, set: ShardSet) -> Result<()>
         (prompts.map(|&p| plan.flops_of(p)).sum::<f64>() / 1e9) as u64
     };
     let of_set: Vec<usize> = (0..shards.len()).filter(|&number| set.contains(number)).collect();
-    let (done, left): (Vec<usize>, Vec<usize>) = of_set.iter().partition(|&&number| is_done(run, plan, &saved, number));
+    let (done, left): (Vec<usize>, Vec<usize>) = of_set.iter().partition(|&&number| is_done(context, plan, &saved, number));
     let bar = progress::bar("ablate", gflop(&of_set), "GFLOP");
     bar.inc(gflop(&done));
     if !left.is_empty() {
-        compute_shards(run, plan, saved, &shards, &left, &bar)?;
+        compute_shards(context, plan, saved, &shards, &left, &bar)?;
     }
-    bar.finish_and_clear();
+    bar.finish();
     Ok(())
 }
 
 fn compute_shards<'a>(
-    run: &Run,
+    context: &MeasureContext,
     plan: &'a Plan<'a>,
-    mut saved: SavedSums,
+    mut saved: SavedSums<'_>,
     shards: &[&[usize]],
     left: &[usize],
-    bar: &ProgressBar,
+    bar: &Bar,
 ) -> Result<()> {
-    let mut crew = Crew::load(plan.architecture, &run.folder.model(), &run.config.runtime, &plan.needs())?;
+    let mut crew = Crew::load(plan.architecture, context.graphs, &context.config.runtime, &plan.needs())?;
     let work = |engine: &mut Engine, piece: &Piece<'a>| {
-        let (part, prompts) = (ablate_piece(run, plan, engine, piece, bar), &piece.prompts);
+        let (part, prompts) = (ablate_piece(context, plan, engine, piece, bar), &piece.prompts);
         part.with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))
     };
-    let pieces = pieces(run, plan, shards, left, crew.size());
+    let pieces = pieces(context, plan, shards, left, crew.size());
     let absorb = |shard: &mut Shard, part| {
         shard.absorb(plan, part);
         Ok(())
@@ -147,13 +154,13 @@ fn compute_shards<'a>(
     // is handed over at a time; more would let memory grow, and a kill lose more.
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel::<Finished>(0);
-        let meta = run.meta(Stage::Ablate);
+        let sink = context.sink;
         let writer =
-            scope.spawn(move || receiver.iter().try_for_each(|finished| count_writing(|| finished.write(&meta))));
+            scope.spawn(move || receiver.iter().try_for_each(|finished| count_writing(|| finished.write(sink))));
         // The sender goes with it, which ends the writer.
         let finish = move |number: usize, shard: Shard| {
             // A shard that vanished after its sums were saved is written again, but not summed again.
-            let finished = Finished::new(plan, shard, ShardFiles::new(run, plan, number), &mut saved, number)?;
+            let finished = Finished::new(plan, shard, &mut saved, number)?;
             sender.send(finished).map_err(|_| anyhow!("the writer has stopped"))
         };
         let open = |number: usize| Ok(Shard::new(plan, shards[number]));
@@ -166,7 +173,7 @@ fn compute_shards<'a>(
 /// The work of some shards, each piece with its shard's number: prompts that fill a call, as many such batches at a time as
 /// there are engines, divided by layers, so that no engine is left waiting for another's last prompts.
 fn pieces<'a>(
-    run: &Run,
+    context: &MeasureContext,
     plan: &Plan<'a>,
     shards: &[&[usize]],
     numbers: &[usize],
@@ -175,7 +182,7 @@ fn pieces<'a>(
     let length = |p: usize| plan.prompts.needed(p).len();
     let mut batches = Vec::new();
     for &number in numbers {
-        let of_shard = run.batches_of(plan.prompts.by_length(shards[number]), length, engines);
+        let of_shard = context.batches_of(plan.prompts.by_length(shards[number]), length, engines);
         batches.extend(of_shard.into_iter().map(|prompts| (number, prompts)));
     }
     let mut pieces = Vec::new();
@@ -200,22 +207,22 @@ fn pieces<'a>(
 
 /// A piece of work. Where memory is short, with smaller calls and fewer prompts at a time.
 fn ablate_piece<'a>(
-    run: &Run,
+    context: &MeasureContext,
     plan: &'a Plan<'a>,
     engine: &mut Engine,
     piece: &Piece<'a>,
-    bar: &ProgressBar,
+    bar: &Bar,
 ) -> Result<Shard> {
     let prompts = &piece.prompts[..];
     loop {
-        let rows = run.rows_in_call();
+        let rows = context.rows_in_call();
         let mut part = Shard::of(plan, piece);
-        let Err(error) = work::ablate_prompts(run, plan, engine, piece, &mut part, bar) else { return Ok(part) };
+        let Err(error) = work::ablate_prompts(context, plan, engine, piece, &mut part, bar) else { return Ok(part) };
         let length = plan.prompts.needed(prompts[0]).len();
         // What the largest call really had.
         let runs = plan.groups.values().map(|members| plan.items(members).len()).max().unwrap_or(1);
         let most = rows.min(length * runs.max(prompts.len()));
-        let smaller = || run.shrink(most, length) || prompts.len() > 1;
+        let smaller = || context.shrink(most, length) || prompts.len() > 1;
         if !memory::is_exhausted(&error) || !smaller() {
             return Err(error);
         }
@@ -229,14 +236,14 @@ fn ablate_piece<'a>(
                     share: piece.share / 2.0,
                     shared: None,
                 };
-                whole.absorb(plan, ablate_piece(run, plan, engine, &half, bar)?);
+                whole.absorb(plan, ablate_piece(context, plan, engine, &half, bar)?);
             }
             return Ok(whole);
         }
     }
 }
 
-fn write_pairs(pairings: &[Vec<usize>], folder: &Path, meta: &Metadata) -> Result<()> {
+fn write_pairs(context: &MeasureContext, pairings: &[Vec<usize>]) -> Result<()> {
     let rows = || {
         let samples = pairings.iter().enumerate();
         samples.flat_map(|(sample, partners)| partners.iter().enumerate().map(move |(p, &q)| (sample, p, q)))
@@ -246,7 +253,7 @@ fn write_pairs(pairings: &[Vec<usize>], folder: &Path, meta: &Metadata) -> Resul
         Arc::new(UInt32Array::from_iter_values(rows().map(|r| r.1 as u32))),
         Arc::new(UInt32Array::from_iter_values(rows().map(|r| r.2 as u32))),
     ];
-    let mut writer = TableWriter::create(&PAIRS, &folder.join("pairs.parquet"), meta)?;
+    let mut writer = context.sink.open(&PAIRS, Part::Whole, PAIRS.schema(), 1)?;
     writer.write(&RecordBatch::try_new(PAIRS.schema(), columns)?)?;
     writer.finish()
 }

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::super::Run;
-use super::super::repair::Slots;
-use super::super::trace::Means;
 use super::top::TopTokens;
 use super::work::SharedWork;
-use crate::components::{Ablatable, Component, Hold};
-use crate::config::Kind;
-use crate::corpus::Prompts;
-use crate::engine::{Keep, Needs, Place};
-use crate::model::Architecture;
+use crate::repair::Slots;
+use crate::trace::Means;
+use crate::MeasureContext;
+use selfrepair_core::components::{Ablatable, Component, Hold};
+use selfrepair_core::config::Kind;
+use selfrepair_core::prompts::Prompts;
+use selfrepair_engine::{Keep, Needs, Place};
+use selfrepair_model::Architecture;
 
 pub struct Plan<'a> {
     pub prompts: &'a Prompts,
@@ -64,38 +64,38 @@ pub struct Item {
 
 impl<'a> Plan<'a> {
     pub fn new(
-        run: &'a Run,
+        context: &'a MeasureContext,
         prompts: &'a Prompts,
         pairings: Vec<Vec<usize>>,
         means: Option<Means>,
         top: TopTokens,
     ) -> Result<Self> {
-        let a = &run.model.architecture;
+        let a = context.architecture;
         let mut groups: BTreeMap<(usize, Component), Vec<usize>> = BTreeMap::new();
-        for (i, c) in run.components.iter().enumerate() {
+        for (i, c) in context.components.iter().enumerate() {
             groups.entry((c.layer, c.component)).or_default().push(i);
         }
-        let ablates_heads = run.components.iter().any(|c| c.component == Component::Head);
+        let ablates_heads = context.components.iter().any(|c| c.component == Component::Head);
         let neuron_layers = match ablates_heads {
-            true => run.config.neurons.layers.layers("neurons.layers", a.layers)?.into_iter().collect(),
+            true => context.config.neurons.layers.layers("neurons.layers", a.layers)?.into_iter().collect(),
             false => vec![],
         };
         Ok(Self {
             prompts,
-            kinds: run.config.ablation.kinds.clone(),
-            holds: run.config.ablation.holds(a.layers, a.heads)?,
-            components: &run.components,
+            kinds: context.config.ablation.kinds.clone(),
+            holds: context.config.ablation.holds(a.layers, a.heads)?,
+            components: context.components,
             groups,
             pairings,
             means,
             top,
             neuron_layers,
-            top_k: run.config.neurons.top_k.min(a.d_mlp),
-            distribution: run.config.ablation.distribution,
-            tolerance: run.config.runtime.precision.tolerance(),
+            top_k: context.config.neurons.top_k.min(a.d_mlp),
+            distribution: context.config.ablation.distribution,
+            tolerance: context.config.runtime.precision.tolerance(),
             slots: Slots { layers: a.layers, heads: a.heads },
             architecture: a,
-            iterates: run.config.iterative.prompts > 0,
+            iterates: context.config.iterative.prompts > 0,
         })
     }
 

@@ -7,12 +7,12 @@ use ort::value::DynValue;
 
 use super::plan::{Item, Plan, place};
 use super::work::Work;
-use crate::components::Component;
-use crate::config::Kind;
-use crate::engine::runtime::{int_tensor, tensor, to_host, view, view_mut};
-use crate::engine::{Engine, Kept, Place};
-use crate::memory::room;
-use crate::model::Architecture;
+use selfrepair_core::components::Component;
+use selfrepair_core::config::Kind;
+use selfrepair_engine::runtime::{int_tensor, tensor, to_host, view, view_mut};
+use selfrepair_engine::{Engine, Kept, Place};
+use selfrepair_core::memory::room;
+use selfrepair_model::Architecture;
 
 pub struct Replacement {
     /// [B, S, D]

@@ -1,23 +1,21 @@
 //! What a lower precision does to the numbers: the first shard once more in float32, and how far its rows are apart.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, AsArray, Float32Array, RecordBatch, StringArray, UInt32Array};
 use arrow::datatypes::Float32Type;
-use indicatif::ProgressBar;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use selfrepair_core::config::RuntimeConfig;
+use selfrepair_core::precision::Precision;
+use selfrepair_core::progress::{self, Bar};
+use selfrepair_core::sink::{Part, RowSink};
+use selfrepair_core::tables::{ABLATIONS, ROUNDING};
+use selfrepair_engine::Crew;
 
 use super::plan::Piece;
-use super::shard::{Shard, ShardFiles};
-use super::{Plan, Run, ablate_piece, pieces};
-use crate::config::RuntimeConfig;
-use crate::engine::Crew;
-use crate::precision::Precision;
-use crate::progress;
-use crate::run_folder::Stage;
-use crate::tables::{ABLATIONS, ROUNDING, TableWriter};
+use super::shard::Shard;
+use super::{Plan, ablate_piece, pieces};
+use crate::MeasureContext;
 
 /// Sums over the rows of one column.
 #[derive(Default, Clone)]
@@ -30,22 +28,22 @@ struct Difference {
 
 /// Writes the table `rounding` and says what it found, unless everything is float32 anyway. A run that was stopped after it
 /// measures anew: its warning would be missing else.
-pub fn measure(run: &Run, plan: &Plan) -> Result<()> {
-    let precision = run.config.runtime.precision;
+pub fn measure(context: &MeasureContext, plan: &Plan) -> Result<()> {
+    let precision = context.config.runtime.precision;
     if precision == Precision::Fp32 {
         return Ok(());
     }
     let spinner = progress::spinner("the first shard in float32, to see what rounding does");
-    let exact = in_float32(run, plan)?;
-    spinner.finish_and_clear();
-    let (rows, differences) = compare(ShardFiles::new(run, plan, 0).ablations(), &exact)?;
+    let exact = in_float32(context, plan)?;
+    spinner.finish();
+    let (rows, differences) = compare(context.sink, &exact)?;
     let root = |squares: f64| (squares / rows as f64).sqrt();
     let of = |name: &str| {
         let found = differences.iter().find(|(column, _)| column == name).map(|(_, d)| d.clone());
         found.with_context(|| format!("ablations has no {name}"))
     };
     let repair = of("self_repair")?;
-    run.folder.warn(format!(
+    context.sink.warn(format!(
         "projections were computed in {}: on the first shard's {rows} rows, self_repair is {:.2e} from float32 (root mean \
          square; its own is {:.2e}), at most {:.2e}; table rounding has every column",
         precision.name(),
@@ -66,21 +64,20 @@ pub fn measure(run: &Run, plan: &Plan) -> Result<()> {
         floats(&|d| d.largest),
         Arc::new(Float32Array::from(vec![precision.tolerance() as f32; count])),
     ];
-    let path = run.folder.table(ROUNDING.name).join(format!("{}.parquet", ROUNDING.name));
-    let mut writer = TableWriter::create(&ROUNDING, &path, &run.meta(Stage::Ablate))?;
+    let mut writer = context.sink.open(&ROUNDING, Part::Whole, ROUNDING.schema(), 1)?;
     writer.write(&RecordBatch::try_new(ROUNDING.schema(), columns)?)?;
     writer.finish()
 }
 
-fn in_float32<'a>(run: &Run, plan: &'a Plan<'a>) -> Result<Shard> {
+fn in_float32<'a>(context: &MeasureContext, plan: &'a Plan<'a>) -> Result<Shard> {
     // `bench` measures products in the precision that was asked for.
-    let config = RuntimeConfig { precision: Precision::Fp32, probe: false, ..run.config.runtime.clone() };
-    let mut crew = Crew::load(plan.architecture, &run.folder.model(), &config, &plan.needs())?;
+    let config = RuntimeConfig { precision: Precision::Fp32, probe: false, ..context.config.runtime.clone() };
+    let mut crew = Crew::load(plan.architecture, context.graphs, &config, &plan.needs())?;
     let prompts: Vec<usize> = (0..plan.prompts.count().min(plan.prompts_in_shard())).collect();
-    let pieces = pieces(run, plan, &[&prompts], &[0], crew.size());
+    let pieces = pieces(context, plan, &[&prompts], &[0], crew.size());
     let mut shard = Shard::new(plan, &prompts);
-    let bar = ProgressBar::hidden();
-    let work = |engine: &mut _, (_, piece): &(usize, Piece<'a>)| ablate_piece(run, plan, engine, piece, &bar);
+    let bar = Bar::hidden();
+    let work = |engine: &mut _, (_, piece): &(usize, Piece<'a>)| ablate_piece(context, plan, engine, piece, &bar);
     crew.each(
         &pieces,
         |(_, piece)| piece.share,
@@ -93,19 +90,17 @@ fn in_float32<'a>(run: &Run, plan: &'a Plan<'a>) -> Result<Shard> {
     Ok(shard)
 }
 
-/// The rows of a file and, by column, how far it is from `exact`, whose rows are in the same order.
-fn compare(path: &Path, exact: &Shard) -> Result<(usize, Vec<(String, Difference)>)> {
-    let place = || format!("cannot read {}", path.display());
-    let file = std::fs::File::open(path).with_context(place)?;
+/// The rows of the first shard and, by column, how far they are from `exact`, whose rows are in the same order.
+fn compare(sink: &dyn RowSink, exact: &Shard) -> Result<(usize, Vec<(String, Difference)>)> {
     let names: Vec<&str> = ABLATIONS.columns[ABLATIONS.key..].iter().map(|c| c.0).collect();
     let mut differences: Vec<_> = names.iter().map(|name| (name.to_string(), Difference::default())).collect();
     let mut rows = 0;
-    for batch in ParquetRecordBatchReaderBuilder::try_new(file).with_context(place)?.build().with_context(place)? {
-        let batch = batch.with_context(place)?;
+    for batch in sink.read(&ABLATIONS, Some(Part::Shard(0)), &names, 1024)? {
+        let batch = batch?;
         let columns = exact.columns(rows..rows + batch.num_rows())?;
         for ((name, d), exact) in differences.iter_mut().zip(&columns) {
-            let rounded = batch.column_by_name(name).with_context(place)?.as_primitive::<Float32Type>().values();
-            for (&x, &exact) in rounded.iter().zip(exact.as_primitive::<Float32Type>().values()) {
+            let rounded = batch.column_by_name(name).with_context(|| format!("ablations has no {name}"))?;
+            for (&x, &exact) in rounded.as_primitive::<Float32Type>().values().iter().zip(exact.as_primitive::<Float32Type>().values()) {
                 let (difference, exact) = (f64::from(x) - f64::from(exact), f64::from(exact));
                 d.largest = d.largest.max(difference.abs());
                 d.squares += difference * difference;
@@ -114,6 +109,6 @@ fn compare(path: &Path, exact: &Shard) -> Result<(usize, Vec<(String, Difference
         }
         rows += batch.num_rows();
     }
-    ensure!(rows > 0, "{} has no rows", path.display());
+    ensure!(rows > 0, "the first shard of ablations has no rows");
     Ok((rows, differences))
 }

@@ -1,8 +1,7 @@
 //! The rows of one file of each table that `ablate` writes, in the tables' order.
 
-use std::fs::File;
+use std::io::Cursor;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -11,17 +10,13 @@ use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
 use arrow::record_batch::RecordBatch;
+use selfrepair_core::components::{Ablatable, Component};
+use selfrepair_core::sink::{Part, RowSink};
+use selfrepair_core::tables::{ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTION, NEURON_REPAIRS, NEURON_TOTALS, Table};
 
-use super::super::Run;
-use super::super::repair::Repair;
 use super::plan::{Piece, Plan};
 use super::sums::{SavedSums, Sums};
-use crate::checksums::Hashed;
-use crate::components::{Ablatable, Component};
-use crate::run_folder::{temporary, write_atomically};
-use crate::tables::{
-    ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTION, Metadata, NEURON_REPAIRS, NEURON_TOTALS, Table, TableWriter, is_whole,
-};
+use crate::repair::Repair;
 
 /// What a token's row is about: the ablation, hold and component, and the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,36 +54,18 @@ pub struct NeuronTotal {
     pub top_percent: f32,
 }
 
-/// Where a shard's files lie. `ablations` is written last: if it is there, so are the others.
-pub struct ShardFiles {
-    ablations: PathBuf,
-    repairs: PathBuf,
-    /// Neurons and their totals, if any are measured.
-    neurons: Option<(PathBuf, PathBuf)>,
-    samples: PathBuf,
+/// Under which name the samples of a shard's neurons are kept.
+fn samples_name(number: usize) -> String {
+    format!("sums/samples-{number:05}.arrow")
 }
 
-impl ShardFiles {
-    pub fn new(run: &Run, plan: &Plan, number: usize) -> Self {
-        let file = |table: &Table| run.folder.table(table.name).join(format!("{number:05}.parquet"));
-        Self {
-            ablations: file(&ABLATIONS),
-            repairs: file(&COMPONENT_REPAIRS),
-            neurons: (plan.curves() > 0).then(|| (file(&NEURON_REPAIRS), file(&NEURON_TOTALS))),
-            samples: run.folder.sums().join(format!("samples-{number:05}.arrow")),
-        }
-    }
-
-    pub fn ablations(&self) -> &Path {
-        &self.ablations
-    }
-
-    /// Samples of neurons are removed once the medians are `done`.
-    pub fn are_whole(&self, meta: &Metadata, done: bool) -> bool {
-        let neurons = self.neurons.iter().flat_map(|(a, b)| [a, b]);
-        let samples = self.neurons.is_none() || done || meta.ledger.as_ref().is_none_or(|l| l.holds(&self.samples));
-        samples && neurons.chain([&self.repairs, &self.ablations]).all(|path| is_whole(path, meta))
-    }
+/// Whether everything of a shard is there. Samples of neurons are removed once the medians are `done`.
+pub fn is_written(sink: &dyn RowSink, plan: &Plan, number: usize, done: bool) -> bool {
+    let has = |table| sink.has(table, Part::Shard(number));
+    let neurons = || {
+        has(&NEURON_REPAIRS) && has(&NEURON_TOTALS) && (done || sink.has_kept(&samples_name(number)))
+    };
+    has(&ABLATIONS) && has(&COMPONENT_REPAIRS) && (plan.curves() == 0 || neurons())
 }
 
 /// One shard while it is computed. The rows of `ablations` are laid out in the table's order from the start.
@@ -202,11 +179,13 @@ impl Shard {
 /// A shard that only needs to be written.
 pub struct Finished {
     shard: Shard,
-    files: ShardFiles,
+    number: usize,
+    /// Whether neurons are measured.
+    neurons: bool,
     /// Key columns of every target.
     keys: Vec<TargetKey>,
-    /// (file, bytes) of the sums that include this shard.
-    sums: Option<(PathBuf, Vec<u8>)>,
+    /// (name, bytes) of the sums that include this shard.
+    sums: Option<(String, Vec<u8>)>,
 }
 
 struct TargetKey {
@@ -223,43 +202,43 @@ impl TargetKey {
 }
 
 impl Finished {
-    pub fn new(plan: &Plan, shard: Shard, files: ShardFiles, saved: &mut SavedSums, number: usize) -> Result<Self> {
+    pub fn new(plan: &Plan, shard: Shard, saved: &mut SavedSums, number: usize) -> Result<Self> {
         let key = |target| {
             let (kind, hold, component) = plan.parts(target);
             TargetKey { ablation: kind.name(), hold: hold.name(), component }
         };
         let sums = saved.merge(number, &shard.sums)?;
-        Ok(Self { keys: (0..plan.targets()).map(key).collect(), shard, files, sums })
+        let keys = (0..plan.targets()).map(key).collect();
+        Ok(Self { keys, shard, number, neurons: plan.curves() > 0, sums })
     }
 
-    pub fn write(mut self, meta: &Metadata) -> Result<()> {
+    /// `ablations` last: if it is there, so are the others.
+    pub fn write(mut self, sink: &dyn RowSink) -> Result<()> {
         let shard = &mut self.shard;
         shard.repairs.sort_by_key(|r| (r.place, r.rank));
         shard.neurons.sort_by_key(|r| (r.place, r.layer, r.rank));
         shard.totals.sort_by_key(|r| (r.place, r.layer));
         shard.samples.sort_by_key(|sample| sample.0);
-        self.write_repairs(meta)?;
-        if let Some((neurons, totals)) = &self.files.neurons {
-            self.write_neurons(neurons, meta)?;
-            self.write_totals(totals, meta)?;
-            let sha256 = write_samples(&self.shard.samples, &self.files.samples)?;
-            meta.ledger.as_ref().map_or(Ok(()), |ledger| ledger.record(&self.files.samples, sha256))?;
+        self.write_repairs(sink)?;
+        if self.neurons {
+            self.write_neurons(sink)?;
+            self.write_totals(sink)?;
+            sink.keep(&samples_name(self.number), &sample_bytes(&self.shard.samples)?)?;
         }
-        self.write_ablations(meta)?;
-        if let Some((path, bytes)) = &self.sums {
-            write_atomically(path, bytes)?;
+        self.write_ablations(sink)?;
+        if let Some((name, bytes)) = &self.sums {
+            sink.keep(name, bytes)?;
         }
         Ok(())
     }
 
-    fn write_ablations(&self, meta: &Metadata) -> Result<()> {
+    fn write_ablations(&self, sink: &dyn RowSink) -> Result<()> {
         let shard = &self.shard;
         let schema = match shard.distributions.is_empty() {
             true => ABLATIONS.schema(),
             false => ABLATIONS.schema_with(&DISTRIBUTION),
         };
-        let (name, key, path) = (ABLATIONS.name, ABLATIONS.key, &self.files.ablations);
-        let mut writer = TableWriter::of_blocks(name, schema.clone(), key, shard.block, path, meta)?;
+        let mut writer = sink.open(&ABLATIONS, Part::Shard(self.number), schema.clone(), shard.block)?;
         let places: Vec<(usize, usize)> = (0..shard.prompts.len())
             .flat_map(|i| {
                 let end = shard.starts.get(i + 1).copied().unwrap_or(shard.block);
@@ -302,13 +281,12 @@ impl Finished {
     fn write_rows<R>(
         &self,
         table: &Table,
-        path: &Path,
-        meta: &Metadata,
+        sink: &dyn RowSink,
         rows: &[R],
         place: impl Fn(&R) -> Place,
         columns: impl Fn(&[R]) -> Vec<ArrayRef>,
     ) -> Result<()> {
-        let mut writer = TableWriter::create(table, path, meta)?;
+        let mut writer = sink.open(table, Part::Shard(self.number), table.schema(), 1)?;
         for rows in rows.chunks(64 * 1024) {
             let places = rows.iter().map(&place).map(|p| (p.target, p.prompt, p.position));
             let mut all = self.key_columns(places);
@@ -319,12 +297,11 @@ impl Finished {
         writer.finish()
     }
 
-    fn write_repairs(&self, meta: &Metadata) -> Result<()> {
+    fn write_repairs(&self, sink: &dyn RowSink) -> Result<()> {
         let shard = &self.shard;
         self.write_rows(
             &COMPONENT_REPAIRS,
-            &self.files.repairs,
-            meta,
+            sink,
             &shard.repairs,
             |r| r.place,
             |rows| {
@@ -341,11 +318,10 @@ impl Finished {
         )
     }
 
-    fn write_neurons(&self, path: &Path, meta: &Metadata) -> Result<()> {
+    fn write_neurons(&self, sink: &dyn RowSink) -> Result<()> {
         self.write_rows(
             &NEURON_REPAIRS,
-            path,
-            meta,
+            sink,
             &self.shard.neurons,
             |r| r.place,
             |rows| {
@@ -360,11 +336,10 @@ impl Finished {
         )
     }
 
-    fn write_totals(&self, path: &Path, meta: &Metadata) -> Result<()> {
+    fn write_totals(&self, sink: &dyn RowSink) -> Result<()> {
         self.write_rows(
             &NEURON_TOTALS,
-            path,
-            meta,
+            sink,
             &self.shard.totals,
             |r| r.place,
             |rows| {
@@ -405,8 +380,8 @@ fn repair_columns(rows: &[Repair]) -> Vec<ArrayRef> {
     ]
 }
 
-/// Keeps neurons' direct effects until the medians are taken: (curve, [M]). Returns the file's checksum.
-fn write_samples(samples: &[(u32, Vec<f32>)], path: &Path) -> Result<String> {
+/// Neurons' direct effects, which are kept until the medians are taken, as an Arrow IPC file: (curve, \[M\]).
+fn sample_bytes(samples: &[(u32, Vec<f32>)]) -> Result<Vec<u8>> {
     let width = samples.first().map_or(0, |s| s.1.len()) as i32;
     let item = Arc::new(Field::new("item", DataType::Float32, false));
     let fields = vec![
@@ -414,26 +389,22 @@ fn write_samples(samples: &[(u32, Vec<f32>)], path: &Path) -> Result<String> {
         Field::new("direct_effects", DataType::FixedSizeList(item.clone(), width), false),
     ];
     let schema = Arc::new(Schema::new(fields));
-    let place = || format!("cannot write {}", path.display());
-    let mut writer = FileWriter::try_new(Hashed::create(&temporary(path)).with_context(place)?, &schema)?;
+    let mut writer = FileWriter::try_new(Vec::new(), &schema)?;
     if !samples.is_empty() {
         let values = Float32Array::from_iter_values(samples.iter().flat_map(|s| s.1.iter().copied()));
         let columns: Vec<ArrayRef> = vec![
             Arc::new(UInt32Array::from_iter_values(samples.iter().map(|s| s.0))),
             Arc::new(FixedSizeListArray::try_new(item, width, Arc::new(values), None)?),
         ];
-        writer.write(&RecordBatch::try_new(schema, columns)?).with_context(place)?;
+        writer.write(&RecordBatch::try_new(schema, columns)?)?;
     }
-    writer.finish().with_context(place)?;
-    let sha256 = writer.get_ref().finish().with_context(place)?;
-    std::fs::rename(temporary(path), path).with_context(place)?;
-    Ok(sha256)
+    Ok(writer.into_inner()?)
 }
 
-/// Adds the samples of one file to those of each curve.
-pub fn read_samples(path: &Path, samples: &mut [Vec<Vec<f32>>]) -> Result<()> {
-    let place = || format!("{} cannot be read", path.display());
-    for batch in FileReader::try_new(File::open(path).with_context(place)?, None).with_context(place)? {
+/// Adds the samples kept under `name` to those of each curve.
+pub fn read_samples(sink: &dyn RowSink, name: &str, samples: &mut [Vec<Vec<f32>>]) -> Result<()> {
+    let place = || format!("{name} cannot be read");
+    for batch in FileReader::try_new(Cursor::new(sink.kept(name)?), None).with_context(place)? {
         let batch = batch.with_context(place)?;
         let curves = batch.column(0).as_primitive::<UInt32Type>().values();
         let lists = batch.column(1).as_fixed_size_list();

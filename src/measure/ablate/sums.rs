@@ -3,20 +3,20 @@
 //! Shards are added as whole numbers: in any order, and divided among processes in any way, they give the same bytes.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
+use selfrepair_core::components::{Ablatable, Component};
+use selfrepair_core::files::sha256_of;
+use selfrepair_core::shards::ShardSet;
+use selfrepair_core::sink::{Part, RowSink};
+use selfrepair_core::tables::{NEURON_CURVES, REPAIR_GRAPH};
 
-use super::super::Run;
 use super::plan::Plan;
 use super::shard::read_samples;
-use crate::components::{Ablatable, Component};
-use crate::run_folder::{Stage, files_below, sha256_of};
-use crate::sharing::ShardSet;
-use crate::tables::{Metadata, NEURON_CURVES, REPAIR_GRAPH, TableWriter, is_whole};
+use crate::MeasureContext;
 
 /// Shares of the head's direct effect that a neuron's change is held against.
 const SHARES: [f64; 5] = [0.5, 0.1, 0.05, 0.025, 0.01];
@@ -101,17 +101,19 @@ fn mean_and_error(counts: &[f64], sums: &[f64]) -> (f64, Option<f64>) {
     (mean, error)
 }
 
+/// Where sums and samples are kept until their tables are written.
+const FOLDER: &str = "sums";
+
 /// What a whole number stands for in the sums of several shards. Of a shard's sums, which are float64 and far below
 /// 2⁶², nothing is lost but what is smaller than this.
 const UNIT: f64 = 1.0 / (1u128 << 64) as f64;
 
 /// The sums after some shards, and where they are kept.
-pub struct SavedSums {
-    folder: PathBuf,
-    fingerprint: String,
+pub struct SavedSums<'a> {
+    sink: &'a dyn RowSink,
     /// Of this process's set; it writes no other.
-    path: PathBuf,
-    /// Shards that are in the sums of `path`, and in those of other files.
+    name: String,
+    /// Shards that are in the sums of `name`, and in those of other processes.
     shards: BTreeSet<usize>,
     others: BTreeSet<usize>,
     values: Vec<i128>,
@@ -119,22 +121,21 @@ pub struct SavedSums {
     done: bool,
 }
 
-impl SavedSums {
-    /// What earlier runs left, to be gone on with by a process that computes the shards of `set`.
-    pub fn open(run: &Run, plan: &Plan, set: ShardSet) -> Result<Self> {
-        let (fingerprint, meta) = (run.fingerprint(Stage::Ablate), run.meta(Stage::Ablate));
-        let curves = plan.curves() == 0 || is_whole(&curves_path(run), &meta);
-        let done = curves && is_whole(&graph_path(run), &meta);
-        let folder = run.folder.sums();
-        let path = folder.join(format!("{}.sums", set.name()));
+impl<'a> SavedSums<'a> {
+    /// What earlier runs left, to be continued by a process that computes the shards of `set`.
+    pub fn open(context: &MeasureContext<'a>, plan: &Plan, set: ShardSet) -> Result<Self> {
+        let sink = context.sink;
+        let curves = plan.curves() == 0 || sink.has(&NEURON_CURVES, Part::Whole);
+        let done = curves && sink.has(&REPAIR_GRAPH, Part::Whole);
+        let name = format!("{FOLDER}/{}.sums", set.name());
         let length = Sums::new(plan).values.len();
-        let (shards, values) = read_sums(&path, fingerprint, length).unwrap_or_else(|| (vec![], vec![0; length]));
+        let (shards, values) = read_sums(sink, &name, length).unwrap_or_else(|| (vec![], vec![0; length]));
         let mut others = BTreeSet::new();
-        for other in sums_files(&folder)?.iter().filter(|&other| *other != path) {
-            others.extend(read_sums(other, fingerprint, length).map(|(shards, _)| shards).unwrap_or_default());
+        for other in sums_names(sink)?.iter().filter(|&other| *other != name) {
+            others.extend(read_sums(sink, other, length).map(|(shards, _)| shards).unwrap_or_default());
         }
         let shards = shards.into_iter().collect();
-        Ok(Self { folder, fingerprint: fingerprint.into(), path, shards, others, values, done })
+        Ok(Self { sink, name, shards, others, values, done })
     }
 
     /// Whether a shard is in the sums.
@@ -147,11 +148,11 @@ impl SavedSums {
         self.done
     }
 
-    /// Adds a shard that is not in the sums yet, and returns what to write into which file once the shard is written.
+    /// Adds a shard that is not in the sums yet, and returns what to keep under which name once the shard is written.
     ///
     /// # Errors
     /// If a sum is not a number.
-    pub fn merge(&mut self, shard: usize, sums: &Sums) -> Result<Option<(PathBuf, Vec<u8>)>> {
+    pub fn merge(&mut self, shard: usize, sums: &Sums) -> Result<Option<(String, Vec<u8>)>> {
         if self.contains(shard) {
             return Ok(None);
         }
@@ -162,17 +163,17 @@ impl SavedSums {
         self.shards.insert(shard);
         let numbers: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let shards: Vec<usize> = self.shards.iter().copied().collect();
-        let mut bytes = header(&self.fingerprint, &shards, &numbers).into_bytes();
+        let mut bytes = header(self.sink.fingerprint(), &shards, &numbers).into_bytes();
         bytes.extend(numbers);
-        Ok(Some((self.path.clone(), bytes)))
+        Ok(Some((self.name.clone(), bytes)))
     }
 
     /// The sums of all shards.
     fn total(&self, plan: &Plan) -> Result<Sums> {
         let mut values = self.values.clone();
-        for other in sums_files(&self.folder)?.iter().filter(|&other| *other != self.path) {
-            let (_, others) = read_sums(other, &self.fingerprint, values.len())
-                .with_context(|| format!("{} is not what was written; run with --fresh", other.display()))?;
+        for other in sums_names(self.sink)?.iter().filter(|&other| *other != self.name) {
+            let (_, others) = read_sums(self.sink, other, values.len())
+                .with_context(|| format!("{other} is not what was written; run with --fresh"))?;
             values.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
         }
         let mut sums = Sums::new(plan);
@@ -181,26 +182,22 @@ impl SavedSums {
     }
 
     /// Writes `repair_graph` and `neuron_curves`, and removes what was kept until then.
-    pub fn write_tables(&self, run: &Run, plan: &Plan) -> Result<()> {
+    pub fn write_tables(&self, plan: &Plan) -> Result<()> {
         if !self.are_done() {
-            let meta = run.meta(Stage::Ablate);
             let mut sums = self.total(plan)?;
             if plan.curves() > 0 {
-                sums.write_curves(run, plan, &meta)?;
+                sums.write_curves(self.sink, plan)?;
             }
-            sums.write_graph(&graph_path(run), plan, &meta)?;
+            sums.write_graph(self.sink, plan)?;
         }
         // Also after a shard was written again that had been summed long before.
-        for path in files_below(&run.folder.sums())? {
-            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-        Ok(())
+        self.sink.kept_names(FOLDER)?.iter().try_for_each(|name| self.sink.remove_kept(name))
     }
 }
 
 impl Sums {
-    fn write_graph(&mut self, path: &Path, plan: &Plan, meta: &Metadata) -> Result<()> {
-        let mut writer = TableWriter::create(&REPAIR_GRAPH, path, meta)?;
+    fn write_graph(&mut self, sink: &dyn RowSink, plan: &Plan) -> Result<()> {
+        let mut writer = sink.open(&REPAIR_GRAPH, Part::Whole, REPAIR_GRAPH.schema(), 1)?;
         for target in 0..plan.targets() {
             for (subset, name) in [(Sums::ALL, "all"), (Sums::TOP, "top")] {
                 writer.write(&graph_rows(plan, target, name, self.graph(target, subset))?)?;
@@ -209,14 +206,12 @@ impl Sums {
         writer.finish()
     }
 
-    fn write_curves(&mut self, run: &Run, plan: &Plan, meta: &Metadata) -> Result<()> {
+    fn write_curves(&mut self, sink: &dyn RowSink, plan: &Plan) -> Result<()> {
         let mut samples = vec![Vec::new(); plan.curves()];
-        for path in files_below(&run.folder.sums())? {
-            if path.extension().is_some_and(|e| e == "arrow") {
-                read_samples(&path, &mut samples)?;
-            }
+        for name in sink.kept_names(FOLDER)?.iter().filter(|name| name.ends_with(".arrow")) {
+            read_samples(sink, name, &mut samples)?;
         }
-        let mut writer = TableWriter::create(&NEURON_CURVES, &curves_path(run), meta)?;
+        let mut writer = sink.open(&NEURON_CURVES, Part::Whole, NEURON_CURVES.schema(), 1)?;
         for target in 0..plan.targets() {
             for n in 0..plan.neuron_layers.len() {
                 let (kind, hold, component) = plan.parts(target);
@@ -235,18 +230,11 @@ impl Sums {
     }
 }
 
-fn graph_path(run: &Run) -> PathBuf {
-    run.folder.table(REPAIR_GRAPH.name).join("repair_graph.parquet")
-}
-
-fn curves_path(run: &Run) -> PathBuf {
-    run.folder.table(NEURON_CURVES.name).join("neuron_curves.parquet")
-}
-
-fn sums_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = files_below(folder)?;
-    paths.retain(|path| path.extension().is_some_and(|e| e == "sums"));
-    Ok(paths)
+/// The names of all processes' sums.
+fn sums_names(sink: &dyn RowSink) -> Result<Vec<String>> {
+    let mut names = sink.kept_names(FOLDER)?;
+    names.retain(|name| name.ends_with(".sums"));
+    Ok(names)
 }
 
 /// The line before the sums: whose they are, of which shards, and their checksum.
@@ -255,14 +243,14 @@ fn header(fingerprint: &str, shards: &[usize], numbers: &[u8]) -> String {
     format!("{fingerprint} {} {}\n", shards.join(","), sha256_of(numbers))
 }
 
-/// Reads sums of that fingerprint, and the shards that are in them. `None` if the file has no such sums.
-fn read_sums(path: &Path, fingerprint: &str, length: usize) -> Option<(Vec<usize>, Vec<i128>)> {
-    let bytes = std::fs::read(path).ok()?;
+/// Reads sums of the sink's fingerprint, and the shards that are in them. `None` if there are no such sums.
+fn read_sums(sink: &dyn RowSink, name: &str, length: usize) -> Option<(Vec<usize>, Vec<i128>)> {
+    let bytes = sink.kept(name).ok()?;
     let end = bytes.iter().position(|&b| b == b'\n')?;
     let listed = std::str::from_utf8(&bytes[..end]).ok()?.split(' ').nth(1)?;
     let shards: Vec<usize> = listed.split(',').map(|n| n.parse().ok()).collect::<Option<_>>()?;
     let numbers = &bytes[end + 1..];
-    if numbers.len() != 16 * length || bytes[..=end] != *header(fingerprint, &shards, numbers).as_bytes() {
+    if numbers.len() != 16 * length || bytes[..=end] != *header(sink.fingerprint(), &shards, numbers).as_bytes() {
         return None;
     }
     let values = numbers.chunks_exact(16).map(|chunk| chunk.try_into().ok().map(i128::from_le_bytes));

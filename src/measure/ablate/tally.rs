@@ -8,8 +8,8 @@ use ort::value::DynValue;
 use super::plan::{Item, Plan};
 use super::shard::{NeuronRow, NeuronTotal, Place, RepairRow, Shard};
 use super::sums::Sums;
-use crate::engine::runtime::view;
-use crate::engine::{Ablated, CleanBatch, Directions, Engine};
+use selfrepair_engine::runtime::view;
+use selfrepair_engine::{Ablated, CleanBatch, Directions, Engine};
 
 /// Repairing components kept of each top token.
 const REPAIRERS: usize = 10;

@@ -2,21 +2,18 @@
 //! ablated, so that what is costly to keep is kept for them only.
 
 use std::cmp::Ordering;
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use arrow::array::{ArrayRef, AsArray, Float32Array, StringArray, UInt16Array, UInt32Array};
 use arrow::datatypes::{Float32Type, UInt32Type};
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use selfrepair_core::components::{Ablatable, Component};
+use selfrepair_core::prompts::Prompts;
+use selfrepair_core::sink::Part;
+use selfrepair_core::tables::{DIRECT_EFFECTS, TOP_TOKENS};
 
-use super::super::{Run, trace};
-use crate::components::{Ablatable, Component};
-use crate::corpus::Prompts;
-use crate::run_folder::files_below;
-use crate::tables::{Metadata, TOP_TOKENS, TableWriter, is_whole};
+use crate::{MeasureContext, trace};
 
 /// A measured token and a component's direct effect there.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,15 +36,12 @@ pub struct TopTokens {
 }
 
 impl TopTokens {
-    /// Reads the direct effects that `trace` wrote, a file at a time; memory holds little more than the result.
-    pub fn find(run: &Run, prompts: &Prompts) -> Result<Self> {
+    /// Reads the direct effects that `trace` wrote, a batch at a time; memory holds little more than the result.
+    pub fn find(context: &MeasureContext, prompts: &Prompts) -> Result<Self> {
         let measured = prompts.measured_tokens();
-        let count = ((run.config.analysis.top_fraction * measured as f64) as usize).max(1);
-        let mut best = vec![Best::new(count); run.components.len()];
-        let mut seen = 0;
-        for path in files_below(&run.folder.table("direct_effects"))? {
-            seen += read_effects(run, &path, &mut best)?;
-        }
+        let count = ((context.config.analysis.top_fraction * measured as f64) as usize).max(1);
+        let mut best = vec![Best::new(count); context.components.len()];
+        let seen = read_effects(context, &mut best)?;
         ensure!(seen == measured, "direct_effects has {seen} tokens where the corpus has {measured}; run with --fresh");
         Ok(Self::new(best.into_iter().map(Best::ranked).collect()))
     }
@@ -75,13 +69,12 @@ impl TopTokens {
         self.ranked.first().map_or(0, Vec::len)
     }
 
-    pub fn write(&self, components: &[Ablatable], folder: &Path, meta: &Metadata) -> Result<()> {
-        let path = folder.join("top_tokens.parquet");
-        if is_whole(&path, meta) {
+    pub fn write(&self, context: &MeasureContext) -> Result<()> {
+        if context.sink.has(&TOP_TOKENS, Part::Whole) {
             return Ok(());
         }
-        let mut writer = TableWriter::create(&TOP_TOKENS, &path, meta)?;
-        for (component, tokens) in components.iter().zip(&self.ranked) {
+        let mut writer = context.sink.open(&TOP_TOKENS, Part::Whole, TOP_TOKENS.schema(), 1)?;
+        for (component, tokens) in context.components.iter().zip(&self.ranked) {
             let n = tokens.len();
             let columns: Vec<ArrayRef> = vec![
                 Arc::new(StringArray::from_iter_values(std::iter::repeat_n(component.component.name(), n))),
@@ -125,27 +118,23 @@ impl Best {
     }
 }
 
-/// Adds the tokens of one file of `direct_effects` and returns how many there were.
-fn read_effects(run: &Run, path: &Path, best: &mut [Best]) -> Result<usize> {
-    let a = &run.model.architecture;
+/// Adds every token of `direct_effects` and returns how many there were.
+fn read_effects(context: &MeasureContext, best: &mut [Best]) -> Result<usize> {
+    let a = context.architecture;
     let biases = if a.has_attention_bias() { a.layers } else { 0 };
     let components_of_token = trace::component_keys(a.layers, a.heads, biases).len();
-    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let place = || format!("{} is not a complete Parquet file", path.display());
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(place)?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), ["prompt", "position", "direct_effect"]);
-    let reader = builder.with_projection(mask).with_batch_size(64 * components_of_token).build()?;
+    let columns = ["prompt", "position", "direct_effect"];
     let mut tokens = 0;
-    for batch in reader {
-        let batch = batch.with_context(place)?;
+    for batch in context.sink.read(&DIRECT_EFFECTS, None, &columns, 64 * components_of_token)? {
+        let batch = batch?;
         let ints = |i: usize| batch.column(i).as_primitive::<UInt32Type>().values();
         let (prompts, positions) = (ints(0), ints(1));
         let effects = batch.column(2).as_primitive::<Float32Type>().values();
-        ensure!(effects.len() % components_of_token == 0, "{} has a token with missing components", path.display());
+        ensure!(effects.len() % components_of_token == 0, "direct_effects has a token with missing components");
         for (i, effects) in effects.chunks_exact(components_of_token).enumerate() {
             let row = i * components_of_token;
             let token = |direct_effect| TopToken { prompt: prompts[row], position: positions[row], direct_effect };
-            for (best, c) in best.iter_mut().zip(&run.components) {
+            for (best, c) in best.iter_mut().zip(context.components) {
                 best.add(token(effect_of(c, effects, a.layers, a.heads, biases)));
             }
             tokens += 1;

@@ -4,19 +4,21 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
-use indicatif::ProgressBar;
+use selfrepair_core::progress::Bar;
 use ort::value::DynValue;
 
-use super::super::repair::{AblatedComponent, repair};
-use super::super::{Run, balanced};
+use crate::MeasureContext;
+use crate::context::balanced;
+use crate::repair::{AblatedComponent, repair};
 use super::plan::{Item, Piece, Plan, place};
 use super::replace::{Replacement, base};
 use super::shard::Shard;
 use super::tally::{NeuronSource, Tally};
-use crate::components::{Component, Hold};
-use crate::engine::runtime::{rows, view};
-use crate::engine::{Ablated, CleanBatch, Directions, Engine, HeadChange, HoldMasks, Kept, Suffix, TargetRow};
-use crate::interrupt;
+use selfrepair_core::components::{Component, Hold};
+use selfrepair_engine::runtime::{rows, view};
+use selfrepair_engine::{Ablated, CleanBatch, Directions, Engine, HeadChange, HoldMasks, Kept, Suffix};
+use selfrepair_core::prompts::TargetRow;
+use selfrepair_core::interrupt;
 
 /// Everything that the ablations of some prompts of equal length read.
 pub struct Work<'a> {
@@ -71,12 +73,12 @@ struct Group<'a> {
 
 /// The clean pass of a piece's prompts and of their partners, then its ablations of them.
 pub fn ablate_prompts<'a>(
-    run: &Run,
+    context: &MeasureContext,
     plan: &'a Plan<'a>,
     engine: &mut Engine,
     piece: &Piece<'a>,
     shard: &mut Shard,
-    bar: &ProgressBar,
+    bar: &Bar,
 ) -> Result<()> {
     let batch = &piece.prompts[..];
     let work = match &piece.shared {
@@ -94,7 +96,7 @@ pub fn ablate_prompts<'a>(
             let group = Group { layer, component, hold, masks: masks.as_ref(), clean_reads };
             let flops = engine.architecture.suffix_flops(&plan.components[members[0]]) * length as f64;
             let mut tally = Tally::new(plan, hold, members, batch);
-            for runs in batches(&plan.items(members), batch.len(), run.rows_in_call() / length) {
+            for runs in batches(&plan.items(members), batch.len(), context.rows_in_call() / length) {
                 interrupt::check()?;
                 work.run(engine, &group, &runs, shard, &mut tally)?;
                 bar.inc((flops * runs.len() as f64 / 1e9) as u64);

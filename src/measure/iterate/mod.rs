@@ -6,45 +6,47 @@ mod self_additions;
 mod similarity;
 mod stream_additions;
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
 use ort::value::DynValue;
+use selfrepair_core::components::{Ablatable, Component};
+use selfrepair_core::config::Config;
+use selfrepair_core::interrupt;
+use selfrepair_core::progress;
+use selfrepair_core::prompts::Prompts;
+use selfrepair_core::sink::{Part, RowWriter};
+use selfrepair_core::tables::{HEAD_SIMILARITY, SELF_ADDITIONS, STREAM_ADDITIONS, Table};
+use selfrepair_engine::runtime::view;
+use selfrepair_engine::{CleanBatch, Crew, Directions, Engine, Keep};
+use selfrepair_model::Architecture;
 
-use super::Run;
-use super::ablate::Plan;
-use crate::components::{Ablatable, Component};
-use crate::config::Config;
-use crate::corpus::Prompts;
-use crate::engine::runtime::view;
-use crate::engine::{CleanBatch, Crew, Directions, Engine, Keep};
-use crate::interrupt;
-use crate::model::Architecture;
-use crate::progress;
-use crate::run_folder::Stage;
-use crate::tables::{HEAD_SIMILARITY, SELF_ADDITIONS, STREAM_ADDITIONS, Table, TableWriter, is_whole};
+use crate::MeasureContext;
+use crate::ablate::Plan;
 use self_additions::SelfAdditions;
 use similarity::Similarity;
 use stream_additions::StreamAdditions;
 
 const TABLES: [&Table; 3] = [&SELF_ADDITIONS, &STREAM_ADDITIONS, &HEAD_SIMILARITY];
 
-pub fn iterate(run: &Run, prompts: &Prompts, plan: &Plan) -> Result<()> {
-    let count = run.config.iterative.prompts.min(prompts.count());
-    if count == 0 || TABLES.iter().all(|table| is_whole(&path(run, table), &run.meta(Stage::Ablate))) {
+/// Measures additions on the first `iterative.prompts` prompts.
+///
+/// # Errors
+/// If a number is not finite, the parts do not sum to the change of the logit, or the sink fails.
+pub fn iterate(context: &MeasureContext, prompts: &Prompts, plan: &Plan) -> Result<()> {
+    let count = context.config.iterative.prompts.min(prompts.count());
+    if count == 0 || TABLES.iter().all(|table| context.sink.has(table, Part::Whole)) {
         return Ok(());
     }
-    let a = &run.model.architecture;
-    let mut crew = Crew::load(a, &run.folder.model(), &run.config.runtime, &plan.needs())?;
-    let mut own = SelfAdditions::new(run, a);
-    let mut stream = StreamAdditions::new(run, a);
+    let a = context.architecture;
+    let mut crew = Crew::load(a, context.graphs, &context.config.runtime, &plan.needs())?;
+    let mut own = SelfAdditions::new(context);
+    let mut stream = StreamAdditions::new(context);
     let mut similarity = Similarity::new(a);
     let bar = progress::bar("iterate", (count * a.layers) as u64, "layers");
     let numbers: Vec<usize> = (0..count).collect();
     let work = |engine: &mut Engine, &p: &usize| {
         let prompt = Prompt::new(engine, prompts, p)?;
         let outputs: Vec<Vec<f32>> = (0..a.layers).map(|l| prompt.head_outputs(engine, l)).collect::<Result<_>>()?;
-        let (mut own, mut stream) = (SelfAdditions::new(run, a), StreamAdditions::new(run, a));
+        let (mut own, mut stream) = (SelfAdditions::new(context), StreamAdditions::new(context));
         for layer in 0..a.layers {
             interrupt::check()?;
             own.measure(engine, &prompt, &outputs, layer)?;
@@ -66,10 +68,10 @@ pub fn iterate(run: &Run, prompts: &Prompts, plan: &Plan) -> Result<()> {
             Ok(())
         },
     )?;
-    bar.finish_and_clear();
-    write(run, &HEAD_SIMILARITY, |writer| writer.write(&similarity.rows()?))?;
-    write(run, &STREAM_ADDITIONS, |writer| stream.write(writer))?;
-    write(run, &SELF_ADDITIONS, |writer| own.write(writer))
+    bar.finish();
+    write(context, &HEAD_SIMILARITY, |writer| writer.write(&similarity.rows()?))?;
+    write(context, &STREAM_ADDITIONS, |writer| stream.write(writer))?;
+    write(context, &SELF_ADDITIONS, |writer| own.write(writer))
 }
 
 /// Operations of matrix products in all additions that a run makes, at top tokens spread evenly over the prompts.
@@ -80,13 +82,13 @@ pub fn flops(config: &Config, a: &Architecture, components: &[Ablatable]) -> f64
     prompts as f64 * (self_additions::flops(config, a) + stream_additions::flops(config, a, heads))
 }
 
-fn path(run: &Run, table: &Table) -> PathBuf {
-    run.folder.table(table.name).join(format!("{}.parquet", table.name))
-}
-
-fn write(run: &Run, table: &Table, rows: impl FnOnce(&mut TableWriter) -> Result<()>) -> Result<()> {
-    let mut writer = TableWriter::create(table, &path(run, table), &run.meta(Stage::Ablate))?;
-    rows(&mut writer)?;
+fn write(
+    context: &MeasureContext,
+    table: &Table,
+    rows: impl FnOnce(&mut dyn RowWriter) -> Result<()>,
+) -> Result<()> {
+    let mut writer = context.sink.open(table, Part::Whole, table.schema(), 1)?;
+    rows(writer.as_mut())?;
     writer.finish()
 }
 

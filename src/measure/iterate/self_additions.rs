@@ -8,13 +8,14 @@ use arrow::record_batch::RecordBatch;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::super::Run;
+use crate::MeasureContext;
 use super::{Prompt, head_output, multiples};
-use crate::config::Config;
-use crate::engine::Engine;
-use crate::engine::runtime::view;
-use crate::model::Architecture;
-use crate::tables::{SELF_ADDITIONS, TableWriter};
+use selfrepair_core::config::Config;
+use selfrepair_engine::Engine;
+use selfrepair_engine::runtime::view;
+use selfrepair_model::Architecture;
+use selfrepair_core::tables::SELF_ADDITIONS;
+use selfrepair_core::sink::RowWriter;
 
 /// What is added, in the order of the table.
 const ADDED: [&str; 3] = ["own", "random_direction", "random_head"];
@@ -37,10 +38,11 @@ pub struct SelfAdditions {
 }
 
 impl SelfAdditions {
-    pub fn new(run: &Run, a: &Architecture) -> Self {
-        let multiples = multiples(&run.config);
+    pub fn new(context: &MeasureContext) -> Self {
+        let a = context.architecture;
+        let multiples = multiples(context.config);
         let rows = vec![vec![]; a.layers * a.heads * ADDED.len() * multiples.len()];
-        Self { multiples, seed: run.config.ablation.seed, heads: a.heads, d_model: a.d_model, rows }
+        Self { multiples, seed: context.config.ablation.seed, heads: a.heads, d_model: a.d_model, rows }
     }
 
     /// Adds the rows of a later prompt.
@@ -93,7 +95,7 @@ impl SelfAdditions {
         }
     }
 
-    pub fn write(&self, writer: &mut TableWriter) -> Result<()> {
+    pub fn write(&self, writer: &mut dyn RowWriter) -> Result<()> {
         let variants = ADDED.len() * self.multiples.len();
         for (i, rows) in self.rows.iter().enumerate() {
             let (number, variant) = (i / variants, i % variants);

@@ -7,15 +7,17 @@ use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Float32Array, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
 
-use super::super::ablate::TopTokens;
-use super::super::{Run, balanced};
+use crate::MeasureContext;
+use crate::ablate::TopTokens;
+use crate::context::balanced;
 use super::{Prompt, head_output, multiples};
-use crate::components::Component;
-use crate::config::Config;
-use crate::engine::runtime::view;
-use crate::engine::{Addition, CleanEffects, Engine, Response};
-use crate::model::Architecture;
-use crate::tables::{STREAM_ADDITIONS, TableWriter};
+use selfrepair_core::components::Component;
+use selfrepair_core::config::Config;
+use selfrepair_engine::runtime::view;
+use selfrepair_engine::{Addition, CleanEffects, Engine, Response};
+use selfrepair_model::Architecture;
+use selfrepair_core::tables::STREAM_ADDITIONS;
+use selfrepair_core::sink::RowWriter;
 
 /// A row of the table, but for what its slot says.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,13 +76,14 @@ pub struct StreamAdditions {
 }
 
 impl StreamAdditions {
-    pub fn new(run: &Run, a: &Architecture) -> Self {
-        let components = run.components.iter().enumerate().filter(|(_, c)| c.component == Component::Head);
+    pub fn new(context: &MeasureContext) -> Self {
+        let a = context.architecture;
+        let components = context.components.iter().enumerate().filter(|(_, c)| c.component == Component::Head);
         let heads: Vec<_> = components.map(|(i, c)| (i, c.layer, c.head.unwrap_or_default())).collect();
-        let multiples = multiples(&run.config);
+        let multiples = multiples(context.config);
         let rows = vec![vec![]; heads.len() * a.layers * multiples.len()];
         let (layers, d_model, heads_in_layer) = (a.layers, a.d_model, a.heads);
-        let (rows_in_call, tolerance) = (rows_in_call(&run.config), run.config.runtime.precision.tolerance());
+        let (rows_in_call, tolerance) = (rows_in_call(context.config), context.config.runtime.precision.tolerance());
         Self { multiples, layers, d_model, heads_in_layer, rows_in_call, tolerance, heads, rows }
     }
 
@@ -133,7 +136,7 @@ impl StreamAdditions {
         Addition { position: item.position, added }
     }
 
-    pub fn write(&self, writer: &mut TableWriter) -> Result<()> {
+    pub fn write(&self, writer: &mut dyn RowWriter) -> Result<()> {
         let multiples = self.multiples.len();
         for (slot, rows) in self.rows.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
             let (_, layer, head) = self.heads[slot / multiples / self.layers];

@@ -20,7 +20,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
 };
 
-use crate::model::{GgufFile, GgufValue};
+use crate::{GgufFile, GgufValue};
 
 /// Kinds of token in `tokenizer.ggml.token_type`.
 const UNKNOWN: i32 = 2;
@@ -203,7 +203,7 @@ mod tests {
     use std::fs::File;
     use std::path::Path;
 
-    const FIXTURES: &str = "tests/fixtures/gguf-tokenizers";
+    const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/gguf-tokenizers");
 
     #[derive(serde::Deserialize)]
     struct Cases {

@@ -11,7 +11,7 @@ use arrow::datatypes::DataType;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
-use crate::outside::without_panic;
+use selfrepair_core::outside::without_panic;
 
 pub type Documents = Box<dyn Iterator<Item = Result<String>>>;
 

@@ -7,9 +7,9 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
-use crate::config::CorpusConfig;
-use crate::model::{GgufFile, Model, ModelSource};
-use crate::outside::without_panic;
+use selfrepair_core::config::CorpusConfig;
+use crate::{GgufFile, Model, ModelSource};
+use selfrepair_core::outside::without_panic;
 
 use super::gguf_tokenizer::from_gguf;
 

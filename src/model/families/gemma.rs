@@ -6,8 +6,8 @@ use anyhow::Result;
 use super::Family;
 use super::common::{flag, refuse};
 use super::llama::{self, llama_like};
-use crate::model::architecture::{Activation, Architecture, Ends, LayerWeights};
-use crate::model::checkpoint::Checkpoint;
+use crate::architecture::{Activation, Architecture, Ends, LayerWeights};
+use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends };
 

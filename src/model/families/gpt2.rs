@@ -6,8 +6,8 @@ use ndarray::{Array1, s};
 
 use super::Family;
 use super::common::{Sizes, activation, even_share, flag, norm, refuse, unembedding, with_sizes};
-use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
-use crate::model::checkpoint::Checkpoint;
+use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
+use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends };
 

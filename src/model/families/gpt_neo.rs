@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::Family;
 use super::common::{Sizes, activation, even_share, flag, linear, norm, unembedding, with_sizes};
-use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights};
-use crate::model::checkpoint::Checkpoint;
+use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
+use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends };
 

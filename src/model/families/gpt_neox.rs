@@ -6,8 +6,8 @@ use ndarray::{Array1, Array2};
 
 use super::Family;
 use super::common::{activation, flag, linear, norm, plain, rotary, unembedding};
-use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
-use crate::model::checkpoint::Checkpoint;
+use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
+use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends };
 

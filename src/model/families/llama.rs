@@ -6,8 +6,8 @@ use anyhow::{Result, bail, ensure};
 
 use super::Family;
 use super::common::{activation, flag, linear, norm, plain, refuse, rotary, unembedding};
-use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights, Norm, NormWeights};
-use crate::model::checkpoint::Checkpoint;
+use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Norm, NormWeights};
+use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends };
 

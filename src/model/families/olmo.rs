@@ -6,8 +6,8 @@ use ndarray::Array1;
 use super::Family;
 use super::common::{flag, plain, refuse, rotary, unembedding};
 use super::llama;
-use crate::model::architecture::{Activation, Architecture, Ends, LayerWeights, Norm, NormWeights};
-use crate::model::checkpoint::Checkpoint;
+use crate::architecture::{Activation, Architecture, Ends, LayerWeights, Norm, NormWeights};
+use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends };
 

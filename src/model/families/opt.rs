@@ -6,8 +6,8 @@ use ndarray::s;
 
 use super::Family;
 use super::common::{Sizes, activation, even_share, flag, linear, norm, refuse, unembedding, with_sizes};
-use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights};
-use crate::model::checkpoint::Checkpoint;
+use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
+use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends };
 

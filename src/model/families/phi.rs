@@ -5,8 +5,8 @@ use anyhow::Result;
 
 use super::Family;
 use super::common::{activation, linear, norm, plain, refuse, rotary};
-use crate::model::architecture::{Architecture, Biases, Ends, LayerWeights};
-use crate::model::checkpoint::Checkpoint;
+use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
+use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends };
 

@@ -6,8 +6,8 @@ use anyhow::Result;
 use super::Family;
 use super::common::{flag, norm, refuse, rotary};
 use super::llama::{self, llama_like};
-use crate::model::architecture::{Architecture, Biases, LayerWeights, Norm};
-use crate::model::checkpoint::Checkpoint;
+use crate::architecture::{Architecture, Biases, LayerWeights, Norm};
+use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family { architecture, layer, ends: llama::ends };
 

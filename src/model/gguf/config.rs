@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value as Json, json};
 
 use super::GgufFile;
-use crate::model::architecture::MOST_LAYERS;
+use crate::architecture::MOST_LAYERS;
 
 /// Factors by which single rotary frequencies are divided (how Llama 3.1's scaling is stored).
 pub const ROPE_FACTORS: &str = "rope_freqs.weight";

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
 
-use crate::outside::without_panic;
+use selfrepair_core::outside::without_panic;
 
 pub use candle_core::quantized::gguf_file::Value;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use hf_hub::Cache;
-use indicatif::ProgressBar;
+use selfrepair_core::progress::Bar;
 use serde_json::{Value, json};
 use ureq::http::Response;
 use ureq::{Agent, Body};
@@ -103,7 +103,7 @@ impl DataSet {
 
     /// Makes the repository hold these files. What it holds in one of `folders` and is not among them is deleted; else
     /// what is there stays.
-    pub fn push(&self, files: &[Upload], folders: &[&str], message: &str, bar: &ProgressBar) -> Result<Pushed> {
+    pub fn push(&self, files: &[Upload], folders: &[&str], message: &str, bar: &Bar) -> Result<Pushed> {
         let there = self.files()?;
         let mut changed = Vec::new();
         for file in files {
@@ -197,7 +197,7 @@ impl DataSet {
     }
 
     /// Uploads those that the store does not have; how many bytes.
-    fn store(&self, files: &[&Upload], bar: &ProgressBar) -> Result<u64> {
+    fn store(&self, files: &[&Upload], bar: &Bar) -> Result<u64> {
         let doing = "asking where to upload";
         let objects: Vec<Value> = files.iter().map(|f| json!({ "oid": f.sha256, "size": f.size })).collect();
         let asked = json!({
@@ -215,7 +215,7 @@ impl DataSet {
             if let Some(message) = told["error"]["message"].as_str() {
                 bail!("hf:{}: the hub does not take {}: {}", self.name, file.path, self.without_token(message));
             }
-            bar.set_message(file.path.clone());
+            bar.set_message(&file.path);
             // Without actions, the store has it.
             if let Some(href) = told["actions"]["upload"]["href"].as_str() {
                 self.upload(file, href, &told["actions"]["upload"]["header"])?;

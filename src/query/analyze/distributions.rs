@@ -11,7 +11,8 @@ use polars::prelude::{ChunkQuantile, Float32Chunked, NamedFrom, QuantileMethod};
 use polars::series::IsSorted;
 
 use super::Tables;
-use crate::tables::{Column, Metadata, Table, TableWriter, Type};
+use selfrepair_core::tables::{Column, Table, Type};
+use selfrepair_store::{Metadata, TableWriter};
 
 const QUANTILES: [f64; 7] = [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99];
 const PARTS: usize = 10;

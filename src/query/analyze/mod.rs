@@ -24,11 +24,12 @@ pub use tops::top_tokens;
 
 pub use crate::sql::Tables;
 
-use crate::config::AnalysisConfig;
-use crate::progress;
-use crate::run_folder::{fingerprint, sha256_of};
+use selfrepair_core::config::AnalysisConfig;
+use selfrepair_core::progress;
+use selfrepair_core::files::{fingerprint, sha256_of};
 use crate::sql::{head, table_text};
-use crate::tables::{MEASURED, Metadata, Table, TableWriter};
+use selfrepair_core::tables::{MEASURED, Table};
+use selfrepair_store::{Metadata, TableWriter};
 use steps::Step;
 
 /// Queries at a time. Each runs on one core, so that sums are taken in one order and the same run gives the same bytes.
@@ -83,7 +84,7 @@ pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<S
     let own = own::own_queries(config)?;
     let bar = progress::bar("analyze", (CHECKS.len() + derived_tables().len() + own.len()) as u64, "queries");
     let step = |name: &str| {
-        bar.set_message(name.to_string());
+        bar.set_message(name);
         bar.inc(1);
     };
     let checks = CHECKS.iter().map(|query| {
@@ -102,7 +103,7 @@ pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<S
         step(&query.name);
         write(query, &tables, out, config, meta)?;
     }
-    bar.finish_and_clear();
+    bar.finish();
     let written = DERIVED.len() + COMPUTED.len() + compared + own.len();
     Ok(format!("{} checks passed, {written} tables", CHECKS.len()))
 }

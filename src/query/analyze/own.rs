@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use arrow::datatypes::SchemaRef;
 
 use super::{Query, derived_tables, is_built_in};
-use crate::config::AnalysisConfig;
+use selfrepair_core::config::AnalysisConfig;
 
 /// The queries of the folder `analysis.sql`, by name.
 ///

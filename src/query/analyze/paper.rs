@@ -10,11 +10,11 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::queries::PAPER;
 use super::{Tables, write};
-use crate::config::AnalysisConfig;
-use crate::tables::Metadata;
+use selfrepair_core::config::AnalysisConfig;
+use selfrepair_store::Metadata;
 
 /// The authors' numbers (see `datasets/README.md`).
-pub const AUTHORS: &[u8] = include_bytes!("../../datasets/authors_condensed.parquet");
+pub const AUTHORS: &[u8] = include_bytes!("../../../datasets/authors_condensed.parquet");
 
 /// A model that the authors published numbers for.
 struct Published {
@@ -81,7 +81,7 @@ pub fn compare(tables: &Tables, out: &Path, config: &AnalysisConfig, meta: &Meta
 
 /// The columns of the authors' table, which the queries know as `authors`.
 pub fn authors_schema() -> Result<SchemaRef> {
-    Ok(ParquetRecordBatchReaderBuilder::try_new(prost::bytes::Bytes::from_static(AUTHORS))?.schema().clone())
+    Ok(ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from_static(AUTHORS))?.schema().clone())
 }
 
 /// What the authors call the run's model.
@@ -113,7 +113,7 @@ impl Published {
 
 /// The authors' rows about one model.
 fn authors(model: &str) -> Result<RecordBatch> {
-    let reader = ParquetRecordBatchReaderBuilder::try_new(prost::bytes::Bytes::from_static(AUTHORS))?.build()?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from_static(AUTHORS))?.build()?;
     let batches = reader.collect::<Result<Vec<_>, _>>()?;
     let first = batches.first().context("the authors' table is empty")?;
     let all = concat_batches(&first.schema(), &batches)?;
@@ -125,7 +125,7 @@ fn authors(model: &str) -> Result<RecordBatch> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::handmade::{metadata, model, table};
+    use selfrepair_store::test_tables::{metadata, model, table};
     use arrow::datatypes::{Float64Type, Int64Type};
 
     #[test]

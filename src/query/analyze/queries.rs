@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::tables::{Column, MEASURED};
+use selfrepair_core::tables::{Column, MEASURED};
 
 /// A SQL file.
 pub struct Query {
@@ -21,7 +21,7 @@ macro_rules! queries {
     ($folder:literal: $($name:literal),* $(,)?) => {
         &[$(Query {
             name: Cow::Borrowed($name),
-            text: Cow::Borrowed(include_str!(concat!("../../sql/", $folder, $name, ".sql"))),
+            text: Cow::Borrowed(include_str!(concat!("../../../sql/", $folder, $name, ".sql"))),
             file: Cow::Borrowed(concat!("sql/", $folder, $name, ".sql")),
         }),*]
     };

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Error, Result, anyhow};
 
-use crate::interrupt;
+use selfrepair_core::interrupt;
 
 /// A piece of work with a name, under which others may read what it wrote.
 pub struct Step<'a> {

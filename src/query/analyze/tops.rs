@@ -27,7 +27,7 @@ pub fn top_tokens(tables: &Tables, ablation: &str, hold: &str) -> Result<String>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::handmade::{ABLATIONS, ablation, table};
+    use selfrepair_store::test_tables::{ABLATIONS, ablation, table};
     use arrow::array::AsArray;
     use arrow::datatypes::Int64Type;
 

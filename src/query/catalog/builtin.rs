@@ -8,7 +8,7 @@ use datafusion::sql::sqlparser::ast;
 use super::{ColumnDoc, TableDoc, columns_of, type_name};
 use crate::analyze::{COMPUTED, DERIVED, PAPER, Query, VIEWS, authors_schema, in_order, kind_and_grain};
 use crate::sql::Planner;
-use crate::tables::{MEASURED, Table};
+use selfrepair_core::tables::{MEASURED, Table};
 
 /// A query to begin with, for tables that no file in `sql/` describes.
 const EXAMPLES: [(&str, &str); 7] = [

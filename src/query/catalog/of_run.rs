@@ -9,8 +9,8 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::{TableDoc, built_in, columns, columns_of, unknown};
 use crate::analyze::kind_and_grain;
-use crate::progress;
-use crate::run_folder::files_below;
+use selfrepair_core::progress;
+use selfrepair_core::files::files_below;
 use crate::sql::Tables;
 
 /// Every table and view of a run with its kind, rows and size.

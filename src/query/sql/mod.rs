@@ -10,6 +10,7 @@ mod prompt;
 mod session;
 mod terminal;
 
+pub use datafusion::dataframe::DataFrame;
 pub(crate) use errors::no_such_table;
 pub use output::{Format, Target};
 pub(crate) use output::{head, table_text};

@@ -14,10 +14,10 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use super::terminal::for_terminal;
-use crate::run_folder::temporary;
+use selfrepair_core::files::temporary;
 
 /// How `pipeline sql` prints rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Aligned columns for reading.
     Table,

@@ -9,7 +9,8 @@ use datafusion::prelude::SessionContext;
 
 use super::bucket::Bucket;
 use crate::catalog;
-use crate::run_folder::{Manifest, STAGES, files_below};
+use selfrepair_store::run_folder::{Manifest, STAGES};
+use selfrepair_core::files::files_below;
 
 pub enum Place {
     Folder(PathBuf),

@@ -29,7 +29,7 @@ use tokio::runtime::Runtime;
 use super::errors;
 use super::place::Place;
 use crate::analyze::{Query, VIEWS, kind_and_grain, parameters};
-use crate::config::AnalysisConfig;
+use selfrepair_core::config::AnalysisConfig;
 
 /// As many rows as the prompt and a terminal are shown of a result, unless more are asked for.
 pub const ROWS_ON_A_TERMINAL: usize = 500;
@@ -106,7 +106,7 @@ impl Tables {
         let run = Run { name, place, tables, context: context.clone(), analysis };
         let tables = Self { context, runtime, runs: vec![run] };
         let there = tables.runtime.block_on(tables.runs[0].place.tables())?;
-        for table in crate::tables::MEASURED {
+        for table in selfrepair_core::tables::MEASURED {
             match there.contains(table.name) {
                 true => tables.add(table.name, out)?,
                 // What was not measured in this run is there without rows, so that every query can be asked.

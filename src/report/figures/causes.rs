@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{Figure, HEADS, Study, quoted};
-use crate::report::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, NamedPoint, ORANGE, Panel, with_zero};
+use crate::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, NamedPoint, ORANGE, Panel, with_zero};
 
 const THEME: &str = "What repairs";
 

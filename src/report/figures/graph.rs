@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 
 use super::{Figure, HEADS, Head, Study, head_name, quoted};
-use crate::report::chart::{Axis, Chart, Panel, heat, heat_key};
+use crate::chart::{Axis, Chart, Panel, heat, heat_key};
 
 const THEME: &str = "Which components repair";
 

@@ -3,9 +3,7 @@
 use anyhow::Result;
 
 use super::{Figure, HEADS, LayerColours, Study, head_name, quoted, size_at};
-use crate::report::chart::{
-    Axis, BLUE, Chart, Colour, Key, Mark, NamedPoint, ORANGE, Panel, heat, heat_key, plain, with_zero,
-};
+use crate::chart::{Axis, BLUE, Chart, Colour, Key, Mark, NamedPoint, ORANGE, Panel, heat, heat_key, plain, with_zero};
 
 const THEME: &str = "How much self-repair, and where";
 

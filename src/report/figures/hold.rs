@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{Figure, LayerColours, Study, file_part, quoted};
-use crate::report::chart::{Axis, Chart, Key, Mark, ORANGE, Panel, common};
+use crate::chart::{Axis, Chart, Key, Mark, ORANGE, Panel, common};
 
 const THEME: &str = "Anti-Erasure";
 
@@ -106,7 +106,7 @@ fn against(study: &Study, sql: &str, columns: (&str, &str), axes: (String, Strin
         panels.push(
             Panel::new(title, Axis::numbers(axes.0.as_str(), range), Axis::numbers(axes.1.as_str(), range))
                 .zero()
-                .with(Mark::thin((0.0, range.0), (0.0, range.1), crate::report::chart::Colour::Soft))
+                .with(Mark::thin((0.0, range.0), (0.0, range.1), crate::chart::Colour::Soft))
                 .through_origin(1.0, ORANGE)
                 .with(colours.points(&rows.numbers("layer")?, &rows.numbers("head")?, &x, &y)),
         );

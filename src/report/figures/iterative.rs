@@ -5,8 +5,8 @@ use anyhow::Result;
 
 use super::graph::ablated_heads;
 use super::{Figure, LayerColours, Study, head_name, quoted, size_at};
-use crate::report::Rows;
-use crate::report::chart::{Axis, Chart, Colour, Key, Mark, ORANGE, Panel, common, heat, heat_key};
+use crate::Rows;
+use crate::chart::{Axis, Chart, Colour, Key, Mark, ORANGE, Panel, common, heat, heat_key};
 
 const THEME: &str = "Iterative inference";
 

@@ -19,7 +19,7 @@ pub use causes::{CAUSES, stacked};
 use super::Rows;
 use super::chart::{Chart, Colour, Mark, NamedPoint};
 use super::settings::Settings;
-use crate::analyze::{Tables, top_tokens};
+use selfrepair_query::analyze::{Tables, top_tokens};
 
 /// A figure and where its numbers come from.
 pub struct Figure {
@@ -188,9 +188,9 @@ impl LayerColours {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::chart::Theme;
-    use crate::report::handmade_run;
-    use crate::tables::handmade::table;
+    use crate::chart::Theme;
+    use crate::handmade_run;
+    use selfrepair_store::test_tables::table;
 
     fn drawn(out: &Path) -> Vec<Figure> {
         all(&Tables::open(out).unwrap(), out).unwrap()

@@ -3,10 +3,8 @@
 use anyhow::Result;
 
 use super::{Figure, HEADS, NamedPoint, Study, quoted, size_at};
-use crate::report::chart::{
-    Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Margins, Mark, ORANGE, PURPLE, Panel, RED, extent, with_zero,
-};
-use crate::report::histogram::Histogram;
+use crate::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Margins, Mark, ORANGE, PURPLE, Panel, RED, extent, with_zero};
+use crate::histogram::Histogram;
 
 const THEME: &str = "Which neurons repair";
 
@@ -44,7 +42,7 @@ pub fn figures(study: &Study) -> Result<Vec<Figure>> {
 }
 
 /// Curves of the strongest heads and their last measured MLP.
-fn curves(study: &Study, ablation: &str, columns: &str) -> Result<Vec<(String, crate::report::Rows, String)>> {
+fn curves(study: &Study, ablation: &str, columns: &str) -> Result<Vec<(String, crate::Rows, String)>> {
     let mut out = Vec::new();
     for head in study.strongest(ablation, HEADS_SHOWN)? {
         let place = format!("ablation = {} and {}", quoted(ablation), head.sql());
@@ -300,7 +298,7 @@ fn anti_erasure(study: &Study, ablation: &str) -> Result<Option<Figure>> {
                 Key::Dashed(ORANGE, "y = x: no change".into()),
                 Key::Scale {
                     label: "direct effect of its MLP [logits]".into(),
-                    ends: [crate::report::chart::plain(-most), crate::report::chart::plain(most)],
+                    ends: [crate::chart::plain(-most), crate::chart::plain(most)],
                     scale: Colour::Shade,
                 },
             ],

@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use super::{Figure, HEADS, Study, quoted};
-use crate::report::chart::{Axis, BLUE, Chart, Colour, Key, Mark, ORANGE, Panel};
-use crate::report::histogram::Histogram;
+use crate::chart::{Axis, BLUE, Chart, Colour, Key, Mark, ORANGE, Panel};
+use crate::histogram::Histogram;
 
 const THEME: &str = "The final norm";
 
@@ -77,7 +77,7 @@ fn histograms(study: &Study, ratio: &Ratio) -> Result<Figure> {
         );
         let rows = study.rows(&sql)?;
         let top = rows.filtered("subset", "top")?;
-        let count = |rows: &crate::report::Rows| -> Result<Histogram> {
+        let count = |rows: &crate::Rows| -> Result<Histogram> {
             Ok(Histogram::counted(low, width, BINS, &rows.numbers("bin")?, &rows.numbers("rows")?))
         };
         drawn.push((ablation, count(&rows)?, count(&top)?));

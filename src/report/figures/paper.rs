@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{Figure, LayerColours, Study, quoted};
-use crate::report::chart::{Axis, Chart, Colour, Key, Mark, ORANGE, Panel, common};
+use crate::chart::{Axis, Chart, Colour, Key, Mark, ORANGE, Panel, common};
 
 const THEME: &str = "Beside the authors' numbers";
 

@@ -3,9 +3,9 @@
 use anyhow::Result;
 
 use super::{Figure, HEADS, Study, quoted};
-use crate::report::chart::{Axis, BLUE, Chart, Colour, GREEN, Key, Mark, ORANGE, Panel, RED, plain, roomy, with_zero};
-use crate::report::histogram::Histogram;
-use crate::report::settings::grouped;
+use crate::chart::{Axis, BLUE, Chart, Colour, GREEN, Key, Mark, ORANGE, Panel, RED, plain, roomy, with_zero};
+use crate::histogram::Histogram;
+use crate::settings::grouped;
 
 const THEME: &str = "How noisy it is";
 

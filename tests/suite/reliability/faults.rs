@@ -37,7 +37,7 @@ fn a_file_that_was_spoilt_between_stages_is_made_anew() {
     let count = cases(9, 120);
     for case in 0..count {
         let fault = [Fault::FlippedBit, Fault::CutShort, Fault::Gone][case % 3];
-        let derived = pipeline::analyze::derived_tables();
+        let derived = selfrepair_query::analyze::derived_tables();
         // Of a stage that is read, which the derived tables are not.
         let read: Vec<&String> = expected
             .iter()
@@ -91,7 +91,7 @@ fn a_shard_of_another_configuration_is_never_taken_over() {
     let expected = contents(one.path());
     for (stage, name) in [("ablate", "tables/ablations/00001.parquet"), ("ablate", "tables/pairs/pairs.parquet")] {
         let (ours, theirs) = (one.path().join(name), other.path().join(name));
-        let sums = [&ours, &theirs].map(|p| pipeline::run_folder::sha256_of_file(p).unwrap());
+        let sums = [&ours, &theirs].map(|p| selfrepair_core::files::sha256_of_file(p).unwrap());
         assert_ne!(sums[0], sums[1], "{name}");
         fs::copy(&theirs, &ours).unwrap();
         for (record, from, to) in [
@@ -209,7 +209,7 @@ fn a_cached_file_of_the_hub_that_changed_since_it_was_fetched_is_refused() {
     fs::write(repo.join("refs/main"), commit).unwrap();
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         let from = Path::new(TINY).join(name);
-        let sha256 = pipeline::run_folder::sha256_of_file(&from).unwrap();
+        let sha256 = selfrepair_core::files::sha256_of_file(&from).unwrap();
         // Small files have an identifier of git there.
         let blob = blobs.join(if name.ends_with(".safetensors") { &sha256 } else { &sha256[..40] });
         fs::copy(from, &blob).unwrap();

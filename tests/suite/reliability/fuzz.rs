@@ -6,9 +6,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use pipeline::config::{Config, CorpusConfig, Mode, ModelConfig};
-use pipeline::corpus::{self, TextTokenizer};
-use pipeline::model::{GgufFile, Model, ModelSource};
+use selfrepair_core::config::{Config, CorpusConfig, Mode, ModelConfig};
+use selfrepair_model::corpus;
+use selfrepair_model::corpus::TextTokenizer;
+use selfrepair_model::{GgufFile, Model, ModelSource};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, FileFailurePersistence, RngAlgorithm, TestRng, TestRunner};
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use pipeline::run_folder::{STAGES, Stage, manifest};
+use selfrepair_store::run_folder::{STAGES, Stage, manifest};
 
 use super::*;
 

@@ -4,8 +4,9 @@ use std::fs;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, UInt32Array};
-use pipeline::run_folder::sha256_of_file;
-use pipeline::tables::{CLEAN, Metadata, TableWriter};
+use selfrepair_core::files::sha256_of_file;
+use selfrepair_core::tables::CLEAN;
+use selfrepair_store::{Metadata, TableWriter};
 
 use super::*;
 use crate::support::EVERYTHING as EVERYTHING_ELSE;
@@ -145,7 +146,7 @@ fn a_failed_check_leaves_no_derived_table() {
     fs::remove_file(&files(&dir.path().join("tables/head_summary"))[0]).unwrap();
     let error = failed(run_tiny("analyze", dir.path(), &[]));
     assert!(error.contains("the check causes_sum_to_self_repair failed"), "{error}");
-    for table in pipeline::analyze::derived_tables() {
+    for table in selfrepair_query::analyze::derived_tables() {
         assert!(files(&dir.path().join("tables").join(table)).is_empty(), "{table} is still there");
     }
     let status = succeeded(pipeline().arg("status").arg("--out").arg(dir.path()).output().unwrap());

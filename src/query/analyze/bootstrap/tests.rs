@@ -1,7 +1,7 @@
 //! The bootstrap on runs whose replicates can be worked out by hand.
 
 use super::*;
-use crate::tables::handmade::{ABLATIONS, ablation, clean, metadata, table};
+use selfrepair_store::test_tables::{ABLATIONS, ablation, clean, metadata, table};
 
 struct Row {
     layer: Option<i64>,

@@ -23,7 +23,7 @@ use rustyline::{CompletionType, Config, Editor};
 use super::output::head;
 use super::session::{ROWS_ON_A_TERMINAL, Tables};
 use super::terminal::for_terminal;
-use crate::progress;
+use selfrepair_core::progress;
 use commands::Next;
 use complete::Assistant;
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::onnx::{FLOAT, GraphProto, NodeProto, int};
-use crate::precision::Half;
+use crate::export::onnx::{FLOAT, GraphProto, NodeProto, int};
+use selfrepair_core::precision::Half;
 
 /// How a graph's projections are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,13 +14,11 @@ pub struct Lowering {
     pub native: bool,
 }
 
-impl Half {
-    /// As onnx.proto numbers it.
-    fn data_type(self) -> i32 {
-        match self {
-            Half::Fp16 => 10,
-            Half::Bf16 => 16,
-        }
+/// As onnx.proto numbers the type.
+fn data_type(half: Half) -> i32 {
+    match half {
+        Half::Fp16 => 10,
+        Half::Bf16 => 16,
     }
 }
 
@@ -58,7 +56,7 @@ pub fn lower(graph: &mut GraphProto, lowering: Lowering) -> BTreeSet<String> {
     graph.node = nodes;
     if lowering.native {
         for tensor in graph.initializer.iter_mut().filter(|t| weights.contains(&t.name)) {
-            tensor.data_type = lowering.to.data_type();
+            tensor.data_type = data_type(lowering.to);
         }
     }
     weights
@@ -67,10 +65,10 @@ pub fn lower(graph: &mut GraphProto, lowering: Lowering) -> BTreeSet<String> {
 /// Nodes that make `to` of `from`: of two bytes, or float32 that was.
 fn rounding(from: &str, to: &str, Lowering { to: half, native }: Lowering) -> Vec<NodeProto> {
     if native {
-        return vec![cast(from, to, half.data_type())];
+        return vec![cast(from, to, data_type(half))];
     }
     let short = format!("{to}_short");
-    vec![cast(from, &short, half.data_type()), cast(&short, to, FLOAT)]
+    vec![cast(from, &short, data_type(half)), cast(&short, to, FLOAT)]
 }
 
 fn cast(from: &str, to: &str, data_type: i32) -> NodeProto {

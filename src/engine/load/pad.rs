@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::fuse::{ACTIVATION, ATTENTION, NORM, OWN_DOMAIN};
-use super::onnx::{Dimension, GraphProto, NodeProto, ValueInfoProto, int};
+use crate::export::onnx::{Dimension, GraphProto, NodeProto, ValueInfoProto, int};
 
 /// Zeros behind a row: 64 bytes.
 pub const PADDING: usize = 16;
@@ -73,14 +73,15 @@ fn widen(output: &mut ValueInfoProto) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{attention_graph, export, mlp_graph, prepared};
+    use super::super::prepared;
     use super::*;
-    use crate::config::ModelConfig;
-    use crate::model::{Model, ModelSource};
+    use crate::export::{attention_graph, export, mlp_graph};
+    use selfrepair_core::config::ModelConfig;
+    use selfrepair_model::{Model, ModelSource};
 
     #[test]
     fn rows_that_products_read_are_padded() {
-        let config = ModelConfig { source: "tests/fixtures/tiny-llama".into(), ..Default::default() };
+        let config = ModelConfig { source: concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny-llama").into(), ..Default::default() };
         let model = Model::open(ModelSource::resolve(&config).unwrap()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         export(&model, 16, folder.path()).unwrap();

@@ -1,10 +1,10 @@
-//! Exported graphs with chains of standard operators made one of our own each (`engine::operators`), for a CPU. It is
+//! Exported graphs with chains of standard operators made one of our own each (`crate::operators`), for a CPU. It is
 //! decided when a graph is loaded; the files stay as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::onnx::{AttributeProto, GraphProto, NodeProto, OperatorSetIdProto, float, int, string};
-use crate::model::Activation;
+use crate::export::onnx::{AttributeProto, GraphProto, NodeProto, OperatorSetIdProto, float, int, string};
+use selfrepair_model::Activation;
 
 pub const OWN_DOMAIN: &str = "pipeline";
 pub const ATTENTION: &str = "CausalAttention";

@@ -1,0 +1,18 @@
+//! What every layer of selfrepair shares: names of components, the configuration, prompts and their targets, the columns
+//! of the measured tables, files, and errors. Nothing here reads a model or runs a graph.
+
+pub mod components;
+pub mod config;
+pub mod error;
+pub mod files;
+pub mod interrupt;
+pub mod memory;
+pub mod outside;
+pub mod pairing;
+pub mod precision;
+pub mod progress;
+pub mod prompts;
+pub mod provenance;
+pub mod shards;
+pub mod sink;
+pub mod tables;

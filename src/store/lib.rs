@@ -1,0 +1,15 @@
+//! The run folder: where each stage's files lie, Parquet as all tables have it, checksums of every file, and locks.
+//!
+//! Stages read and write files only. A file is written under a temporary name and renamed when it is complete.
+
+pub mod checksums;
+pub mod prompt_tables;
+pub mod run_folder;
+pub mod sharing;
+mod stage_files;
+mod table_writer;
+#[doc(hidden)]
+pub mod test_tables;
+
+pub use stage_files::StageFiles;
+pub use table_writer::{Metadata, TableWriter, is_whole};

@@ -1,0 +1,96 @@
+//! The tables `tokens` and `targets`: the prompts of a run as later stages read them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use arrow::array::{ArrayRef, AsArray, StringBuilder, UInt32Array};
+use arrow::datatypes::UInt32Type;
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use selfrepair_core::prompts::{Answer, Corpus, Prompts, Targets};
+use selfrepair_core::tables::{TARGETS, TOKENS};
+
+use crate::table_writer::{Metadata, TableWriter};
+
+/// Writes the `tokens` table.
+pub fn write_tokens(corpus: &Corpus, text_of: impl Fn(u32) -> Result<String>, folder: &Path, meta: &Metadata) -> Result<()> {
+    let mut writer = TableWriter::create(&TOKENS, &folder.join("tokens.parquet"), meta)?;
+    let mut documents = corpus.documents.iter().copied();
+    for (p, prompt) in corpus.prompts.iter().enumerate() {
+        let n = prompt.len();
+        let mut text = StringBuilder::new();
+        for &id in prompt {
+            text.append_value(text_of(id)?);
+        }
+        let next: UInt32Array = (0..n).map(|i| prompt.get(i + 1).copied()).collect();
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(UInt32Array::from(vec![p as u32; n])),
+            Arc::new((0..n as u32).map(Some).collect::<UInt32Array>()),
+            Arc::new(UInt32Array::from(prompt.to_vec())),
+            Arc::new(text.finish()),
+            Arc::new(next),
+            Arc::new(documents.by_ref().take(n).collect::<UInt32Array>()),
+        ];
+        writer.write(&RecordBatch::try_new(TOKENS.schema(), columns).context("building the tokens table")?)?;
+    }
+    writer.finish()
+}
+
+/// Writes the `targets` table of a prompt set; other prompts have none.
+pub fn write_targets(prompts: &Prompts, folder: &Path, meta: &Metadata) -> Result<()> {
+    let Targets::Answers(answers) = prompts.targets() else { return Ok(()) };
+    let ints =
+        |f: &dyn Fn(&Answer) -> u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values(answers.iter().map(f))) };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt32Array::from_iter_values(0..answers.len() as u32)),
+        ints(&|a| a.position as u32),
+        ints(&|a| a.answer),
+        Arc::new(answers.iter().map(|a| a.wrong).collect::<UInt32Array>()),
+    ];
+    let mut writer = TableWriter::create(&TARGETS, &folder.join("targets.parquet"), meta)?;
+    writer.write(&RecordBatch::try_new(TARGETS.schema(), columns).context("building the targets table")?)?;
+    writer.finish()
+}
+
+/// The prompts as the `tokens` and `targets` tables have them: what was measured is what is written there.
+pub fn read(tokens: &Path, targets: &Path) -> Result<Prompts> {
+    let [prompt, token] = int_columns(&tokens.join("tokens.parquet"), ["prompt", "token"])?;
+    let mut prompts: Vec<Vec<u32>> = Vec::new();
+    for (p, token) in prompt.iter().zip(token) {
+        let p = p.unwrap_or_default() as usize;
+        prompts.resize(prompts.len().max(p + 1), vec![]);
+        prompts[p].extend(token);
+    }
+    let path = targets.join("targets.parquet");
+    if !path.exists() {
+        let length = prompts.first().map_or(1, Vec::len);
+        return Ok(Prompts::packed(length, prompts.concat()));
+    }
+    let [position, answer, wrong] = int_columns(&path, ["position", "answer", "wrong"])?;
+    ensure!(position.len() == prompts.len(), "{} has another number of prompts than the tokens", path.display());
+    let answers = position.iter().zip(answer).zip(wrong).map(|((position, answer), wrong)| Answer {
+        position: position.unwrap_or_default() as usize,
+        answer: answer.unwrap_or_default(),
+        wrong,
+    });
+    Ok(Prompts::with_answers(prompts.into_iter().zip(answers)))
+}
+
+/// UInt32 columns of a Parquet file.
+fn int_columns<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Vec<Option<u32>>; N]> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file)
+        .with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), names);
+    let mut out = [const { Vec::new() }; N];
+    for batch in builder.with_projection(mask).build()? {
+        let batch = batch.with_context(|| format!("{} cannot be read", path.display()))?;
+        for (out, name) in out.iter_mut().zip(names) {
+            let column = batch.column_by_name(name).with_context(|| format!("{} has no {name}", path.display()))?;
+            out.extend(column.as_primitive::<UInt32Type>().iter());
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,190 @@
+//! The files of one stage as the place where measured rows go.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use arrow::datatypes::SchemaRef;
+use arrow::ipc::writer::FileWriter;
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use selfrepair_core::files::{Partial, files_below, sha256_of, temporary, write_atomically};
+use selfrepair_core::sink::{Part, RowSink, RowWriter, Rows};
+use selfrepair_core::tables::Table;
+
+use crate::checksums::{Hashed, Ledger};
+use crate::run_folder::{RunFolder, Stage};
+use crate::table_writer::{Metadata, TableWriter, is_whole};
+
+/// A stage of a run folder. Tables are Parquet below `tables/`, arrays Arrow IPC files below `activations/`; every file's
+/// checksum is recorded.
+pub struct StageFiles<'a> {
+    folder: &'a RunFolder,
+    ledger: Arc<Ledger>,
+    meta: Metadata,
+}
+
+impl<'a> StageFiles<'a> {
+    /// `fingerprint` is that of the stage.
+    pub fn new(folder: &'a RunFolder, stage: Stage, fingerprint: &str) -> Self {
+        let ledger = folder.ledger(stage).clone();
+        let meta = Metadata {
+            run_id: folder.run_id.clone(),
+            fingerprint: fingerprint.to_string(),
+            ledger: Some(ledger.clone()),
+        };
+        Self { folder, ledger, meta }
+    }
+
+    /// What every file of the stage says of itself.
+    pub fn meta(&self) -> &Metadata {
+        &self.meta
+    }
+
+    fn path(&self, table: &Table, part: Part) -> PathBuf {
+        let folder = self.folder.table(table.name);
+        match part {
+            Part::Shard(number) => folder.join(format!("{number:05}.parquet")),
+            Part::Whole => folder.join(format!("{}.parquet", table.name)),
+        }
+    }
+
+    fn arrays(&self, name: &str, shard: usize) -> PathBuf {
+        self.folder.activations().join(name).join(format!("{shard:05}.arrow"))
+    }
+
+    fn kept_path(&self, name: &str) -> PathBuf {
+        self.folder.root().join(name)
+    }
+}
+
+impl RowSink for StageFiles<'_> {
+    fn fingerprint(&self) -> &str {
+        &self.meta.fingerprint
+    }
+
+    fn has(&self, table: &Table, part: Part) -> bool {
+        is_whole(&self.path(table, part), &self.meta)
+    }
+
+    fn open(&self, table: &Table, part: Part, schema: SchemaRef, block: usize) -> Result<Box<dyn RowWriter>> {
+        let path = self.path(table, part);
+        create_folder_of(&path)?;
+        Ok(Box::new(TableWriter::of_blocks(table.name, schema, table.key, block, &path, &self.meta)?))
+    }
+
+    fn read(&self, table: &Table, part: Option<Part>, columns: &[&str], rows: usize) -> Result<Rows> {
+        let paths = match part {
+            Some(part) => vec![self.path(table, part)],
+            None => files_below(&self.folder.table(table.name))?,
+        };
+        let columns: Vec<String> = columns.iter().map(|c| c.to_string()).collect();
+        let batches = move |path: PathBuf| -> Rows {
+            match parquet_batches(&path, &columns, rows) {
+                Ok(batches) => batches,
+                Err(e) => Box::new(std::iter::once(Err(e))),
+            }
+        };
+        Ok(Box::new(paths.into_iter().flat_map(batches)))
+    }
+
+    fn has_arrays(&self, name: &str, shard: usize) -> bool {
+        self.ledger.holds(&self.arrays(name, shard))
+    }
+
+    fn open_arrays(&self, name: &str, shard: usize, schema: SchemaRef) -> Result<Box<dyn RowWriter>> {
+        Ok(Box::new(ArrayWriter::create(self.arrays(name, shard), &schema, self.ledger.clone())?))
+    }
+
+    fn keep(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.kept_path(name);
+        create_folder_of(&path)?;
+        write_atomically(&path, bytes)?;
+        self.ledger.record(&path, sha256_of(bytes))
+    }
+
+    fn has_kept(&self, name: &str) -> bool {
+        self.ledger.holds(&self.kept_path(name))
+    }
+
+    fn kept(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.kept_path(name);
+        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    fn kept_names(&self, folder: &str) -> Result<Vec<String>> {
+        let root = self.folder.root();
+        let relative = |path: PathBuf| path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+        Ok(files_below(&root.join(folder))?.into_iter().map(relative).collect())
+    }
+
+    fn remove_kept(&self, name: &str) -> Result<()> {
+        let path = self.kept_path(name);
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+    }
+
+    fn warn(&self, warning: String) {
+        self.folder.warn(warning);
+    }
+}
+
+fn create_folder_of(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
+}
+
+fn parquet_batches(path: &Path, columns: &[String], rows: usize) -> Result<Rows> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let damaged = format!("{} is not a complete Parquet file", path.display());
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(|| damaged.clone())?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().map(String::as_str));
+    let reader = builder.with_projection(mask).with_batch_size(rows).build()?;
+    Ok(Box::new(reader.map(move |batch| batch.with_context(|| damaged.clone()))))
+}
+
+impl RowWriter for TableWriter {
+    fn write(&mut self, rows: &RecordBatch) -> Result<()> {
+        TableWriter::write(self, rows)
+    }
+
+    fn end_of_block(&mut self) -> Result<()> {
+        TableWriter::end_of_block(self)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        TableWriter::finish(*self)
+    }
+}
+
+/// One Arrow IPC file, written under a temporary name.
+struct ArrayWriter {
+    writer: FileWriter<Hashed>,
+    path: PathBuf,
+    ledger: Arc<Ledger>,
+    _partial: Partial,
+}
+
+impl ArrayWriter {
+    fn create(path: PathBuf, schema: &SchemaRef, ledger: Arc<Ledger>) -> Result<Self> {
+        create_folder_of(&path)?;
+        let file = Hashed::create(&temporary(&path)).with_context(|| format!("cannot create {}", path.display()))?;
+        let (writer, _partial) = (FileWriter::try_new(file, schema)?, Partial::of(&path));
+        Ok(Self { writer, path, ledger, _partial })
+    }
+}
+
+impl RowWriter for ArrayWriter {
+    fn write(&mut self, rows: &RecordBatch) -> Result<()> {
+        self.writer.write(rows).with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<()> {
+        let place = || format!("cannot write {}", self.path.display());
+        self.writer.finish().with_context(place)?;
+        let sha256 = self.writer.get_ref().finish().with_context(place)?;
+        fs::rename(temporary(&self.path), &self.path).with_context(place)?;
+        self.ledger.record(&self.path, sha256)
+    }
+}

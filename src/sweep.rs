@@ -1,0 +1,260 @@
+//! Ablating components of a model on prompts, with the results in memory or in a sink of one's own.
+
+use anyhow::Context;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::compute::concat_batches;
+use arrow::datatypes::{Float32Type, UInt16Type, UInt32Type};
+use selfrepair_core::components::Selection;
+use selfrepair_core::config::{Config, Kind, ModelConfig};
+use selfrepair_core::prompts::{Answer, Prompts};
+use selfrepair_core::sink::{MemorySink, RowSink};
+use selfrepair_core::tables::{ABLATIONS, COMPONENT_REPAIRS, Table};
+use selfrepair_engine::export;
+use selfrepair_measure::{MeasureContext, RowsPerCall};
+use selfrepair_model::ModelSource;
+use selfrepair_model::corpus::TextTokenizer;
+
+use crate::Error;
+
+/// A model ready to be measured: its architecture, its tokenizer, and its ONNX graphs in a temporary folder.
+pub struct Model {
+    inner: selfrepair_model::Model,
+    tokenizer: TextTokenizer,
+    graphs: tempfile::TempDir,
+}
+
+impl Model {
+    /// Opens a checkpoint: a directory with `config.json` and weights, a `.gguf` file, `package:smollm2` or
+    /// `hf:owner/name`. Writes its graphs and weights (4 bytes a parameter) to a temporary folder, for prompts of up to
+    /// 128 tokens; see [`Model::open_for`].
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if the checkpoint cannot be read or its family is not supported.
+    pub fn open(source: &str) -> Result<Self, Error> {
+        Self::open_for(source, 128)
+    }
+
+    /// As [`Model::open`], for prompts of up to `longest` tokens.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_for(source: &str, longest: usize) -> Result<Self, Error> {
+        let open = || -> anyhow::Result<Self> {
+            let config = ModelConfig { source: source.into(), ..Default::default() };
+            let inner = selfrepair_model::Model::open(ModelSource::resolve(&config)?)?;
+            let tokenizer = TextTokenizer::of(&inner)?;
+            let graphs = tempfile::tempdir().context("cannot create a temporary folder")?;
+            export::export(&inner, longest.min(inner.architecture.context), graphs.path())?;
+            Ok(Self { inner, tokenizer, graphs })
+        };
+        open().map_err(|e| Error::or(e, Error::Checkpoint))
+    }
+
+    /// Layers, heads, widths and what kind of blocks the model has.
+    pub fn architecture(&self) -> &selfrepair_model::Architecture {
+        &self.inner.architecture
+    }
+
+    /// The token ids of a text, without special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if the tokenizer cannot encode the text.
+    pub fn tokenize(&self, text: &str) -> Result<Vec<u32>, Error> {
+        self.tokenizer.encode(text).map_err(|e| Error::or(e, Error::Checkpoint))
+    }
+}
+
+/// What to ablate, and how.
+pub struct Sweep<'a> {
+    model: &'a Model,
+    config: Config,
+}
+
+impl<'a> Sweep<'a> {
+    /// No components yet; zero ablation; effects of every token.
+    pub fn new(model: &'a Model) -> Self {
+        let mut config = Config::default();
+        config.ablation.kinds = vec![Kind::Zero];
+        config.ablation.heads = Selection::none();
+        config.analysis.top_fraction = 1.0;
+        Self { model, config }
+    }
+
+    /// Ablates these heads, each on its own: `L22H11`, `L20-29`, `L3H0-5`.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] if a name is not well formed or not in the model.
+    pub fn heads(mut self, heads: &[&str]) -> Result<Self, Error> {
+        self.config.ablation.heads = Selection::List(heads.iter().map(|h| h.to_string()).collect());
+        let a = &self.model.inner.architecture;
+        self.config.ablation.components(a.layers, a.heads).map_err(Error::Configuration)?;
+        Ok(self)
+    }
+
+    /// Replaces them by this kind of ablation. [`Kind::Resample`] needs two prompts of each length.
+    pub fn kind(mut self, kind: Kind) -> Self {
+        self.config.ablation.kinds = vec![kind];
+        self
+    }
+
+    /// Measures, at each position of each prompt but the last, the logit of the token that follows. Prompts of equal
+    /// length.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] for prompts that cannot be measured; [`Error::OutOfMemory`]; [`Error::FailedCheck`] if
+    /// the causes of a token's self-repair do not sum to it.
+    pub fn run(&self, prompts: &[Vec<u32>]) -> Result<Found, Error> {
+        let length = prompts.first().map_or(0, Vec::len);
+        if length < 2 || prompts.iter().any(|p| p.len() != length) {
+            let error = anyhow::anyhow!("expected prompts of one length of at least 2 tokens; use `run_answers` for others");
+            return Err(Error::Configuration(error));
+        }
+        self.measure(&Prompts::packed(length, prompts.concat()))
+    }
+
+    /// Measures one token's logit a prompt, which may differ in length: that of `answer`, less that of a wrong answer
+    /// if there is one, after the prompt's last token.
+    ///
+    /// # Errors
+    /// As [`Sweep::run`].
+    pub fn run_answers(&self, prompts: &[(Vec<u32>, u32, Option<u32>)]) -> Result<Found, Error> {
+        if prompts.is_empty() || prompts.iter().any(|(tokens, ..)| tokens.is_empty()) {
+            return Err(Error::Configuration(anyhow::anyhow!("expected at least one prompt, and no empty one")));
+        }
+        let answered = prompts.iter().map(|(tokens, answer, wrong)| {
+            (tokens.clone(), Answer { position: tokens.len() - 1, answer: *answer, wrong: *wrong })
+        });
+        self.measure(&Prompts::with_answers(answered))
+    }
+
+    fn measure(&self, prompts: &Prompts) -> Result<Found, Error> {
+        let sink = MemorySink::new();
+        self.run_into(prompts, &sink)?;
+        Ok(Found(sink))
+    }
+
+    /// As [`Sweep::run`], with the rows of every table given to `sink`.
+    ///
+    /// # Errors
+    /// As [`Sweep::run`], and those of the sink.
+    pub fn run_into(&self, prompts: &Prompts, sink: &dyn RowSink) -> Result<(), Error> {
+        let a = &self.model.inner.architecture;
+        let components = self.config.ablation.components(a.layers, a.heads).map_err(Error::Configuration)?;
+        let rows = RowsPerCall::new(&self.config, a);
+        let context = MeasureContext {
+            config: &self.config,
+            architecture: a,
+            graphs: self.model.graphs.path(),
+            components: &components,
+            sink,
+            rows: &rows,
+        };
+        selfrepair_measure::trace(&context, prompts)?;
+        Ok(selfrepair_measure::ablate::ablate(&context, prompts)?)
+    }
+}
+
+/// What a sweep found, in memory.
+pub struct Found(MemorySink);
+
+/// Self-repair of one ablated component at one token, in logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenRepair {
+    /// The ablated component, such as `L22H11`.
+    pub ablated: String,
+    pub prompt: u32,
+    pub position: u32,
+    /// Of the component, clean.
+    pub direct_effect: f32,
+    /// Ablated less clean.
+    pub logit_change: f32,
+    /// `logit_change − (ablated direct effect − direct effect)`.
+    pub self_repair: f32,
+}
+
+/// The change of one later component's direct effect, in logits, when another is ablated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RepairOf {
+    /// The ablated component, such as `L22H11`.
+    pub ablated: String,
+    pub prompt: u32,
+    pub position: u32,
+    /// The later component, such as `L24H3` or `MLP29`.
+    pub repairer: String,
+    /// Its direct effect in the clean run.
+    pub direct_effect: f32,
+    /// What the ablation adds to it.
+    pub change: f32,
+}
+
+impl Found {
+    /// All rows of a measured table, with the columns that `pipeline tables NAME` lists. Empty if it was not measured.
+    ///
+    /// # Errors
+    /// [`Error::Other`] if the rows do not fit into one batch.
+    pub fn table(&self, table: &Table) -> Result<RecordBatch, Error> {
+        let rows = self.0.rows(table);
+        let schema = rows.first().map_or_else(|| table.schema(), RecordBatch::schema);
+        concat_batches(&schema, &rows).map_err(|e| Error::Other(e.into()))
+    }
+
+    /// Self-repair by ablated component and token, in the order of the table `ablations`.
+    ///
+    /// # Errors
+    /// As [`Found::table`].
+    pub fn tokens(&self) -> Result<Vec<TokenRepair>, Error> {
+        let rows = Columns(self.table(&ABLATIONS)?);
+        let row = |i| TokenRepair {
+            ablated: rows.name(i, "component", "layer", "head"),
+            prompt: rows.int(i, "prompt"),
+            position: rows.int(i, "position"),
+            direct_effect: rows.float(i, "direct_effect"),
+            logit_change: rows.float(i, "logit_change"),
+            self_repair: rows.float(i, "self_repair"),
+        };
+        Ok((0..rows.0.num_rows()).map(row).collect())
+    }
+
+    /// Who repairs whom: for each ablated component and token, the ten later components whose direct effect changes
+    /// most.
+    ///
+    /// # Errors
+    /// As [`Found::table`].
+    pub fn repairs(&self) -> Result<Vec<RepairOf>, Error> {
+        let rows = Columns(self.table(&COMPONENT_REPAIRS)?);
+        let row = |i| RepairOf {
+            ablated: rows.name(i, "component", "layer", "head"),
+            prompt: rows.int(i, "prompt"),
+            position: rows.int(i, "position"),
+            repairer: rows.name(i, "repairer", "repairer_layer", "repairer_head"),
+            direct_effect: rows.float(i, "direct_effect"),
+            change: rows.float(i, "change"),
+        };
+        Ok((0..rows.0.num_rows()).map(row).collect())
+    }
+}
+
+/// Cells of a batch by name of their column.
+struct Columns(RecordBatch);
+
+impl Columns {
+    fn float(&self, row: usize, column: &str) -> f32 {
+        self.0[column].as_primitive::<Float32Type>().value(row)
+    }
+
+    fn int(&self, row: usize, column: &str) -> u32 {
+        self.0[column].as_primitive::<UInt32Type>().value(row)
+    }
+
+    /// `L22H11`, `MLP29`, `ATTN3` or `BLOCK3`.
+    fn name(&self, row: usize, component: &str, layer: &str, head: &str) -> String {
+        let layer = self.0[layer].as_primitive::<UInt16Type>().value(row);
+        let head = self.0[head].as_primitive::<UInt16Type>();
+        match self.0[component].as_string::<i32>().value(row) {
+            "head" if head.is_valid(row) => format!("L{layer}H{}", head.value(row)),
+            "mlp" => format!("MLP{layer}"),
+            "attention" => format!("ATTN{layer}"),
+            other => format!("{}{layer}", other.to_uppercase()),
+        }
+    }
+}
