@@ -1,7 +1,7 @@
-//! `pipeline bench`: how close a run comes to the arithmetic's limit, measured in one go.
+//! `pipeline bench`: how close a run comes to the limit of the machine.
 //!
-//! The limit is the necessary floating-point work (DESIGN: the weights downstream of each ablated component, times two,
-//! times the tokens) at the rate of ONNX Runtime's own MatMul on the model's shapes, on the same threads.
+//! The limit is the necessary floating-point work (docs/definitions.md, "Necessary work") at the rate of ONNX Runtime's
+//! own MatMul on the model's shapes, on the same threads.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

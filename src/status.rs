@@ -79,11 +79,19 @@ pub fn state(root: &Path, stage: Stage, wanted: Option<(&str, &Parts)>) -> State
 /// What differs: `corpus.tokens 4096 → 8192`.
 fn changes(before: &Parts, now: &Parts) -> Vec<String> {
     let keys: std::collections::BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-    let value = |parts: &Parts, key: &str| parts.get(key).cloned().unwrap_or_else(|| "(default)".to_string());
+    let value = |parts: &Parts, key: &str| parts.get(key).map_or("(default)".to_string(), |value| shown(value));
     keys.into_iter()
         .filter(|key| before.get(*key) != now.get(*key))
         .map(|key| format!("{key} {} → {}", value(before, key), value(now, key)))
         .collect()
+}
+
+/// A value for reading: of a checksum, what tells it from others.
+fn shown(value: &str) -> String {
+    match value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit()) {
+        true => value[..12].to_string(),
+        false => value.to_string(),
+    }
 }
 
 fn reasons(before: &Parts, now: &Parts) -> Vec<String> {

@@ -486,7 +486,7 @@ mod tests {
         }
     }
 
-    /// The names and order that DESIGN promises to other people's scripts.
+    /// The names and order that other people's scripts read.
     #[test]
     fn the_contract_of_ablations_holds() {
         let schema = ABLATIONS.schema();

@@ -1,4 +1,5 @@
-//! Self-repair of one token from clean and ablated effects (DESIGN: "Per token and ablated component").
+//! Self-repair of one token and its causes, from clean and ablated effects (docs/definitions.md, "Self-repair" and
+//! "Causes of self-repair").
 
 use anyhow::{Result, ensure};
 
@@ -96,9 +97,9 @@ struct Changes {
     size: f64,
 }
 
-/// What became of token `i` (row of the clean batch) in row `j` of the ablated batch. `changes` receives the change of
-/// every component's direct effect, by [`Slots`]; those that ran again are written. Sums may miss what they stand for by
-/// `tolerance` times what float32 rounding explains (see [`Precision::tolerance`](selfrepair_core::precision::Precision)).
+/// Decomposes the change at token `i` (row of the clean batch), row `j` of the ablated batch. `changes` receives ΔDE of
+/// every component that ran again, by [`Slots`]. The causes must sum to the self-repair up to `tolerance` times float32
+/// rounding (see [`Precision::tolerance`](selfrepair_core::precision::Precision)).
 ///
 /// # Errors
 /// If a number is not finite, or the causes do not add up to the self-repair to float32 rounding.

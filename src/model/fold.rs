@@ -1,5 +1,5 @@
-//! Folding (DESIGN section 1): β of every norm that reads the stream moves into the biases behind it, and value biases
-//! through W_O into b_O, so that `z` is free of them. γ stays in the graph, which computes the same.
+//! Folding (docs/definitions.md, "Folding"): β of every norm that reads the stream moves into the biases behind it, and
+//! value biases move through W_O into b_O, so that `z` is free of them. γ stays in the graph, which computes the same.
 
 use ndarray::{Array1, Array2, ArrayView1, s};
 

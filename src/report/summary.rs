@@ -83,7 +83,7 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
             ),
         )?;
         let (low, high) = (interval.number("low")?, interval.number("high")?);
-        writeln!(text, "  its 95 % interval {low:+.3} to {high:+.3}, by drawing prompts anew")?;
+        writeln!(text, "  95 % interval     {low:+.3} to {high:+.3} (bootstrap over prompts)")?;
     }
     writeln!(text, "  heads repaired    {} of {} by more than two standard errors", value("sure")?, value("heads")?)?;
     let tokens = Rows::of(

@@ -268,7 +268,7 @@ fn tables_describe_themselves() {
         assert_eq!(field.metadata()["unit"], unit, "{table}.{column}");
         assert!(!field.metadata()["description"].is_empty());
         let pairs = reader.metadata().file_metadata().key_value_metadata().unwrap();
-        for key in ["pipeline.run_id", "pipeline.schema_version", "pipeline.code_version"] {
+        for key in ["pipeline.run_id", "pipeline.schema_version", "pipeline.measurement_version", "pipeline.commit"] {
             assert!(pairs.iter().any(|kv| kv.key == key && kv.value.is_some()), "{table}: {key}");
         }
     }

@@ -1,5 +1,6 @@
 //! `pipeline status` and `pipeline run --dry-run`: what is current, what is not, and why.
 
+use selfrepair_core::provenance::MEASUREMENT_VERSION;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::SystemTime;
@@ -125,12 +126,12 @@ fn what_another_version_of_the_program_made_is_made_anew_and_the_reason_is_said(
     for stage in ["corpus", "export", "trace"] {
         let path = dir.path().join(format!("stages/{stage}.json"));
         let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        assert_eq!(manifest["parts"]["program version"], env!("CARGO_PKG_VERSION"));
-        manifest["parts"]["program version"] = "0.0.9".into();
+        assert_eq!(manifest["parts"]["measurement version"], MEASUREMENT_VERSION.to_string());
+        manifest["parts"]["measurement version"] = "0".into();
         manifest["fingerprint"] = "0123456789abcdef".into();
         std::fs::write(&path, manifest.to_string()).unwrap();
     }
-    let change = format!("program version 0.0.9 → {}", env!("CARGO_PKG_VERSION"));
+    let change = format!("measurement version 0 → {MEASUREMENT_VERSION}");
     let shown = succeeded(status(dir.path(), &TINY_SETTINGS));
     assert_eq!(shown.matches(&change).count(), 3, "{shown}");
     let output = run_tiny("trace", dir.path(), &[]);

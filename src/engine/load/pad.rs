@@ -1,5 +1,5 @@
 //! Rows that lie apart by a multiple of 4096 bytes fall into the same few places of a processor's nearest cache. A matrix
-//! product reads a dozen of them at once, and takes up to a fifth longer for it (`docs/performance.md`). So what our own
+//! product reads a dozen of them at once, and takes up to a fifth longer for it (`docs/performance-log.md`). So what our own
 //! operators write for products of so many columns gets rows with a cache line of zeros behind them, and the products' weights
 //! get rows of zeros to meet those.
 

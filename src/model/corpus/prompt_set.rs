@@ -1,4 +1,4 @@
-//! Prompt sets: one prompt a row, with the token whose logit is measured (DESIGN: "Targets").
+//! Prompt sets: one prompt per row, with the token whose logit is measured (docs/definitions.md, "Targets").
 
 use std::path::Path;
 

@@ -109,7 +109,7 @@ pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<S
 }
 
 /// Computes every built-in derived table beside the steps in `more`; how many tables hold the authors' numbers.
-pub(crate) fn derive<'a>(
+pub fn derive<'a>(
     tables: &'a Tables,
     out: &'a Path,
     config: &'a AnalysisConfig,

@@ -151,13 +151,15 @@ fn as_in(description: &str, column: &str) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn every_sql_file_is_compiled_in() {
         for (folder, queries) in [("sql", DERIVED), ("sql/paper", PAPER), ("sql/checks", CHECKS), ("sql/views", VIEWS)]
         {
-            let mut files: Vec<String> = std::fs::read_dir(folder)
+            let mut files: Vec<String> = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder))
                 .unwrap()
                 .filter_map(|e| Some(e.ok()?.path()))
                 .filter(|p| p.extension().is_some_and(|e| e == "sql"))

@@ -361,7 +361,7 @@ async fn open_table(context: &SessionContext, place: &Place, name: &str) -> Resu
     let options = ParquetReadOptions::default()
         .to_listing_options(&context.copied_config(), context.copied_table_options())
         // Files tell by what they are sorted. To carry that through a plan takes a tenth of a short query's time and
-        // saves nothing that was seen (docs/performance.md). For an empty list the files would be asked: this is one
+        // saves nothing that was seen (docs/performance-log.md). For an empty list the files would be asked: this is one
         // order, of no columns.
         .with_file_sort_order(vec![vec![]]);
     let schema = options.infer_schema(&context.state(), &ListingTableUrl::parse(&first)?).await;
