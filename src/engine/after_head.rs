@@ -11,11 +11,12 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 use ort::value::DynValue;
 
-use super::runtime::{Graph, Input, Runtime, rows};
+use super::hooks::Projection;
+use super::runtime::{Graph, Input, Inputs, Runtime, rows};
 use super::weights::SharedWeights;
 use super::{Engine, Needs};
 use crate::export;
-use crate::export::Reader;
+use crate::hooks::{HookPoint, Outputs};
 use selfrepair_model::Architecture;
 
 /// W_O γ W of every head, [H, d_head, N], for the attention's readers and the MLP's.
@@ -62,12 +63,15 @@ pub fn combined(
     threads: usize,
 ) -> Result<BTreeMap<usize, Arc<Combined>>> {
     let (attention, mlp) = export::readers(a);
-    let names: Vec<&str> = attention.iter().chain(mlp).map(|reader| reader.of_heads).collect();
+    let points = |projections: &[Projection]| -> Vec<HookPoint> {
+        projections.iter().map(|&projection| HookPoint::OfHeads(projection)).collect()
+    };
+    let (of_attention, of_mlp) = (points(attention), points(mlp));
     let of_layer = |layer: usize| {
         let mut graph = runtime.load(&directory.join(format!("{}.onnx", export::combined_graph(layer))), weights)?;
-        let mut values = graph.run_all([], &names)?;
-        let mlp = values.split_off(attention.len());
-        Ok((layer, Arc::new(Combined { attention: values, mlp })))
+        let mut outputs = graph.run(vec![], &[&of_attention[..], &of_mlp].concat())?;
+        let mut take = |points: &[HookPoint]| points.iter().map(|&point| outputs.take(point)).collect::<Result<_>>();
+        Ok((layer, Arc::new(Combined { attention: take(&of_attention)?, mlp: take(&of_mlp)? })))
     };
     let next = AtomicUsize::new(0);
     let some = || -> Result<Vec<_>> {
@@ -104,8 +108,9 @@ impl Engine {
     pub fn clean_reads(&mut self, layer: usize, clean: &DynValue) -> Result<Option<Vec<DynValue>>> {
         let Some(readers) = self.first_readers.get_mut(&layer) else { return Ok(None) };
         let (attention, mlp) = export::readers(&self.architecture);
-        let names: Vec<&str> = attention.iter().chain(mlp).map(|reader| reader.clean).collect();
-        readers.clean_reads.run_all([("residual", Input::from(clean))], &names).map(Some)
+        let points: Vec<HookPoint> = attention.iter().chain(mlp).map(|&p| HookPoint::CleanRead(p)).collect();
+        let mut outputs = readers.clean_reads.run(vec![(HookPoint::Resid, Input::from(clean))], &points)?;
+        points.into_iter().map(|point| outputs.take(point)).collect::<Result<_>>().map(Some)
     }
 
     /// Runs the attention or the MLP that reads a replaced head first; `inputs` are those of the usual graph, and `shape`
@@ -115,12 +120,12 @@ impl Engine {
         &mut self,
         layer: usize,
         part: Part,
-        inputs: Vec<(&'static str, Input)>,
+        inputs: Inputs,
         prompts: Range<usize>,
         shape: &[i64],
         change: &HeadChange,
-        outputs: &[&str],
-    ) -> Result<Vec<DynValue>> {
+        outputs: &[HookPoint],
+    ) -> Result<Outputs> {
         let (attention, mlp) = export::readers(&self.architecture);
         let own = self.first_readers.get_mut(&layer).context("this engine was not loaded to read by differences")?;
         let (of_attention, of_mlp) = change.reads.split_at(attention.len());
@@ -129,12 +134,12 @@ impl Engine {
             Part::Mlp => (Some(&mut own.mlp), mlp, of_mlp, &own.combined.mlp),
         };
         let mut inputs = inputs;
-        inputs.push(("clean", rows(change.clean, prompts.clone())?));
-        inputs.push(("z_change", Input::from(&change.z_change)));
-        inputs.push(("head", Input::from(&change.heads)));
-        for ((Reader { clean, of_heads, .. }, read), combined) in readers.iter().zip(reads).zip(combined) {
-            inputs.push((clean, rows(read, prompts.clone())?));
-            inputs.push((of_heads, Input::from(combined)));
+        inputs.push((HookPoint::CleanResid, rows(change.clean, prompts.clone())?));
+        inputs.push((HookPoint::ZChange, Input::from(&change.z_change)));
+        inputs.push((HookPoint::Head, Input::from(&change.heads)));
+        for ((&projection, read), combined) in readers.iter().zip(reads).zip(combined) {
+            inputs.push((HookPoint::CleanRead(projection), rows(read, prompts.clone())?));
+            inputs.push((HookPoint::OfHeads(projection), Input::from(combined)));
         }
         graph.context("this attention is not among the first readers")?.run_on_device(inputs, outputs, shape)
     }

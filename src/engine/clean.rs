@@ -1,9 +1,10 @@
 //! The clean pass over a batch of prompts.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ort::value::DynValue;
 
 use super::Engine;
+use super::hooks::{HookPoint, Outputs};
 use super::runtime::{self, Input, int_tensor, tensor, view, view_mut};
 use selfrepair_core::prompts::TargetRow;
 use selfrepair_core::memory::{copied, room};
@@ -101,20 +102,24 @@ impl Engine {
 
     fn directions_of(&mut self, targets: &[&[u32]]) -> Result<Directions> {
         let a = &self.architecture;
-        let mut outputs: Vec<String> = vec!["u".into()];
-        outputs.extend((0..a.layers).map(|l| format!("v_{l}")));
-        outputs.extend(a.has_attention_bias().then(|| "attention_bias".into()));
-        outputs.extend(a.has_constant().then(|| "constant".into()));
-        let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        let (has_bias, has_constant) = (a.has_attention_bias(), a.has_constant());
+        let mut wanted = vec![HookPoint::U];
+        wanted.extend((0..a.layers).map(HookPoint::VOfLayer));
+        wanted.extend(has_bias.then_some(HookPoint::AttentionBias));
+        wanted.extend(has_constant.then_some(HookPoint::Constant));
+        let layers = a.layers;
         let ids = token_tensor(targets)?;
-        let mut values = self.directions.run_all([("targets", Input::from(&ids))], &names)?;
-        let constant = match a.has_constant() {
-            true => take(&mut values)?,
-            false => vec![0.0; targets.len() * targets[0].len()],
+        let mut outputs = self.directions.run(vec![(HookPoint::Targets, Input::from(&ids))], &wanted)?;
+        let numbers = |value: Option<DynValue>| -> Result<Option<Vec<f32>>> {
+            value.map(|value| Ok(view(&value)?.to_vec())).transpose()
         };
-        let attention_bias = if a.has_attention_bias() { take(&mut values)? } else { vec![] };
-        let v = values.split_off(1);
-        Ok(Directions { u: values.remove(0), v, attention_bias, constant })
+        let constant = numbers(outputs.take_if(has_constant, HookPoint::Constant)?)?;
+        Ok(Directions {
+            u: outputs.take(HookPoint::U)?,
+            v: (0..layers).map(|l| outputs.take(HookPoint::VOfLayer(l))).collect::<Result<_>>()?,
+            attention_bias: numbers(outputs.take_if(has_bias, HookPoint::AttentionBias)?)?.unwrap_or_default(),
+            constant: constant.unwrap_or_else(|| vec![0.0; targets.len() * targets[0].len()]),
+        })
     }
 
     /// Runs prompts of equal length; `keep[l]` says what to keep of layer l (nothing beyond the end of `keep`).
@@ -187,14 +192,14 @@ impl Engine {
     ) -> Result<Block> {
         let mut kept = Kept::default();
         let (mid, head_effects) = self.attend(layer, Input::from(&residual), place, v, keep, &mut kept)?;
-        let mut names = vec!["residual_post", "mlp_effect"];
-        names.extend(keep.post.then_some("post"));
-        names.extend(keep.mlp_out.then_some("written"));
-        let mut outputs = self.mlp(layer, &residual, &mid, u, &names)?;
-        kept.mlp_out = if keep.mlp_out { outputs.pop() } else { None };
-        kept.post = if keep.post { outputs.pop() } else { None };
-        let mlp_effect = outputs.pop().context("no effect")?;
-        let after = outputs.pop().context("no stream")?;
+        let mut wanted = vec![HookPoint::ResidPost, HookPoint::MlpEffect];
+        wanted.extend(keep.post.then_some(HookPoint::MlpPost));
+        wanted.extend(keep.mlp_out.then_some(HookPoint::MlpOut));
+        let mut outputs = self.mlp(layer, &residual, &mid, u, &wanted)?;
+        kept.mlp_out = outputs.take_if(keep.mlp_out, HookPoint::MlpOut)?;
+        kept.post = outputs.take_if(keep.post, HookPoint::MlpPost)?;
+        let mlp_effect = outputs.take(HookPoint::MlpEffect)?;
+        let after = outputs.take(HookPoint::ResidPost)?;
         kept.residual_pre = keep.residual_pre.then_some(residual);
         kept.mid = keep.mid.then_some(mid);
         kept.residual_post = keep.residual_post.then(|| runtime::copy(&after)).transpose()?;
@@ -211,23 +216,22 @@ impl Engine {
         keep: Keep,
         kept: &mut Kept,
     ) -> Result<(DynValue, DynValue)> {
-        let mut names = vec!["residual_mid", "head_effects"];
-        names.extend(keep.z.then_some("z"));
-        names.extend(keep.attention_out.then_some("written"));
-        let mut outputs = self.attention(layer, residual, place, v, &names)?;
-        kept.attention_out = if keep.attention_out { outputs.pop() } else { None };
-        kept.z = if keep.z { outputs.pop() } else { None };
-        let effects = outputs.pop().context("no effects")?;
-        Ok((outputs.pop().context("no stream")?, effects))
+        let mut wanted = vec![HookPoint::ResidMid, HookPoint::HeadEffects];
+        wanted.extend(keep.z.then_some(HookPoint::HookZ));
+        wanted.extend(keep.attention_out.then_some(HookPoint::AttnOut));
+        let mut outputs = self.attention(layer, residual, place, v, &wanted)?;
+        kept.attention_out = outputs.take_if(keep.attention_out, HookPoint::AttnOut)?;
+        kept.z = outputs.take_if(keep.z, HookPoint::HookZ)?;
+        Ok((outputs.take(HookPoint::ResidMid)?, outputs.take(HookPoint::HeadEffects)?))
     }
 
     pub(super) fn embed(&mut self, tokens: &[&[u32]], place: &DynValue) -> Result<DynValue> {
         let ids = token_tensor(tokens)?;
-        let mut inputs = vec![("tokens", Input::from(&ids))];
+        let mut inputs = vec![(HookPoint::Tokens, Input::from(&ids))];
         if self.architecture.learned_positions() {
-            inputs.push(("positions", Input::from(place)));
+            inputs.push((HookPoint::Positions, Input::from(place)));
         }
-        Ok(self.embed.run_all(inputs, &["residual"])?.swap_remove(0))
+        self.embed.run(inputs, &[HookPoint::ResidPre])?.take(HookPoint::ResidPre)
     }
 
     pub(super) fn attention(
@@ -236,10 +240,11 @@ impl Engine {
         residual: Input<'_>,
         place: &DynValue,
         v: Input<'_>,
-        outputs: &[&str],
-    ) -> Result<Vec<DynValue>> {
-        let inputs = [("residual", residual), ("positions", Input::from(place)), ("v", v)];
-        self.attention[layer].run_all(inputs, outputs)
+        outputs: &[HookPoint],
+    ) -> Result<Outputs> {
+        let inputs =
+            vec![(HookPoint::ResidPre, residual), (HookPoint::Positions, Input::from(place)), (HookPoint::V, v)];
+        self.attention[layer].run(inputs, outputs)
     }
 
     /// `residual` is the stream before the block, `mid` the stream with attention added.
@@ -249,13 +254,13 @@ impl Engine {
         residual: &DynValue,
         mid: &DynValue,
         u: Input<'_>,
-        outputs: &[&str],
-    ) -> Result<Vec<DynValue>> {
-        let mut inputs = vec![("residual_mid", Input::from(mid)), ("u", u)];
+        outputs: &[HookPoint],
+    ) -> Result<Outputs> {
+        let mut inputs = vec![(HookPoint::ResidMid, Input::from(mid)), (HookPoint::U, u)];
         if self.architecture.parallel {
-            inputs.push(("residual", Input::from(residual)));
+            inputs.push((HookPoint::ResidPre, Input::from(residual)));
         }
-        self.mlp[layer].run_all(inputs, outputs)
+        self.mlp[layer].run(inputs, outputs)
     }
 
     /// Log-probability of each position's target, less that of the wrong token if there is one, [B · S]; prompt by
@@ -264,10 +269,10 @@ impl Engine {
         let mut out = Vec::with_capacity(clean.effects.prompts * clean.effects.positions);
         for (p, target) in targets.iter().enumerate() {
             let residual = || runtime::rows(&clean.residual_final, p..p + 1);
-            let mut log_prob = self.unembed(residual()?, &token_tensor(&[&target.answer])?, "log_prob")?;
+            let mut log_prob = self.unembed(residual()?, &token_tensor(&[&target.answer])?, HookPoint::LogProb)?;
             if let Some(wrong) = target.wrong {
                 let wrong = token_tensor(&[&vec![wrong; target.answer.len()]])?;
-                let wrong = self.unembed(residual()?, &wrong, "log_prob")?;
+                let wrong = self.unembed(residual()?, &wrong, HookPoint::LogProb)?;
                 log_prob.iter_mut().zip(wrong).for_each(|(x, wrong)| *x -= wrong);
             }
             out.extend(log_prob);
@@ -277,7 +282,9 @@ impl Engine {
 
     /// The stream's dot product with `u` and the scale of the final norm, each [B, S].
     pub(super) fn read_out(&mut self, residual: Input<'_>, u: Input<'_>) -> Result<(Vec<f32>, Vec<f32>)> {
-        let [dot, scale] = self.readout.run([("residual", residual), ("u", u)], ["dot", "norm_scale"])?;
+        let wanted = [HookPoint::Dot, HookPoint::FinalScale];
+        let mut outputs = self.readout.run(vec![(HookPoint::Resid, residual), (HookPoint::U, u)], &wanted)?;
+        let (dot, scale) = (outputs.take(HookPoint::Dot)?, outputs.take(HookPoint::FinalScale)?);
         Ok((copied(view(&dot)?)?, copied(view(&scale)?)?))
     }
 }
@@ -338,12 +345,6 @@ impl Directions {
         self.constant = constant;
         Ok(())
     }
-}
-
-/// The numbers of the last of some outputs, which is taken away.
-fn take(values: &mut Vec<DynValue>) -> Result<Vec<f32>> {
-    let value = values.pop().context("a graph gave too few outputs")?;
-    Ok(view(&value)?.to_vec())
 }
 
 pub(super) fn token_tensor(prompts: &[&[u32]]) -> Result<DynValue> {

@@ -6,6 +6,7 @@ use ort::value::DynValue;
 
 use super::Engine;
 use super::clean::Directions;
+use super::hooks::HookPoint;
 use super::runtime::{Input, int_tensor, rows, tensor, view};
 
 /// A position of a prompt with something added to its stream.
@@ -60,12 +61,13 @@ impl Engine {
             let v = [vec![0.0; positions * width], of_changed(view(&directions.v[l])?, width)].concat();
             let streams = tensor(&[1, rows, d], [*residual, view(&changed)?].concat())?;
             let mask = mask(positions, &place[positions..], self.architecture.attention[l].window);
-            let [mid, effects] = self.attention_masked(l, &streams, &place_tensor, v, mask)?;
+            let (mid, effects) = self.attention_masked(l, &streams, &place_tensor, v, mask)?;
             head_effects.push(view(&effects)?[positions * heads..].to_vec());
             let mid = tensor(&[1, n, d], view(&mid)?[positions * d..].to_vec())?;
-            let mut outputs = self.mlp(l, &changed, &mid, Input::from(&u), &["residual_post", "mlp_effect"])?;
-            mlp_effects.push(view(&outputs[1])?.to_vec());
-            changed = outputs.swap_remove(0);
+            let wanted = [HookPoint::ResidPost, HookPoint::MlpEffect];
+            let mut outputs = self.mlp(l, &changed, &mid, Input::from(&u), &wanted)?;
+            mlp_effects.push(view(&outputs.take(HookPoint::MlpEffect)?)?.to_vec());
+            changed = outputs.take(HookPoint::ResidPost)?;
         }
         let (dot, norm_scale) = self.read_out(Input::from(&changed), Input::from(&u))?;
         Ok(Response { head_effects, mlp_effects, dot, norm_scale })
@@ -79,18 +81,19 @@ impl Engine {
         place: &DynValue,
         v: Vec<f32>,
         mask: Vec<f32>,
-    ) -> Result<[DynValue; 2]> {
+    ) -> Result<(DynValue, DynValue)> {
         let rows = streams.shape()[1] as usize;
         let v = tensor(&[1, rows, v.len() / rows], v)?;
         let mask = tensor(&[rows, rows], mask)?;
         let graph = self.attention_masked.get_mut(layer).context("this engine was not loaded for iterating")?;
-        let inputs = [
-            ("residual", Input::from(streams)),
-            ("positions", Input::from(place)),
-            ("v", Input::from(&v)),
-            ("mask", Input::from(&mask)),
+        let inputs = vec![
+            (HookPoint::ResidPre, Input::from(streams)),
+            (HookPoint::Positions, Input::from(place)),
+            (HookPoint::V, Input::from(&v)),
+            (HookPoint::Mask, Input::from(&mask)),
         ];
-        graph.run(inputs, ["residual_mid", "head_effects"])
+        let mut outputs = graph.run(inputs, &[HookPoint::ResidMid, HookPoint::HeadEffects])?;
+        Ok((outputs.take(HookPoint::ResidMid)?, outputs.take(HookPoint::HeadEffects)?))
     }
 
     /// Every head's effect at each position, [B, S, H] unscaled, after `added` [B, S, D] was put on the stream that
@@ -124,7 +127,7 @@ impl Engine {
         let place = int_tensor(&[batch, 2 * positions], place)?;
         let changed: Vec<usize> = (0..positions).collect();
         let mask = mask(positions, &changed, window);
-        let [_, effects] = self.attention_masked(layer, &streams, &place, [v, v].concat(), mask)?;
+        let (_, effects) = self.attention_masked(layer, &streams, &place, [v, v].concat(), mask)?;
         let rows = view(&effects)?.chunks_exact(positions * heads);
         Ok(rows.skip(1).step_by(2).flatten().copied().collect())
     }
@@ -132,8 +135,8 @@ impl Engine {
     /// What every head of a layer writes to the stream, [1, S, H, D], of prompt `p` of a clean pass.
     pub fn head_outputs(&mut self, layer: usize, z: &DynValue, p: usize) -> Result<DynValue> {
         let graph = self.head_outputs.get_mut(layer).context("this engine was not loaded for iterating")?;
-        let [outputs] = graph.run([("z", rows(z, p..p + 1)?)], ["head_outputs"])?;
-        Ok(outputs)
+        let inputs = vec![(HookPoint::HookZ, rows(z, p..p + 1)?)];
+        graph.run(inputs, &[HookPoint::HeadOutputs])?.take(HookPoint::HeadOutputs)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod batch;
 mod clean;
 mod crew;
 pub mod export;
+pub mod hooks;
 mod iterate;
 pub mod load;
 mod operators;
@@ -33,6 +34,7 @@ pub use suffix::{Ablated, HoldMasks, Place, Suffix};
 use selfrepair_core::prompts::TargetRow;
 use selfrepair_core::config::RuntimeConfig;
 use selfrepair_model::Architecture;
+use hooks::HookPoint;
 use runtime::{Graph, Input, Runtime};
 use weights::SharedWeights;
 
@@ -127,9 +129,10 @@ impl Engine {
     }
 
     /// Log-probabilities of `targets` [B · S], or the model's logits [B · S, vocab], after the final stream [B, S, D].
-    fn unembed(&mut self, residual: Input<'_>, targets: &DynValue, output: &'static str) -> Result<Vec<f32>> {
+    fn unembed(&mut self, residual: Input<'_>, targets: &DynValue, output: HookPoint) -> Result<Vec<f32>> {
         let graph = self.unembed.as_mut().context("this engine was not loaded for trace")?;
-        let [values] = graph.run([("residual", residual), ("targets", targets.into())], [output])?;
+        let inputs = vec![(HookPoint::Resid, residual), (HookPoint::Targets, targets.into())];
+        let values = graph.run(inputs, &[output])?.take(output)?;
         Ok(runtime::view(&values)?.to_vec())
     }
 
@@ -139,14 +142,13 @@ impl Engine {
         let directions = self.directions(&[target])?;
         let clean = self.clean(&[tokens], &directions, &[])?;
         let targets = self::clean::token_tensor(&[tokens])?;
-        self.unembed((&clean.residual_final).into(), &targets, "logits")
+        self.unembed((&clean.residual_final).into(), &targets, HookPoint::Logits)
     }
 
     /// w = W_out u of the neurons of a layer, [P, S, M].
     pub fn neuron_directions(&mut self, layer: usize, directions: &Directions) -> Result<DynValue> {
         let graph = self.neuron_directions[layer].as_mut().context("this engine was not loaded for neurons")?;
-        let [w] = graph.run([("u", Input::from(&directions.u))], ["w"])?;
-        Ok(w)
+        graph.run(vec![(HookPoint::U, Input::from(&directions.u))], &[HookPoint::W])?.take(HookPoint::W)
     }
 
     /// Log-probability of the targets and Kullback-Leibler divergence, each [S], of one ablated run's final stream
@@ -159,8 +161,13 @@ impl Engine {
     ) -> Result<(Vec<f32>, Vec<f32>)> {
         let graph = self.divergence.as_mut().context("this engine was not loaded for distributions")?;
         let ids = clean::token_tensor(&[&targets.answer])?;
-        let inputs = [("residual", residual), ("clean_residual", clean), ("targets", Input::from(&ids))];
-        let [log_prob, kl] = graph.run(inputs, ["log_prob", "kl"])?;
+        let inputs = vec![
+            (HookPoint::Resid, residual),
+            (HookPoint::CleanResid, clean),
+            (HookPoint::Targets, Input::from(&ids)),
+        ];
+        let mut outputs = graph.run(inputs, &[HookPoint::LogProb, HookPoint::Kl])?;
+        let (log_prob, kl) = (outputs.take(HookPoint::LogProb)?, outputs.take(HookPoint::Kl)?);
         Ok((runtime::view(&log_prob)?.to_vec(), runtime::view(&kl)?.to_vec()))
     }
 }

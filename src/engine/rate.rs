@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow};
 use ort::value::DynValue;
 
+use super::hooks::HookPoint;
 use super::runtime::{Graph, Input, Runtime, tensor};
 use super::weights::SharedWeights;
 use selfrepair_core::config::RuntimeConfig;
@@ -65,7 +66,7 @@ impl Probe {
 
 impl Product {
     fn measure(&mut self) -> Result<f64> {
-        let mut multiply = || self.graph.run_all([("x", Input::from(&self.x))], &["y"]);
+        let mut multiply = || self.graph.run(vec![(HookPoint::X, Input::from(&self.x))], &[HookPoint::Y]);
         multiply()?;
         let start = Instant::now();
         for _ in 0..TIMES {

@@ -19,6 +19,7 @@ use super::operators;
 use super::weights::SharedWeights;
 use selfrepair_core::config::RuntimeConfig;
 use crate::export;
+use crate::hooks::{HookPoint, Outputs};
 use crate::load::{self, ALIASED, Lowering, PADDING};
 use selfrepair_core::memory::{copied, room};
 use selfrepair_core::precision::{Half, Precision};
@@ -98,8 +99,7 @@ impl Runtime {
     /// Loads one exported graph.
     pub fn load(&self, path: &Path, weights: &SharedWeights) -> Result<Graph> {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let lowering = self.precision.half().filter(|_| load::is_lowered(&name));
-        let lowering = lowering.map(|to| Lowering { to, native: self.native });
+        let lowering = self.precision.half().map(|to| Lowering { to, native: self.native });
         let prepared = load::prepared(path, lowering, self.fused)?;
         let shared = weights.of_graph(prepared.weights)?;
         let with_value = |(output, bias): (String, String)| -> Result<_> {
@@ -212,65 +212,56 @@ pub struct Graph {
     unbiased: BTreeMap<String, Arc<DynValue>>,
 }
 
-/// Outputs that the next graph reads and nobody else has to.
-const STREAMS: [&str; 3] = ["ablated", "residual_mid", "residual_post"];
+/// Streams: the next graph reads them, and nobody else has to.
+const STREAMS: [HookPoint; 3] = [HookPoint::Ablated, HookPoint::ResidMid, HookPoint::ResidPost];
+
+/// The inputs of a call, by hook point.
+pub type Inputs<'a> = Vec<(HookPoint, Input<'a>)>;
 
 impl Graph {
-    /// Runs the graph and returns the named outputs, in order.
-    pub fn run<const I: usize, const O: usize>(
-        &mut self,
-        inputs: [(&'static str, Input<'_>); I],
-        outputs: [&'static str; O],
-    ) -> Result<[DynValue; O]> {
-        let values = self.run_all(inputs, &outputs)?;
-        values.try_into().map_err(|_| anyhow!("a graph gave other outputs than asked for"))
-    }
-
-    /// As [`Graph::run`], for a number of outputs that depends on the model.
-    pub fn run_all<'a>(
-        &mut self,
-        inputs: impl IntoIterator<Item = (&'static str, Input<'a>)>,
-        outputs: &[&str],
-    ) -> Result<Vec<DynValue>> {
-        let select = outputs.iter().fold(OutputSelector::no_default(), |s, &name| s.with(name));
+    /// Runs the graph and returns what is asked for.
+    ///
+    /// # Errors
+    /// If ONNX Runtime fails, or the graph lacks one of `outputs`.
+    pub fn run(&mut self, inputs: Inputs, outputs: &[HookPoint]) -> Result<Outputs> {
+        let select = outputs.iter().fold(OutputSelector::no_default(), |s, point| s.with(point.name()));
         self.run_selected(inputs, outputs, select)
     }
 
-    /// As [`Graph::run_all`], but that the stream, of the shape given, stays on the device: it is an input of the next
-    /// graph there, and only the rest comes back. [`to_host`] brings it.
-    pub fn run_on_device<'a>(
-        &mut self,
-        inputs: impl IntoIterator<Item = (&'static str, Input<'a>)>,
-        outputs: &[&str],
-        shape: &[i64],
-    ) -> Result<Vec<DynValue>> {
+    /// As [`Graph::run`], but streams, of the shape given, stay on the device: they are inputs of the next graph there,
+    /// and only the rest comes back. [`to_host`] copies one to the host.
+    ///
+    /// # Errors
+    /// As [`Graph::run`].
+    pub fn run_on_device(&mut self, inputs: Inputs, outputs: &[HookPoint], shape: &[i64]) -> Result<Outputs> {
         let mut select = OutputSelector::no_default();
-        for &name in outputs {
-            select = select.with(name);
-            if let Some(memory) = self.memory.as_ref().filter(|_| STREAMS.contains(&name)) {
-                select = select.preallocate(name, Tensor::<f32>::new(memory, shape.to_vec())?);
+        for point in outputs {
+            select = select.with(point.name());
+            if let Some(memory) = self.memory.as_ref().filter(|_| STREAMS.contains(point)) {
+                select = select.preallocate(point.name(), Tensor::<f32>::new(memory, shape.to_vec())?);
             }
         }
         self.run_selected(inputs, outputs, select)
     }
 
-    fn run_selected<'a>(
-        &mut self,
-        inputs: impl IntoIterator<Item = (&'static str, Input<'a>)>,
-        outputs: &[&str],
-        select: OutputSelector,
-    ) -> Result<Vec<DynValue>> {
+    fn run_selected(&mut self, inputs: Inputs, outputs: &[HookPoint], select: OutputSelector) -> Result<Outputs> {
         let options = RunOptions::new()?.with_outputs(select);
+        let inputs: Vec<_> = inputs.into_iter().map(|(point, input)| (point.name(), input)).collect();
         let start = Instant::now();
         let mut results = self
             .session
-            .run_with_options(inputs.into_iter().collect::<Vec<_>>(), &options)
+            .run_with_options(inputs, &options)
             .with_context(|| format!("running the graph {}", self.name))?;
         RUNNING.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
-        let taken: Option<Vec<DynValue>> = outputs.iter().map(|name| results.remove(name)).collect();
-        let taken = taken.with_context(|| format!("the graph {} lacks one of {outputs:?}", self.name))?;
+        let taken = outputs.iter().map(|&point| {
+            let value = results.remove(point.name());
+            let value = value.with_context(|| format!("the graph {} lacks {}", self.name, point.name()))?;
+            Ok((point, value))
+        });
+        let taken: Vec<(HookPoint, DynValue)> = taken.collect::<Result<_>>()?;
         drop(results);
-        taken.into_iter().zip(outputs).map(|(value, &name)| self.finished(name, value)).collect()
+        let finished = taken.into_iter().map(|(point, value)| Ok((point, self.finished(&point.name(), value)?)));
+        Ok(Outputs::new(finished.collect::<Result<_>>()?))
     }
 
     /// An output as the file of the graph says that it is.

@@ -8,6 +8,7 @@ use ort::value::DynValue;
 
 use super::Engine;
 use super::after_head::{HeadChange, Part};
+use super::hooks::{HookPoint, Outputs};
 use super::clean::{CleanBatch, Directions, position_tensor};
 use super::runtime::{Input, bool_tensor, rows, rows_of, to_host, view};
 use selfrepair_core::memory::copied;
@@ -114,11 +115,14 @@ impl Engine {
         z_changes: &DynValue,
     ) -> Result<DynValue> {
         let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
-        let inputs =
-            [("residual", rows(base, prompts)?), ("z_change", Input::from(z_changes)), ("head", Input::from(heads))];
+        let inputs = vec![
+            (HookPoint::Resid, rows(base, prompts)?),
+            (HookPoint::ZChange, Input::from(z_changes)),
+            (HookPoint::Head, Input::from(heads)),
+        ];
         let clean = base.shape();
         let shape = [heads.shape()[0], clean[1], clean[2]];
-        graph.run_on_device(inputs, &["ablated"], &shape)?.pop().context("no stream")
+        graph.run_on_device(inputs, &[HookPoint::Ablated], &shape)?.take(HookPoint::Ablated)
     }
 
     /// Runs what follows. The directions are read where the clean pass left them, and nothing is copied a run.
@@ -142,10 +146,10 @@ impl Engine {
             let before = residual.as_ref().unwrap_or(&s.stream);
             let mut outputs = self.mlp_of(l, before, mid.as_ref().unwrap_or(before), &s)?;
             if s.neurons.contains(&l) {
-                posts.push((l, outputs.pop().context("no neurons")?));
+                posts.push((l, outputs.take(HookPoint::MlpPost)?));
             }
-            mlp_effects.push(copied(view(&outputs[1])?)?);
-            residual = Some(outputs.swap_remove(0));
+            mlp_effects.push(copied(view(&outputs.take(HookPoint::MlpEffect)?)?)?);
+            residual = Some(outputs.take(HookPoint::ResidPost)?);
         }
         let residual = residual.unwrap_or(s.stream);
         let u = rows(&s.directions.u, s.prompts)?;
@@ -163,48 +167,43 @@ impl Engine {
         s: &Suffix,
     ) -> Result<(DynValue, DynValue)> {
         let v = rows(&s.directions.v[layer], s.prompts.clone())?;
-        let names = ["residual_mid", "head_effects"];
+        let wanted = [HookPoint::ResidMid, HookPoint::HeadEffects];
+        let mut inputs = vec![
+            (HookPoint::ResidPre, Input::from(residual)),
+            (HookPoint::Positions, Input::from(place)),
+            (HookPoint::V, v),
+        ];
         let mut outputs = match (&s.change, s.hold) {
             (Some(change), _) if s.reads_first(layer) => {
-                let inputs = vec![("residual", Input::from(residual)), ("positions", Input::from(place)), ("v", v)];
-                self.read_first(layer, Part::Attention, inputs, s.prompts.clone(), s.stream.shape(), change, &names)?
+                self.read_first(layer, Part::Attention, inputs, s.prompts.clone(), s.stream.shape(), change, &wanted)?
             }
-            (_, None) => {
-                let inputs = [("residual", Input::from(residual)), ("positions", Input::from(place)), ("v", v)];
-                self.attention[layer].run_on_device(inputs, &names, s.stream.shape())?
-            }
+            (_, None) => self.attention[layer].run_on_device(inputs, &wanted, s.stream.shape())?,
             (_, Some(masks)) => {
                 let z = s.clean.layers[layer].z.as_ref().context("the clean pass did not keep z")?;
-                let inputs = [
-                    ("residual", Input::from(residual)),
-                    ("positions", Input::from(place)),
-                    ("v", v),
-                    ("held", rows_of::<bool>(&masks.heads[layer], s.prompts.clone())?),
-                    ("held_z", rows(z, s.prompts.clone())?),
-                ];
+                inputs.push((HookPoint::Held, rows_of::<bool>(&masks.heads[layer], s.prompts.clone())?));
+                inputs.push((HookPoint::HeldZ, rows(z, s.prompts.clone())?));
                 let graph = self.attention_held.get_mut(layer).context("this engine was not loaded for holding")?;
-                graph.run_on_device(inputs, &names, s.stream.shape())?
+                graph.run_on_device(inputs, &wanted, s.stream.shape())?
             }
         };
-        let effects = outputs.pop().context("no effects")?;
-        Ok((outputs.pop().context("no stream")?, effects))
+        Ok((outputs.take(HookPoint::ResidMid)?, outputs.take(HookPoint::HeadEffects)?))
     }
 
     /// The stream after a block, its MLP's effect, and its neurons if they are wanted.
-    fn mlp_of(&mut self, layer: usize, residual: &DynValue, mid: &DynValue, s: &Suffix) -> Result<Vec<DynValue>> {
-        let mut names = vec!["residual_post", "mlp_effect"];
-        names.extend(s.neurons.contains(&layer).then_some("post"));
+    fn mlp_of(&mut self, layer: usize, residual: &DynValue, mid: &DynValue, s: &Suffix) -> Result<Outputs> {
+        let mut wanted = vec![HookPoint::ResidPost, HookPoint::MlpEffect];
+        wanted.extend(s.neurons.contains(&layer).then_some(HookPoint::MlpPost));
         let u = rows(&s.directions.u, s.prompts.clone())?;
-        let mut inputs = vec![("residual_mid", Input::from(mid)), ("u", u)];
-        inputs.extend(self.architecture.parallel.then(|| ("residual", Input::from(residual))));
+        let mut inputs = vec![(HookPoint::ResidMid, Input::from(mid)), (HookPoint::U, u)];
+        inputs.extend(self.architecture.parallel.then(|| (HookPoint::ResidPre, Input::from(residual))));
         if let Some(change) = s.change.as_ref().filter(|_| s.reads_first(layer)) {
-            return self.read_first(layer, Part::Mlp, inputs, s.prompts.clone(), s.stream.shape(), change, &names);
+            return self.read_first(layer, Part::Mlp, inputs, s.prompts.clone(), s.stream.shape(), change, &wanted);
         }
-        let Some(masks) = s.hold else { return self.mlp[layer].run_on_device(inputs, &names, s.stream.shape()) };
+        let Some(masks) = s.hold else { return self.mlp[layer].run_on_device(inputs, &wanted, s.stream.shape()) };
         let output = s.clean.layers[layer].mlp_out.as_ref().context("the clean pass did not keep the MLP's output")?;
-        inputs.push(("held", rows_of::<bool>(&masks.mlps[layer], s.prompts.clone())?));
-        inputs.push(("held_written", rows(output, s.prompts.clone())?));
+        inputs.push((HookPoint::Held, rows_of::<bool>(&masks.mlps[layer], s.prompts.clone())?));
+        inputs.push((HookPoint::HeldMlpOut, rows(output, s.prompts.clone())?));
         let graph = self.mlp_held.get_mut(layer).context("this engine was not loaded for holding")?;
-        graph.run_on_device(inputs, &names, s.stream.shape())
+        graph.run_on_device(inputs, &wanted, s.stream.shape())
     }
 }

@@ -1,14 +1,15 @@
 //! The graphs around the blocks. Shapes as in `graphs`.
 
 use super::graphs::{B, P, S, norm, sum_last};
-use super::onnx::{Dim, GraphBuilder, Stored, int};
+use super::onnx::{Dim, GraphBuilder, Role, Stored, int};
 use super::stored::EndWeights;
+use crate::hooks::HookPoint;
 use selfrepair_model::{Architecture, Norm};
 
-/// tokens [B, S] → residual [B, S, D].
+/// tokens [B, S] → resid_pre of block 0 [B, S, D].
 pub fn embed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
-    let mut g = GraphBuilder::new(super::EMBED, "Token ids to the residual stream before the first block.", weights);
-    let tokens = g.int_input("tokens", &[B, S], "token ids");
+    let mut g = GraphBuilder::new(super::EMBED, Role::Exact, "Token ids to the residual stream before the first block.", weights);
+    let tokens = g.int_input(HookPoint::Tokens, &[B, S], "token ids");
     let w_e = g.weight(&ends.embedding);
     let mut residual = g.node("Gather", &[&w_e, &tokens], "token_embedding", vec![]);
     if a.embedding_scale != 1.0 {
@@ -16,24 +17,24 @@ pub fn embed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder
         residual = g.node("Mul", &[&residual, &scale], "scaled_embedding", vec![]);
     }
     if let Some(table) = &ends.positions {
-        let positions = g.int_input("positions", &[B, S], "0, 1, … S - 1 in every row");
+        let positions = g.int_input(HookPoint::Positions, &[B, S], "0, 1, … S - 1 in every row");
         let table = g.weight(table);
         let embedded = g.node("Gather", &[&table, &positions], "position_embedding", vec![]);
         residual = g.node("Add", &[&residual, &embedded], "embedding_sum", vec![]);
     }
-    g.node("Identity", &[&residual], "residual", vec![]);
-    g.output("residual", &[B, S, Dim::Size(a.d_model)], "the stream before block 0");
+    g.node("Identity", &[&residual], &HookPoint::ResidPre.name(), vec![]);
+    g.output(HookPoint::ResidPre, &[B, S, Dim::Size(a.d_model)], "the stream before block 0");
     g
 }
 
 /// The final norm's scale and the stream's dot product with `u`: an ablated logit without unembedding.
 pub fn readout(a: &Architecture, weights: &str) -> GraphBuilder {
     let d = Dim::Size(a.d_model);
-    let mut g = GraphBuilder::new(super::READOUT, "The final norm's scale, and the stream along a direction.", weights);
-    let residual = g.input("residual", &[B, S, d], "the stream after the last block");
-    let u = g.input("u", &[P, S, d], "the direction γ ⊙ Ŵ[target]");
-    let products = g.node("Mul", &[&residual, &u], "residual_times_u", vec![]);
-    sum_last(&mut g, &products, "dot", 2);
+    let mut g = GraphBuilder::new(super::READOUT, Role::Exact, "The final norm's scale, and the stream along a direction.", weights);
+    let residual = g.input(HookPoint::Resid, &[B, S, d], "the stream after the last block");
+    let u = g.input(HookPoint::U, &[P, S, d], "the direction γ ⊙ Ŵ[target]");
+    let products = g.node("Mul", &[&residual, &u], "resid_times_u", vec![]);
+    sum_last(&mut g, &products, &HookPoint::Dot.name(), 2);
     let centred = match a.norm {
         Norm::Rms => residual,
         Norm::Layer => {
@@ -45,9 +46,9 @@ pub fn readout(a: &Architecture, weights: &str) -> GraphBuilder {
     let mean = mean_last(&mut g, &square, "mean_square", false);
     let eps = g.constant("eps", &[], &[a.norm_eps]);
     let shifted = g.node("Add", &[&mean, &eps], "mean_square_eps", vec![]);
-    g.node("Sqrt", &[&shifted], "norm_scale", vec![]);
-    g.output("dot", &[B, S], "residual · u");
-    g.output("norm_scale", &[B, S], "√(mean square + ε) of the stream, centred under layer norms");
+    g.node("Sqrt", &[&shifted], &HookPoint::FinalScale.name(), vec![]);
+    g.output(HookPoint::Dot, &[B, S], "residual · u");
+    g.output(HookPoint::FinalScale, &[B, S], "√(mean square + ε) of the stream, centred under layer norms");
     g
 }
 
@@ -60,8 +61,8 @@ fn mean_last(g: &mut GraphBuilder, x: &str, name: &str, keep: bool) -> String {
 /// attention writes that no head does, along u [P, S, layers]; and k [P, S], the part of the logit no component writes.
 pub fn directions(a: &Architecture, ends: &EndWeights, w_o: &[Stored], weights: &str) -> GraphBuilder {
     let (d, width) = (Dim::Size(a.d_model), Dim::Size(a.heads * a.d_head));
-    let mut g = GraphBuilder::new(super::DIRECTIONS, "The direction of each target in the stream and in z.", weights);
-    let targets = g.int_input("targets", &[P, S], "the token whose logit is measured at each position");
+    let mut g = GraphBuilder::new(super::DIRECTIONS, Role::Exact, "The direction of each target in the stream and in z.", weights);
+    let targets = g.int_input(HookPoint::Targets, &[P, S], "the token whose logit is measured at each position");
     let w_u = g.weight(&ends.unembedding);
     let mean = g.weight(&ends.unembedding_mean);
     let gamma = g.weight(&ends.final_norm);
@@ -76,18 +77,18 @@ pub fn directions(a: &Architecture, ends: &EndWeights, w_o: &[Stored], weights: 
             g.node("Sub", &[&scaled, &mean], "u", vec![])
         }
     };
-    g.output("u", &[P, S, d], "γ ⊙ Ŵ[target]");
+    g.output(HookPoint::U, &[P, S, d], "γ ⊙ Ŵ[target]");
     for (l, stored) in w_o.iter().enumerate() {
         let w = g.weight(stored);
         let transposed = g.node("Transpose", &[&w], &format!("W_O_{l}_T"), vec![]);
-        let name = format!("v_{l}");
-        g.node("MatMul", &["u", &transposed], &name, vec![]);
-        g.output(&name, &[P, S, width], "W_O u of this layer's heads");
+        let v = HookPoint::VOfLayer(l);
+        g.node("MatMul", &["u", &transposed], &v.name(), vec![]);
+        g.output(v, &[P, S, width], "W_O u of this layer's heads");
     }
     if let Some(biases) = &ends.attention_biases {
         let biases = g.weight(biases);
-        g.node("MatMul", &["u", &biases], "attention_bias", vec![]);
-        g.output("attention_bias", &[P, S, Dim::Size(a.layers)], "b_O' · u of every layer");
+        g.node("MatMul", &["u", &biases], &HookPoint::AttentionBias.name(), vec![]);
+        g.output(HookPoint::AttentionBias, &[P, S, Dim::Size(a.layers)], "b_O' · u of every layer");
     }
     constant(&mut g, ends, &targets, &rows);
     g
@@ -111,7 +112,7 @@ fn constant(g: &mut GraphBuilder, ends: &EndWeights, targets: &str, rows: &str) 
         (Some(one), None) | (None, Some(one)) => g.node("Identity", &[&one], "constant", vec![]),
         (None, None) => return,
     };
-    g.output("constant", &[P, S], "k, the part of the logit that no component writes");
+    g.output(HookPoint::Constant, &[P, S], "k, the part of the logit that no component writes");
 }
 
 /// The stream after the last block to the model's logits, [B·S, vocab].
@@ -141,28 +142,28 @@ fn log_prob(g: &mut GraphBuilder, logits: &str, targets: &str) -> String {
     let targets = g.node("Reshape", &[targets, &column], "target_column", vec![]);
     let own = g.node("GatherElements", &[logits, &targets], "target_logit", vec![int("axis", 1)]);
     g.node("Sub", &[&own, &total], "log_prob", vec![]);
-    g.output("log_prob", &[Dim::Name("B·S"), Dim::Size(1)], "log-probability of the target, natural logarithm");
+    g.output(HookPoint::LogProb, &[Dim::Name("B·S"), Dim::Size(1)], "log-probability of the target, natural logarithm");
     total
 }
 
 /// The whole distribution, for the clean pass: logits [B·S, vocab] and the target's log-probability.
 pub fn unembed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
-    let mut g = GraphBuilder::new(super::UNEMBED, "The stream after the last block to logits.", weights);
-    let residual = g.input("residual", &[B, S, Dim::Size(a.d_model)], "the stream after the last block");
-    let targets = g.int_input("targets", &[B, S], "the token whose log-probability is wanted");
+    let mut g = GraphBuilder::new(super::UNEMBED, Role::Exact, "The stream after the last block to logits.", weights);
+    let residual = g.input(HookPoint::Resid, &[B, S, Dim::Size(a.d_model)], "the stream after the last block");
+    let targets = g.int_input(HookPoint::Targets, &[B, S], "the token whose log-probability is wanted");
     let logits = logits(&mut g, a, ends, &residual, "logits");
     log_prob(&mut g, &logits, &targets);
-    g.output("logits", &[Dim::Name("B·S"), Dim::Size(a.vocab)], "the model's logits");
+    g.output(HookPoint::Logits, &[Dim::Name("B·S"), Dim::Size(a.vocab)], "the model's logits");
     g
 }
 
 /// How an ablated stream's distribution differs from the clean one's.
 pub fn divergence(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
     let d = Dim::Size(a.d_model);
-    let mut g = GraphBuilder::new(super::DIVERGENCE, "Two streams' distributions compared.", weights);
-    let residual = g.input("residual", &[B, S, d], "the ablated stream after the last block");
-    let clean = g.input("clean_residual", &[B, S, d], "the clean stream after the last block");
-    let targets = g.int_input("targets", &[B, S], "the token whose log-probability is wanted");
+    let mut g = GraphBuilder::new(super::DIVERGENCE, Role::Exact, "Two streams' distributions compared.", weights);
+    let residual = g.input(HookPoint::Resid, &[B, S, d], "the ablated stream after the last block");
+    let clean = g.input(HookPoint::CleanResid, &[B, S, d], "the clean stream after the last block");
+    let targets = g.int_input(HookPoint::Targets, &[B, S], "the token whose log-probability is wanted");
     let ablated = logits(&mut g, a, ends, &residual, "logits");
     let clean = logits(&mut g, a, ends, &clean, "clean_logits");
     let total = log_prob(&mut g, &ablated, &targets);
@@ -172,6 +173,6 @@ pub fn divergence(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBu
     let ratio = g.node("Sub", &[&p, &q], "log_ratio", vec![]);
     let terms = g.node("Mul", &[&weight, &ratio], "terms", vec![]);
     sum_last(&mut g, &terms, "kl", 1);
-    g.output("kl", &[Dim::Name("B·S")], "Σ p (log p − log q), p clean and q ablated");
+    g.output(HookPoint::Kl, &[Dim::Name("B·S")], "Σ p (log p − log q), p clean and q ablated");
     g
 }

@@ -5,9 +5,10 @@
 //! scale of the final norm makes them direct effects, and is left to the caller, so that the clean pass needs no
 //! second pass once its scale is known.
 
-use super::onnx::{Dim, GraphBuilder, Stored, float, int, ints, string};
+use super::onnx::{Dim, GraphBuilder, Role, Stored, float, int, ints, string};
 use super::readers::Reading;
 use super::stored::StoredLayer;
+use crate::hooks::{HookPoint, Projection};
 use selfrepair_model::{Activation, Architecture, Norm};
 
 pub const B: Dim = Dim::Name("B");
@@ -44,19 +45,19 @@ pub fn attention(
         Variant::Masked => super::attention_masked_graph(layer),
         Variant::AfterHead => super::attention_after_head_graph(layer),
     };
-    let mut g = GraphBuilder::new(&name, &doc, weights);
-    let residual = g.input("residual", &[B, S, d], "the stream before this block");
-    let positions = g.int_input("positions", &[B, S], "0, 1, … S - 1 in every row");
-    let v = g.input("v", &[P, S, width], "W_O u of every head: its dot product with z is the head's effect");
+    let mut g = GraphBuilder::new(&name, Role::Projections, &doc, weights);
+    let residual = g.input(HookPoint::ResidPre, &[B, S, d], "the stream before this block");
+    let positions = g.int_input(HookPoint::Positions, &[B, S], "0, 1, … S - 1 in every row");
+    let v = g.input(HookPoint::V, &[P, S, width], "W_O u of every head: its dot product with z is the head's effect");
 
     let read = match variant {
         Variant::AfterHead => Reading::after_head(&mut g, a, &residual),
         _ => Reading::normed(&mut g, a, &residual, &w.attention_norm),
     };
-    let mut q = read.project(&mut g, &w.w_q, &w.b_q, "q");
-    let mut k = read.project(&mut g, &w.w_k, &w.b_k, "k");
+    let mut q = read.project(&mut g, Projection::Q, &w.w_q, &w.b_q);
+    let mut k = read.project(&mut g, Projection::K, &w.w_k, &w.b_k);
     // Without the value bias, which is folded into b_O: z is free of it.
-    let values = read.project(&mut g, &w.w_v, &None, "values");
+    let values = read.project(&mut g, Projection::V, &w.w_v, &None);
     if let Some((q_norm, k_norm)) = &w.qk_norm {
         q = norm_heads(&mut g, a, &q, q_norm, "q_normed", a.heads);
         k = norm_heads(&mut g, a, &k, k_norm, "k_normed", a.kv_heads);
@@ -84,11 +85,12 @@ pub fn attention(
     // A window no shorter than the prompt hides nothing.
     let window = kind.window.filter(|&window| window < prompt_len);
     let mask = match (variant, window) {
-        (Variant::Masked, _) => Some(g.input("mask", &[S, S], "0 where a position may look, −∞ where not")),
+        (Variant::Masked, _) => Some(g.input(HookPoint::Mask, &[S, S], "0 where a position may look, −∞ where not")),
         (_, Some(window)) => Some(window_mask(&mut g, &residual, window, prompt_len)),
         (_, None) => None,
     };
-    let free = if variant == Variant::Held { "z_not_held" } else { "z" };
+    let z = HookPoint::HookZ.name();
+    let free = if variant == Variant::Held { "z_not_held" } else { &z };
     let mut z = match mask {
         Some(mask) => g.node("Attention", &[&q, &k, &values, &mask], free, attributes),
         None => g.node("Attention", &[&q, &k, &values], free, attributes),
@@ -96,35 +98,35 @@ pub fn attention(
     if variant == Variant::Held {
         z = hold_heads(&mut g, a, &z);
     }
-    let written = project(&mut g, &z, &w.w_o, &w.b_o, "written");
-    g.node("Add", &[&residual, &written], "residual_mid", vec![]);
+    let written = project(&mut g, &z, &w.w_o, &w.b_o, &HookPoint::AttnOut.name());
+    g.node("Add", &[&residual, &written], &HookPoint::ResidMid.name(), vec![]);
 
     let products = g.node("Mul", &[&z, &v], "z_times_v", vec![]);
     let products = reshape(&mut g, &products, &[0, 0, a.heads as i64, a.d_head as i64], "z_times_v_by_head");
-    sum_last(&mut g, &products, "head_effects", 3);
+    sum_last(&mut g, &products, &HookPoint::HeadEffects.name(), 3);
 
-    g.output("residual_mid", &[B, S, d], "the stream with attention added");
-    g.output("z", &[B, S, width], "each head's mixed values, before W_O");
-    g.output("head_effects", &[B, S, Dim::Size(a.heads)], "each head's output · u");
-    g.output("written", &[B, S, d], "what attention adds to the stream, b_O' included");
+    g.output(HookPoint::ResidMid, &[B, S, d], "the stream with attention added");
+    g.output(HookPoint::HookZ, &[B, S, width], "each head's mixed values, before W_O");
+    g.output(HookPoint::HeadEffects, &[B, S, Dim::Size(a.heads)], "each head's output · u");
+    g.output(HookPoint::AttnOut, &[B, S, d], "what attention adds to the stream, b_O' included");
     g
 }
 
 /// z with the heads that `held` names replaced by `held_z`.
 fn hold_heads(g: &mut GraphBuilder, a: &Architecture, z: &str) -> String {
     let (heads, width) = (Dim::Size(a.heads), Dim::Size(a.heads * a.d_head));
-    let held = g.bool_input("held", &[P, S, heads], "which heads are held, where");
-    let held_z = g.input("held_z", &[P, S, width], "the z that held heads keep");
+    let held = g.bool_input(HookPoint::Held, &[P, S, heads], "which heads are held, where");
+    let held_z = g.input(HookPoint::HeldZ, &[P, S, width], "the z that held heads keep");
     let by_head = [0, 0, a.heads as i64, a.d_head as i64];
     let z = reshape(g, z, &by_head, "z_by_head");
     let held_z = reshape(g, &held_z, &by_head, "held_z_by_head");
     let axis = g.int_constant("axis_of_held", &[3]);
     let held = g.node("Unsqueeze", &[&held, &axis], "held_by_head", vec![]);
     let chosen = g.node("Where", &[&held, &held_z, &z], "z_chosen", vec![]);
-    reshape(g, &chosen, &[0, 0, (a.heads * a.d_head) as i64], "z")
+    reshape(g, &chosen, &[0, 0, (a.heads * a.d_head) as i64], &HookPoint::HookZ.name())
 }
 
-/// residual_mid [B, S, D] → residual after the MLP, and the MLP's dot product with `u`. In a parallel block the MLP
+/// resid_mid [B, S, D] → resid_post, and the MLP's dot product with `u`. In a parallel block the MLP
 /// reads the stream before attention, which is then an input of its own.
 pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, variant: Variant) -> GraphBuilder {
     let d = Dim::Size(a.d_model);
@@ -135,54 +137,55 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, varia
         Variant::AfterHead => super::mlp_after_head_graph(layer),
         _ => super::mlp_graph(layer),
     };
-    let mut g = GraphBuilder::new(&name, &doc, weights);
-    let mid = g.input("residual_mid", &[B, S, d], "the stream with this block's attention added");
-    let u = g.input("u", &[P, S, d], "the direction γ ⊙ Ŵ[target]");
+    let mut g = GraphBuilder::new(&name, Role::Projections, &doc, weights);
+    let mid = g.input(HookPoint::ResidMid, &[B, S, d], "the stream with this block's attention added");
+    let u = g.input(HookPoint::U, &[P, S, d], "the direction γ ⊙ Ŵ[target]");
     let stream = match a.parallel {
-        true => g.input("residual", &[B, S, d], "the stream before this block"),
+        true => g.input(HookPoint::ResidPre, &[B, S, d], "the stream before this block"),
         false => mid.clone(),
     };
     let read = match variant {
         Variant::AfterHead => Reading::after_head(&mut g, a, &stream),
         _ => Reading::normed(&mut g, a, &stream, &w.mlp_norm),
     };
-    let hidden = read.project(&mut g, &w.w_in, &w.b_in, "hidden");
+    let hidden = read.project(&mut g, Projection::In, &w.w_in, &w.b_in);
     let post = match &w.w_gate {
         Some(w_gate) => {
-            let gate = read.project(&mut g, w_gate, &w.b_gate, "gate");
+            let gate = read.project(&mut g, Projection::Gate, w_gate, &w.b_gate);
             let gate = activate(&mut g, a.activation, &gate, "gate_activated");
-            g.node("Mul", &[&gate, &hidden], "post", vec![])
+            g.node("Mul", &[&gate, &hidden], &HookPoint::MlpPost.name(), vec![])
         }
-        None => activate(&mut g, a.activation, &hidden, "post"),
+        None => activate(&mut g, a.activation, &hidden, &HookPoint::MlpPost.name()),
     };
-    let free = if is_held { "written_not_held" } else { "written" };
+    let mlp_out = HookPoint::MlpOut.name();
+    let free = if is_held { "mlp_out_not_held" } else { &mlp_out };
     let mut written = project(&mut g, &post, &w.w_out, &w.b_out, free);
     if is_held {
-        let held = g.bool_input("held", &[P, S], "where the MLP is held");
-        let held_output = g.input("held_written", &[P, S, d], "the output it then keeps");
+        let held = g.bool_input(HookPoint::Held, &[P, S], "where the MLP is held");
+        let held_output = g.input(HookPoint::HeldMlpOut, &[P, S, d], "the output it then keeps");
         let axis = g.int_constant("axis_of_held", &[2]);
         let held = g.node("Unsqueeze", &[&held, &axis], "held_rows", vec![]);
-        written = g.node("Where", &[&held, &held_output, &written], "written", vec![]);
+        written = g.node("Where", &[&held, &held_output, &written], &mlp_out, vec![]);
     }
-    g.node("Add", &[&mid, &written], "residual_post", vec![]);
-    let products = g.node("Mul", &[&written, &u], "written_times_u", vec![]);
-    sum_last(&mut g, &products, "mlp_effect", 2);
-    g.output("residual_post", &[B, S, d], "the stream after this block");
-    g.output("mlp_effect", &[B, S], "the MLP's output · u");
-    g.output("post", &[B, S, Dim::Size(a.d_mlp)], "the neurons' activations, before W_out");
-    g.output("written", &[B, S, d], "what the MLP adds to the stream, its bias included");
+    g.node("Add", &[&mid, &written], &HookPoint::ResidPost.name(), vec![]);
+    let products = g.node("Mul", &[&written, &u], "mlp_out_times_u", vec![]);
+    sum_last(&mut g, &products, &HookPoint::MlpEffect.name(), 2);
+    g.output(HookPoint::ResidPost, &[B, S, d], "the stream after this block");
+    g.output(HookPoint::MlpEffect, &[B, S], "the MLP's output · u");
+    g.output(HookPoint::MlpPost, &[B, S, Dim::Size(a.d_mlp)], "the neurons' activations, before W_out");
+    g.output(HookPoint::MlpOut, &[B, S, d], "what the MLP adds to the stream, its bias included");
     g
 }
 
 /// u → w = W_out u: a neuron's activation times its w is its effect.
 pub fn neuron_directions(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
     let doc = format!("The direction of each target in the neurons of block {layer}.");
-    let mut g = GraphBuilder::new(&super::neuron_directions_graph(layer), &doc, weights);
-    let u = g.input("u", &[P, S, Dim::Size(a.d_model)], "the direction γ ⊙ Ŵ[target]");
+    let mut g = GraphBuilder::new(&super::neuron_directions_graph(layer), Role::Exact, &doc, weights);
+    let u = g.input(HookPoint::U, &[P, S, Dim::Size(a.d_model)], "the direction γ ⊙ Ŵ[target]");
     let w_out = g.weight(&w.w_out);
     let transposed = g.node("Transpose", &[&w_out], "W_out_T", vec![]);
-    g.node("MatMul", &[&u, &transposed], "w", vec![]);
-    g.output("w", &[P, S, Dim::Size(a.d_mlp)], "W_out u of every neuron");
+    g.node("MatMul", &[&u, &transposed], &HookPoint::W.name(), vec![]);
+    g.output(HookPoint::W, &[P, S, Dim::Size(a.d_mlp)], "W_out u of every neuron");
     g
 }
 
@@ -190,14 +193,14 @@ pub fn neuron_directions(a: &Architecture, layer: usize, w: &StoredLayer, weight
 pub fn head_outputs(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
     let (heads, d_head, d) = (a.heads, a.d_head, a.d_model);
     let doc = format!("What each head of block {layer} writes to the stream.");
-    let mut g = GraphBuilder::new(&super::head_outputs_graph(layer), &doc, weights);
-    let z = g.input("z", &[B, S, Dim::Size(heads * d_head)], "each head's mixed values, before W_O");
+    let mut g = GraphBuilder::new(&super::head_outputs_graph(layer), Role::Exact, &doc, weights);
+    let z = g.input(HookPoint::HookZ, &[B, S, Dim::Size(heads * d_head)], "each head's mixed values, before W_O");
     let z = reshape(&mut g, &z, &[0, 0, heads as i64, d_head as i64], "z_by_head");
     let z = g.node("Transpose", &[&z], "z_heads_first", vec![ints("perm", &[0, 2, 1, 3])]);
     let w_o = g.weight(&w.w_o.reshaped(&[heads, d_head, d]));
     let written = g.node("MatMul", &[&z, &w_o], "written_heads_first", vec![]);
-    g.node("Transpose", &[&written], "head_outputs", vec![ints("perm", &[0, 2, 1, 3])]);
-    g.output("head_outputs", &[B, S, Dim::Size(heads), Dim::Size(d)], "z_h W_O^h of every head");
+    g.node("Transpose", &[&written], &HookPoint::HeadOutputs.name(), vec![ints("perm", &[0, 2, 1, 3])]);
+    g.output(HookPoint::HeadOutputs, &[B, S, Dim::Size(heads), Dim::Size(d)], "z_h W_O^h of every head");
     g
 }
 
@@ -205,15 +208,15 @@ pub fn head_outputs(a: &Architecture, layer: usize, w: &StoredLayer, weights: &s
 pub fn ablate(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
     let d = Dim::Size(a.d_model);
     let doc = "The stream with one head's z changed.";
-    let mut g = GraphBuilder::new(&super::ablate_graph(layer), doc, weights);
-    let residual = g.input("residual", &[P, S, d], "the clean stream after attention (or after a parallel block)");
-    let delta = g.input("z_change", &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
-    let head = g.int_input("head", &[B], "which head");
+    let mut g = GraphBuilder::new(&super::ablate_graph(layer), Role::Exact, doc, weights);
+    let residual = g.input(HookPoint::Resid, &[P, S, d], "the clean stream after attention (or after a parallel block)");
+    let delta = g.input(HookPoint::ZChange, &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
+    let head = g.int_input(HookPoint::Head, &[B], "which head");
     let w_o = g.weight(&w.w_o.reshaped(&[a.heads, a.d_head, a.d_model]));
     let chosen = g.node("Gather", &[&w_o, &head], "W_O_of_head", vec![]);
     let change = g.node("MatMul", &[&delta, &chosen], "change", vec![]);
-    g.node("Add", &[&residual, &change], "ablated", vec![]);
-    g.output("ablated", &[B, S, d], "the ablated stream");
+    g.node("Add", &[&residual, &change], &HookPoint::Ablated.name(), vec![]);
+    g.output(HookPoint::Ablated, &[B, S, d], "the ablated stream");
     g
 }
 

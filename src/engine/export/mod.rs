@@ -22,8 +22,10 @@ use selfrepair_model::Model;
 use selfrepair_core::progress;
 use graphs::Variant;
 pub use onnx::ExternalWeight;
-use onnx::{Dim, GraphBuilder, WeightsFile};
-pub use readers::{Reader, readers};
+use onnx::{Dim, GraphBuilder, Role, WeightsFile};
+
+use crate::hooks::HookPoint;
+pub use readers::readers;
 use stored::{EndWeights, StoredLayer};
 
 /// Names of the graph files, shared with the engine.
@@ -137,10 +139,10 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
 
 /// The smallest graph there is: y = x.
 pub fn identity() -> Vec<u8> {
-    let mut g = GraphBuilder::new("identity", "y = x", "");
-    let x = g.input("x", &[], "");
+    let mut g = GraphBuilder::new("identity", Role::Exact, "y = x", "");
+    let x = g.input(HookPoint::X, &[], "");
     g.node("Identity", &[&x], "y", vec![]);
-    g.output("y", &[], "");
+    g.output(HookPoint::Y, &[], "");
     g.bytes()
 }
 
@@ -150,11 +152,11 @@ pub fn matmul(inputs: usize, outputs: usize, directory: &Path) -> Result<PathBuf
     let mut weights = WeightsFile::create(&directory.join(format!("{name}.bin")))?;
     let values: Vec<f32> = (0..inputs * outputs).map(|i| (i % 89) as f32 / 89.0 - 0.5).collect();
     let stored = weights.append("W", &[inputs, outputs], &values)?;
-    let mut g = GraphBuilder::new(&name, "A matrix product.", weights.name());
-    let x = g.input("x", &[Dim::Name("rows"), Dim::Size(inputs)], "");
+    let mut g = GraphBuilder::new(&name, Role::Projections, "A matrix product.", weights.name());
+    let x = g.input(HookPoint::X, &[Dim::Name("rows"), Dim::Size(inputs)], "");
     let w = g.weight(&stored);
     g.node("MatMul", &[&x, &w], "y", vec![]);
-    g.output("y", &[Dim::Name("rows"), Dim::Size(outputs)], "");
+    g.output(HookPoint::Y, &[Dim::Name("rows"), Dim::Size(outputs)], "");
     g.save(directory)?;
     weights.finish()?;
     Ok(directory.join(format!("{name}.onnx")))

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use prost::Message;
 
+use crate::hooks::HookPoint;
+
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
     #[prost(int64, tag = "1")]
@@ -21,6 +23,8 @@ pub struct ModelProto {
     pub graph: Option<GraphProto>,
     #[prost(message, repeated, tag = "8")]
     pub opset_import: Vec<OperatorSetIdProto>,
+    #[prost(message, repeated, tag = "14")]
+    pub metadata_props: Vec<StringStringEntryProto>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -256,34 +260,66 @@ impl WeightsFile {
 /// Builds one graph. Every operator method adds a node and returns the name of its output.
 pub struct GraphBuilder {
     graph: GraphProto,
+    role: Role,
     doc: String,
     weights_file: String,
 }
 
+/// What a graph computes, which decides how it is loaded. The file says it, under the key `role`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Projections of a block, or the product that the machine is measured by: a lower precision applies to them, and
+    /// rows are padded.
+    Projections,
+    /// The ends of the model, and what computes small differences by products of its own: always float32.
+    Exact,
+}
+
+const ROLE: &str = "role";
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Projections => "projections",
+            Self::Exact => "exact",
+        }
+    }
+}
+
+impl ModelProto {
+    /// What the graph computes.
+    pub fn role(&self) -> Role {
+        let is = |role: Role| self.metadata_props.iter().any(|entry| entry.key == ROLE && entry.value == role.name());
+        if is(Role::Projections) { Role::Projections } else { Role::Exact }
+    }
+}
+
 impl GraphBuilder {
-    pub fn new(name: &str, doc: &str, weights_file: &str) -> Self {
+    pub fn new(name: &str, role: Role, doc: &str, weights_file: &str) -> Self {
         let graph = GraphProto { name: name.into(), ..Default::default() };
-        Self { graph, doc: doc.into(), weights_file: weights_file.into() }
+        Self { graph, role, doc: doc.into(), weights_file: weights_file.into() }
     }
 
-    pub fn input(&mut self, name: &str, dims: &[Dim], doc: &str) -> String {
-        self.graph.input.push(value_info(name, FLOAT, dims, doc));
-        name.into()
+    pub fn input(&mut self, point: HookPoint, dims: &[Dim], doc: &str) -> String {
+        self.typed_input(point, FLOAT, dims, doc)
     }
 
-    pub fn int_input(&mut self, name: &str, dims: &[Dim], doc: &str) -> String {
-        self.graph.input.push(value_info(name, INT64, dims, doc));
-        name.into()
+    pub fn int_input(&mut self, point: HookPoint, dims: &[Dim], doc: &str) -> String {
+        self.typed_input(point, INT64, dims, doc)
     }
 
-    pub fn bool_input(&mut self, name: &str, dims: &[Dim], doc: &str) -> String {
-        self.graph.input.push(value_info(name, BOOL, dims, doc));
-        name.into()
+    pub fn bool_input(&mut self, point: HookPoint, dims: &[Dim], doc: &str) -> String {
+        self.typed_input(point, BOOL, dims, doc)
     }
 
-    /// Declares `name` an output; a node must write it.
-    pub fn output(&mut self, name: &str, dims: &[Dim], doc: &str) {
-        self.graph.output.push(value_info(name, FLOAT, dims, doc));
+    fn typed_input(&mut self, point: HookPoint, elem_type: i32, dims: &[Dim], doc: &str) -> String {
+        self.graph.input.push(value_info(&point.name(), elem_type, dims, doc));
+        point.name().into_owned()
+    }
+
+    /// Declares an output; a node must write it.
+    pub fn output(&mut self, point: HookPoint, dims: &[Dim], doc: &str) {
+        self.graph.output.push(value_info(&point.name(), FLOAT, dims, doc));
     }
 
     pub fn weight(&mut self, stored: &Stored) -> String {
@@ -346,11 +382,12 @@ impl GraphBuilder {
     pub fn bytes(self) -> Vec<u8> {
         let model = ModelProto {
             ir_version: IR_VERSION,
-            producer_name: env!("CARGO_PKG_NAME").into(),
+            producer_name: "selfrepair".into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             doc_string: self.doc,
             graph: Some(self.graph),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            metadata_props: vec![StringStringEntryProto { key: ROLE.into(), value: self.role.name().into() }],
         };
         model.encode_to_vec()
     }

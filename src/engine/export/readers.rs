@@ -10,31 +10,17 @@
 //! heads of a layer, and W_O γ W once for the run, so that the product with Δz has d_head rows instead of D.
 
 use super::graphs::{B, P, S, norm, project};
-use super::onnx::{Dim, GraphBuilder, Stored, int};
+use super::onnx::{Dim, GraphBuilder, Role, Stored, int};
 use super::stored::StoredLayer;
+use crate::hooks::{HookPoint, Projection};
 use selfrepair_model::{Architecture, Norm};
 
-/// A projection that reads a replaced head first, and the names of what it then reads instead of the stream.
-pub struct Reader {
-    pub projection: &'static str,
-    /// What it read of the clean stream, before its bias.
-    pub clean: &'static str,
-    /// W_O γ W of every head.
-    pub of_heads: &'static str,
-}
-
-macro_rules! reader {
-    ($name:literal) => {
-        Reader { projection: $name, clean: concat!($name, "_clean"), of_heads: concat!($name, "_of_heads") }
-    };
-}
-
-const ATTENTION: [Reader; 3] = [reader!("q"), reader!("k"), reader!("values")];
-const MLP: [Reader; 2] = [reader!("hidden"), reader!("gate")];
+const ATTENTION: [Projection; 3] = [Projection::Q, Projection::K, Projection::V];
+const MLP: [Projection; 2] = [Projection::In, Projection::Gate];
 
 /// The projections of a block's attention and of its MLP that read a head's change first: those of its own MLP, or, where
 /// attention and MLP are parallel, of the next block's attention and MLP.
-pub fn readers(a: &Architecture) -> (&'static [Reader], &'static [Reader]) {
+pub fn readers(a: &Architecture) -> (&'static [Projection], &'static [Projection]) {
     (&ATTENTION[..if a.parallel { 3 } else { 0 }], &MLP[..if a.gated { 2 } else { 1 }])
 }
 
@@ -61,9 +47,9 @@ impl Reading {
 
     /// `stream` is the changed one.
     pub fn after_head(g: &mut GraphBuilder, a: &Architecture, stream: &str) -> Self {
-        let clean = g.input("clean", &[P, S, Dim::Size(a.d_model)], "the same stream before the head was replaced");
-        let z_change = g.input("z_change", &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
-        let head = g.int_input("head", &[B], "which head");
+        let clean = g.input(HookPoint::CleanResid, &[P, S, Dim::Size(a.d_model)], "the same stream before the head was replaced");
+        let z_change = g.input(HookPoint::ZChange, &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
+        let head = g.int_input(HookPoint::Head, &[B], "which head");
         let before = norm_scale(g, a, &clean, "clean_scale");
         let after = norm_scale(g, a, stream, "scale");
         let ratio = g.node("Div", &[&before, &after], "ratio", vec![]);
@@ -72,15 +58,16 @@ impl Reading {
     }
 
     /// x W + b.
-    pub fn project(&self, g: &mut GraphBuilder, w: &Stored, b: &Option<Stored>, name: &str) -> String {
+    pub fn project(&self, g: &mut GraphBuilder, projection: Projection, w: &Stored, b: &Option<Stored>) -> String {
+        let name = projection.name();
         let (ratio, change, head, heads, d_head) = match self {
             Self::Normed(x) => return project(g, x, w, b, name),
             Self::AfterHead { ratio, change, head, heads, d_head } => (ratio, change, head, *heads, *d_head),
         };
         let width = Dim::Size(w.columns());
-        let clean = g.input(&format!("{name}_clean"), &[P, S, width], "what it reads of the clean stream");
+        let clean = g.input(HookPoint::CleanRead(projection), &[P, S, width], "what it reads of the clean stream");
         let sizes = [Dim::Size(heads), Dim::Size(d_head), width];
-        let combined = g.input(&format!("{name}_of_heads"), &sizes, "W_O γ W of every head");
+        let combined = g.input(HookPoint::OfHeads(projection), &sizes, "W_O γ W of every head");
         let of_head = g.node("Gather", &[&combined, head], &format!("{name}_of_head"), vec![]);
         let product = g.node("MatMul", &[change, &of_head], &format!("{name}_change"), vec![]);
         let scaled = g.node("Mul", &[&clean, ratio], &format!("{name}_scaled"), vec![]);
@@ -118,17 +105,17 @@ fn norm_scale(g: &mut GraphBuilder, a: &Architecture, x: &str, name: &str) -> St
 fn projections<'a>(
     a: &Architecture,
     w: &'a StoredLayer,
-) -> impl Iterator<Item = (&'static Reader, &'a Stored, &'a Stored)> {
+) -> impl Iterator<Item = (Projection, &'a Stored, &'a Stored)> {
     let (attention, mlp) = readers(a);
-    attention.iter().chain(mlp).filter_map(|reader| {
-        let (gamma, w) = match reader.projection {
-            "q" => (&w.attention_norm, Some(&w.w_q)),
-            "k" => (&w.attention_norm, Some(&w.w_k)),
-            "values" => (&w.attention_norm, Some(&w.w_v)),
-            "gate" => (&w.mlp_norm, w.w_gate.as_ref()),
-            _ => (&w.mlp_norm, Some(&w.w_in)),
+    attention.iter().chain(mlp).filter_map(|&projection| {
+        let (gamma, w) = match projection {
+            Projection::Q => (&w.attention_norm, Some(&w.w_q)),
+            Projection::K => (&w.attention_norm, Some(&w.w_k)),
+            Projection::V => (&w.attention_norm, Some(&w.w_v)),
+            Projection::Gate => (&w.mlp_norm, w.w_gate.as_ref()),
+            Projection::In => (&w.mlp_norm, Some(&w.w_in)),
         };
-        Some((reader, gamma, w?))
+        Some((projection, gamma, w?))
     })
 }
 
@@ -136,12 +123,13 @@ fn projections<'a>(
 pub fn clean_reads(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
     let doc =
         format!("What the projections of block {layer} that read a replaced head first read of the clean stream.");
-    let mut g = GraphBuilder::new(&super::clean_reads_graph(layer), &doc, weights);
-    let residual = g.input("residual", &[P, S, Dim::Size(a.d_model)], "the clean stream that they read");
-    for (reader, gamma, w) in projections(a, w) {
-        let normed = norm(&mut g, a, &residual, gamma, &format!("{}_normed", reader.projection));
-        let product = project(&mut g, &normed, w, &None, reader.clean);
-        g.output(&product, &[P, S, Dim::Size(w.columns())], "x W");
+    let mut g = GraphBuilder::new(&super::clean_reads_graph(layer), Role::Projections, &doc, weights);
+    let residual = g.input(HookPoint::Resid, &[P, S, Dim::Size(a.d_model)], "the clean stream that they read");
+    for (projection, gamma, w) in projections(a, w) {
+        let normed = norm(&mut g, a, &residual, gamma, &format!("{}_normed", projection.name()));
+        let read = HookPoint::CleanRead(projection);
+        project(&mut g, &normed, w, &None, &read.name());
+        g.output(read, &[P, S, Dim::Size(w.columns())], "x W");
     }
     g
 }
@@ -150,18 +138,19 @@ pub fn clean_reads(a: &Architecture, layer: usize, w: &StoredLayer, weights: &st
 pub fn combined(a: &Architecture, layer: usize, w: &StoredLayer, w_o: &Stored, weights: &str) -> GraphBuilder {
     let (heads, d_head, d) = (a.heads, a.d_head, a.d_model);
     let doc = format!("What the projections of block {layer} read of each head that writes to them first.");
-    let mut g = GraphBuilder::new(&super::combined_graph(layer), &doc, weights);
+    let mut g = GraphBuilder::new(&super::combined_graph(layer), Role::Exact, &doc, weights);
     let mut written = g.weight(&w_o.reshaped(&[heads, d_head, d]));
     if a.norm == Norm::Layer {
         let axis = g.int_constant("axis_of_mean", &[2]);
         let mean = g.node("ReduceMean", &[&written, &axis], "W_O_mean", vec![int("keepdims", 1)]);
         written = g.node("Sub", &[&written, &mean], "W_O_centred", vec![]);
     }
-    for (reader, gamma, w) in projections(a, w) {
+    for (projection, gamma, w) in projections(a, w) {
         let gamma = g.weight(gamma);
-        let scaled = g.node("Mul", &[&written, &gamma], &format!("{}_W_O", reader.projection), vec![]);
-        let combined = project(&mut g, &scaled, w, &None, reader.of_heads);
-        g.output(&combined, &[Dim::Size(heads), Dim::Size(d_head), Dim::Size(w.columns())], "W_O γ W");
+        let scaled = g.node("Mul", &[&written, &gamma], &format!("{}_W_O", projection.name()), vec![]);
+        let combined = HookPoint::OfHeads(projection);
+        project(&mut g, &scaled, w, &None, &combined.name());
+        g.output(combined, &[Dim::Size(heads), Dim::Size(d_head), Dim::Size(w.columns())], "W_O γ W");
     }
     g
 }

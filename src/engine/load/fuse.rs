@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::export::onnx::{AttributeProto, GraphProto, NodeProto, OperatorSetIdProto, float, int, string};
+use crate::hooks::HookPoint;
 use selfrepair_model::Activation;
 
 pub const OWN_DOMAIN: &str = "pipeline";
@@ -40,10 +41,11 @@ pub fn fuse(graph: &mut GraphProto) -> Unbiased {
     // None of them, if the graph has another form.
     fuse_attention(graph);
     fuse_activation(graph);
-    let unbiased = ["residual_mid", "residual_post"].iter().filter_map(|sum| fuse_addition(graph, sum)).collect();
+    let unbiased = [HookPoint::ResidMid, HookPoint::ResidPost].into_iter().filter_map(|sum| fuse_addition(graph, sum)).collect();
     graph.node.iter_mut().for_each(replace_norm);
-    for scale in ["clean_scale", "scale"] {
-        fuse_norm_scale(graph, scale);
+    let roots = graph.node.iter().filter(|n| n.op_type == "Sqrt").map(|n| n.output[0].clone());
+    for root in roots.collect::<Vec<_>>() {
+        fuse_norm_scale(graph, &root);
     }
     while fuse_read(graph).is_some() {}
     unbiased
@@ -69,6 +71,8 @@ fn fuse_norm_scale(graph: &mut GraphProto, scale: &str) -> Option<()> {
     let root = graph.writes(scale, "Sqrt")?;
     let sum = graph.writes(&root.input[0], "Add")?;
     let mean = graph.writes(&sum.input[0], "ReduceMean")?;
+    // One that keeps its axis: what follows divides the stream by it.
+    mean.attribute.iter().find(|a| a.name == "keepdims" && a.i == Some(1))?;
     let squares = graph.writes(&mean.input[0], "Mul")?;
     let mut fused = vec![root, sum.clone(), mean, squares.clone()];
     let mut x = squares.input[0].clone();
@@ -87,9 +91,10 @@ fn fuse_norm_scale(graph: &mut GraphProto, scale: &str) -> Option<()> {
 
 /// What a projection read of the clean stream, times the ratio of scales, and what it reads of the change.
 fn fuse_read(graph: &mut GraphProto) -> Option<()> {
-    let scaled = graph.node.iter().find(|n| n.op_type == "Mul" && n.input[1] == "ratio")?.clone();
+    let is_scaled = |n: &&NodeProto| n.op_type == "Mul" && graph.writes(&n.input[1], "Div").is_some();
+    let scaled = graph.node.iter().find(is_scaled)?.clone();
     let sum = graph.node.iter().find(|n| n.op_type == "Add" && n.input[0] == scaled.output[0])?.clone();
-    let node = own(READ_BY_DIFFERENCE, &[&scaled.input[0], "ratio", &sum.input[1]], &[&sum.output[0]], vec![]);
+    let node = own(READ_BY_DIFFERENCE, &[&scaled.input[0], &scaled.input[1], &sum.input[1]], &[&sum.output[0]], vec![]);
     graph.replace(&[&scaled, &sum], node);
     Some(())
 }
@@ -97,7 +102,7 @@ fn fuse_read(graph: &mut GraphProto) -> Option<()> {
 /// Causal attention with what its queries and keys go through, and the sum by head of z ⊙ v: of the same z if nothing is
 /// held, or by itself.
 fn fuse_attention(graph: &mut GraphProto) -> Option<()> {
-    let effects = graph.writes("head_effects", "ReduceSum")?;
+    let effects = graph.writes(&HookPoint::HeadEffects.name(), "ReduceSum")?;
     let reshaped = graph.writes(&effects.input[0], "Reshape")?;
     let products = graph.writes(&reshaped.input[0], "Mul")?;
     let [z, v] = &products.input[..] else { return None };
@@ -112,7 +117,8 @@ fn fuse_attention(graph: &mut GraphProto) -> Option<()> {
             let (rotations, [q, k], [cos, sin]) = graph.unrotated([q, k]);
             let ((q_sum, q, q_bias), (k_sum, k, k_bias)) = (graph.unbiased(&q), graph.unbiased(&k));
             let is_free = attention.output[0] == *z;
-            let (v, effect) = if is_free { (v.as_str(), "head_effects") } else { ("", "") };
+            let head_effects = HookPoint::HeadEffects.name();
+            let (v, effect) = if is_free { (v.as_str(), &*head_effects) } else { ("", "") };
             let node = own(
                 ATTENTION,
                 &[&q, &k, values, v, &q_bias, &k_bias, &cos, &sin],
@@ -128,17 +134,18 @@ fn fuse_attention(graph: &mut GraphProto) -> Option<()> {
         }
         _ => {}
     }
-    let fused = own(HEAD_EFFECTS, &[z, v], &["head_effects"], of_heads(&["q_num_heads"]));
+    let fused = own(HEAD_EFFECTS, &[z, v], &[&HookPoint::HeadEffects.name()], of_heads(&["q_num_heads"]));
     graph.replace(&of_effects, fused);
     Some(())
 }
 
 /// post = activation(x), of x = product + bias, or with a gate.
 fn fuse_activation(graph: &mut GraphProto) -> Option<()> {
-    let post = graph.node.iter().find(|n| n.output[0] == "post")?.clone();
+    let name = HookPoint::MlpPost.name();
+    let post = graph.node.iter().find(|n| n.output[0] == name)?.clone();
     if let Some((activation, x, mut fused)) = graph.activation(&post) {
         let (biased, x, bias) = graph.unbiased(&x);
-        let node = own(ACTIVATION, &[&x, &bias, ""], &["post"], vec![string("activation", activation)]);
+        let node = own(ACTIVATION, &[&x, &bias, ""], &[&name], vec![string("activation", activation)]);
         fused.extend(biased);
         graph.replace(&fused.iter().collect::<Vec<_>>(), node);
         return Some(());
@@ -146,7 +153,7 @@ fn fuse_activation(graph: &mut GraphProto) -> Option<()> {
     let [gate, up] = &post.input[..] else { return None };
     let gate = graph.node.iter().find(|n| &n.output[0] == gate)?;
     let (activation, x, mut fused) = graph.activation(gate)?;
-    let node = own(ACTIVATION, &[&x, "", up], &["post"], vec![string("activation", activation)]);
+    let node = own(ACTIVATION, &[&x, "", up], &[&name], vec![string("activation", activation)]);
     fused.push(post.clone());
     graph.replace(&fused.iter().collect::<Vec<_>>(), node);
     Some(())
@@ -154,16 +161,17 @@ fn fuse_activation(graph: &mut GraphProto) -> Option<()> {
 
 /// A component's output: its bias, its sum with the stream, and its dot product with the direction. What it writes is asked
 /// for in clean passes only, and is left without the bias (both are returned, if there is one).
-fn fuse_addition(graph: &mut GraphProto, sum: &str) -> Option<(String, String)> {
-    let sum = graph.writes(sum, "Add")?;
+fn fuse_addition(graph: &mut GraphProto, sum: HookPoint) -> Option<(String, String)> {
+    let sum = graph.writes(&sum.name(), "Add")?;
+    let mlp_effect = HookPoint::MlpEffect.name();
     let [stream, written] = &sum.input[..] else { return None };
     let mut fused = vec![sum.clone()];
     let (biased, product, bias) = graph.unbiased(written);
     fused.extend(biased);
     let (mut u, mut effect) = (String::new(), "");
-    if let Some(reduced) = graph.writes("mlp_effect", "ReduceSum") {
+    if let Some(reduced) = graph.writes(&mlp_effect, "ReduceSum") {
         let products = graph.writes(&reduced.input[0], "Mul").filter(|n| &n.input[0] == written)?;
-        (u, effect) = (products.input[1].clone(), "mlp_effect");
+        (u, effect) = (products.input[1].clone(), &*mlp_effect);
         fused.extend([products, reduced]);
     }
     let node = own(ADDITION, &[written, stream, &bias, &u], &[&sum.output[0], effect], vec![]);

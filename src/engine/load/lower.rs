@@ -22,12 +22,6 @@ fn data_type(half: Half) -> i32 {
     }
 }
 
-/// Whether a graph's projections are lowered: those of blocks, and the product that measures the machine. The ends of the
-/// model, and what computes small differences by products of its own, stay float32.
-pub fn is_lowered(name: &str) -> bool {
-    ["attention_", "mlp_", "clean_reads_", "matmul_"].iter().any(|start| name.starts_with(start))
-}
-
 /// Lowers every product with a stored weight, and returns those weights' names.
 pub fn lower(graph: &mut GraphProto, lowering: Lowering) -> BTreeSet<String> {
     let stored = graph.initializer.iter().filter(|t| !t.external_data.is_empty()).map(|t| t.name.clone());

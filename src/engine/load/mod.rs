@@ -12,12 +12,12 @@ use anyhow::{Context, Result};
 use prost::Message;
 
 use crate::export::ExternalWeight;
-use crate::export::onnx::ModelProto;
+use crate::export::onnx::{ModelProto, Role};
 use fuse::Unbiased;
 pub use fuse::{
     ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, NORM_SCALE, OWN_DOMAIN, READ_BY_DIFFERENCE, activation_named,
 };
-pub use lower::{Lowering, is_lowered};
+pub use lower::Lowering;
 use pad::Padded;
 pub use pad::{ALIASED, PADDING};
 
@@ -39,19 +39,21 @@ pub struct Weight {
     pub is_padded: bool,
 }
 
-/// Reads an exported graph and lowers its projections if wanted. For a CPU, `fused` says to fuse operators, and to pad rows
+/// Reads an exported graph and lowers its projections if wanted and if it has some. For a CPU, `fused` says to fuse operators, and to pad rows
 /// of a multiple of so many numbers ([`ALIASED`], but for tests).
 pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -> Result<Prepared> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
+    let role = model.role();
+    let lowering = lowering.filter(|_| role == Role::Projections);
     let graph = model.graph.as_mut().with_context(|| format!("{} has no graph", path.display()))?;
     let rounded = lowering.map(|lowering| lower::lower(graph, lowering)).unwrap_or_default();
     let weights = graph.external_weights().with_context(|| path.display().to_string())?;
     let (mut padded, mut unbiased) = (Padded::default(), Unbiased::new());
     if let Some(aliased) = fused {
         unbiased = fuse::fuse(graph);
-        // Other graphs run but once a prompt, and read the same weights in other ways.
-        if is_lowered(&graph.name) {
+        // Other graphs run once a prompt, and read the same weights in other ways.
+        if role == Role::Projections {
             padded = pad::pad(graph, aliased);
         }
         model.opset_import.push(fuse::domain());

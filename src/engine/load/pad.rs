@@ -91,9 +91,9 @@ mod tests {
             (weights.collect::<Vec<_>>(), prepared.padded.into_iter().collect::<Vec<_>>())
         };
         let of_attention = ["W_Q", "W_K", "W_V", "W_O_0"].map(String::from).to_vec();
-        assert_eq!(padded(attention_graph(0), Some(1)), (of_attention, vec!["z".into()]));
+        assert_eq!(padded(attention_graph(0), Some(1)), (of_attention, vec!["hook_z".into()]));
         let of_mlp = ["W_in", "W_gate", "W_out"].map(String::from).to_vec();
-        assert_eq!(padded(mlp_graph(0), Some(1)), (of_mlp, vec!["post".into()]));
+        assert_eq!(padded(mlp_graph(0), Some(1)), (of_mlp, vec!["mlp_post".into()]));
         // It has no rows of so many.
         assert_eq!(padded(mlp_graph(0), Some(ALIASED)), (vec![], vec![]));
         assert_eq!(padded(mlp_graph(0), None), (vec![], vec![]));
