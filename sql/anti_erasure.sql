@@ -51,5 +51,5 @@ select
 from components c
 left join neurons n
     on c.ablation = n.ablation and c.hold = n.hold and c.component = n.component and c.layer = n.layer
-    and coalesce(c.head, 65535) = coalesce(n.head, 65535)
+    and (c.head is not distinct from n.head)
 order by c.ablation, c.hold, c.component, c.layer, c.head, n.neuron_layer

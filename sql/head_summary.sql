@@ -46,7 +46,7 @@ spread as (
     from prompt_summary p
     join means m
         on p.ablation = m.ablation and p.hold = m.hold and p.component = m.component and p.layer = m.layer
-        and coalesce(p.head, 65535) = coalesce(m.head, 65535) and p.subset = m.subset
+        and (p.head is not distinct from m.head) and p.subset = m.subset
     group by p.ablation, p.hold, p.component, p.layer, p.head, p.subset
 )
 select
@@ -62,5 +62,5 @@ select
 from means m
 join spread s
     on m.ablation = s.ablation and m.hold = s.hold and m.component = s.component and m.layer = s.layer
-    and coalesce(m.head, 65535) = coalesce(s.head, 65535) and m.subset = s.subset
+    and (m.head is not distinct from s.head) and m.subset = s.subset
 order by m.ablation, m.hold, m.component, m.layer, m.head, m.subset

@@ -21,6 +21,6 @@ select
 from head_summary h
 join head_summary n
     on h.ablation = n.ablation and h.component = n.component and h.layer = n.layer
-    and coalesce(h.head, 65535) = coalesce(n.head, 65535) and h.subset = n.subset
+    and (h.head is not distinct from n.head) and h.subset = n.subset
 where h.hold <> 'none' and n.hold = 'none'
 order by h.ablation, h.hold, h.component, h.layer, h.head, h.subset

@@ -16,15 +16,10 @@ select
     h.standard_error as head_error,
     b.mean_change as block_change,
     b.standard_error as block_error
--- Blocks are few, and what is named first is what the other is looked up in. A column that may be null makes all of them be
--- compared so: then none is computed for it (coalesce), which in a query of milliseconds is a tenth of the time.
-from repair_graph b
-join repair_graph h
-    on (h.layer is not distinct from b.layer)
-    and (h.subset is not distinct from b.subset)
-    and (h.component is not distinct from b.component)
-    and (h.repairer_layer is not distinct from b.repairer_layer)
-    and (h.repairer_head is not distinct from b.repairer_head)
+from repair_graph h
+join repair_graph b
+    on h.layer = b.layer and h.subset = b.subset and h.component = b.component
+    and h.repairer_layer = b.repairer_layer and (h.repairer_head is not distinct from b.repairer_head)
 where h.ablated = 'head' and h.hold = 'none' and b.ablated = 'block' and b.hold = 'none' and b.ablation = 'zero'
     and h.repairer_layer > h.layer
 order by h.ablation, h.layer, h.head, h.subset, h.repairer_layer, h.component, h.repairer_head

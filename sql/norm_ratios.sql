@@ -18,7 +18,7 @@ with ratios as (
     from ablations a
     join clean c on a.prompt = c.prompt and a.position = c.position
     left join top_tokens t
-        on a.component = t.component and a.layer = t.layer and coalesce(a.head, 65535) = coalesce(t.head, 65535)
+        on a.component = t.component and a.layer = t.layer and (a.head is not distinct from t.head)
         and a.prompt = t.prompt and a.position = t.position
 ),
 -- Counted before they are laid out, so that all tokens are read once.

@@ -21,7 +21,7 @@ with measured as (
         ]) as size
     from ablations a
     join top_tokens t
-        on a.component = t.component and a.layer = t.layer and coalesce(a.head, 65535) = coalesce(t.head, 65535)
+        on a.component = t.component and a.layer = t.layer and (a.head is not distinct from t.head)
         and a.prompt = t.prompt and a.position = t.position
     where a.hold = 'none'
 ),

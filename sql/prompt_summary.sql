@@ -17,7 +17,7 @@ with marked as (
     select a.*, unnest(case when t.rank is null then ['all'] else ['all', 'top'] end) as subset
     from ablations a
     left join top_tokens t
-        on a.component = t.component and a.layer = t.layer and coalesce(a.head, 65535) = coalesce(t.head, 65535)
+        on a.component = t.component and a.layer = t.layer and (a.head is not distinct from t.head)
         and a.prompt = t.prompt and a.position = t.position
 )
 select

@@ -13,23 +13,14 @@ with drops as (
         ablation, hold, component, layer, head, self_repair,
         direct_effect - ablated_direct_effect as lost
     from ablations
-),
--- Counted over all tokens: reading every second one is slower than reading all.
-counts as (
-    select
-        ablation, hold, component, layer, head,
-        sum(case when lost > 0.05 then 1 else 0 end) as tokens,
-        sum(case when lost > 0.05 and self_repair <= 0 then 1 else 0 end) as not_repaired,
-        sum(case when lost > 0.05 and self_repair > lost then 1 else 0 end) as over_repaired
-    from drops
-    group by ablation, hold, component, layer, head
 )
 select
     ablation, hold, component, layer, head,
-    tokens,
-    cast(not_repaired as double) / tokens as not_repaired,
-    cast(tokens - not_repaired - over_repaired as double) / tokens as partly_repaired,
-    cast(over_repaired as double) / tokens as over_repaired
-from counts
-where tokens > 0
+    count(*) as tokens,
+    avg(case when self_repair <= 0 then 1.0 else 0.0 end) as not_repaired,
+    avg(case when self_repair > 0 and self_repair <= lost then 1.0 else 0.0 end) as partly_repaired,
+    avg(case when self_repair > lost then 1.0 else 0.0 end) as over_repaired
+from drops
+where lost > 0.05
+group by ablation, hold, component, layer, head
 order by ablation, hold, component, layer, head

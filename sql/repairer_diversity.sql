@@ -8,32 +8,32 @@
 -- share: the share of tokens on which it is
 -- effective_repairers: exp of the entropy of the strongest repairers: as many equally frequent ones would be as diverse
 with strongest as (
+    -- A token's repairers are ranked by the size of their change.
     select
         ablation, hold, component, layer, head,
-        -- The strongest of a token's repairers has the least rank. Its place in the model stands behind the rank in one
-        -- number, 16 bits for each part: so the minimum finds both, and the rows need not be joined with it.
-        min(rank * 4294967296 + repairer_layer * 65536 + coalesce(repairer_head, 65535)) % 4294967296 as place
+        first_value(repairer order by rank) as repairer,
+        first_value(repairer_layer order by rank) as repairer_layer,
+        first_value(repairer_head order by rank) as repairer_head
     from component_repairs
     where change > 0
     group by ablation, hold, component, layer, head, prompt, position
 ),
--- What stands at a place: its block, then its head; an MLP is after its block's heads.
-names as (
-    select distinct
-        component as repairer, repairer_layer, repairer_head,
-        repairer_layer * 65536 + coalesce(repairer_head, 65535) as place
-    from repair_graph
-),
 counts as (
-    select ablation, hold, component, layer, head, place, count(*) as tokens
+    select
+        ablation, hold, component, layer, head, repairer, repairer_layer, repairer_head,
+        count(*) as tokens
     from strongest
-    group by ablation, hold, component, layer, head, place
+    group by ablation, hold, component, layer, head, repairer, repairer_layer, repairer_head
 ),
 shares as (
     select
         *,
         cast(tokens as double) / sum(tokens) over (partition by ablation, hold, component, layer, head) as share,
-        row_number() over (partition by ablation, hold, component, layer, head order by tokens desc, place) as rank
+        -- In the model, a block's heads come before its MLP.
+        row_number() over (
+            partition by ablation, hold, component, layer, head
+            order by tokens desc, repairer_layer, repairer, repairer_head
+        ) as rank
     from counts
 )
 select
@@ -46,6 +46,5 @@ select
     max(share) as share,
     exp(-sum(share * ln(share))) as effective_repairers
 from shares
-left join names using (place)
 group by ablation, hold, component, layer, head
 order by ablation, hold, component, layer, head

@@ -8,8 +8,9 @@
 -- direct_effect, new_direct_effect: mean direct effect, and after the addition [logits]
 -- slope: of the line of new_direct_effect on direct_effect
 -- slope_error: its standard error, a prompt's tokens taken as one observation
--- class: `reinforcing` if the slope is above 1 by more than two standard errors, `repressing` if it is so below 1, else
---     `neither`
+-- class: `reinforcing` if the head writes more of it when its output is added (the slope is above 1) and less when it is
+--     taken away (with a negative multiple, the slope is below 1), by more than two standard errors; `repressing` if it is
+--     the other way round; else `neither`
 with sums as (
     select
         layer, head, added, multiple, prompt,
@@ -61,8 +62,8 @@ select
     direct_effect, new_direct_effect,
     slope, slope_error,
     case
-        when slope - 2 * slope_error > 1 then 'reinforcing'
-        when slope + 2 * slope_error < 1 then 'repressing'
+        when signum(multiple) * (slope - 1) > 2 * slope_error then 'reinforcing'
+        when signum(multiple) * (slope - 1) < -2 * slope_error then 'repressing'
         else 'neither'
     end as class
 from errors

@@ -1,8 +1,8 @@
 -- Question: which heads write alike?
--- Grain:    measure × rank: the 50 pairs of heads of highest mean cosine
+-- Grain:    measure × rank: the 50 pairs of heads whose mean cosine has the highest absolute value
 --
 -- measure: `cosine`, or `cosine_without_token`: without what they write along the correct token's direction
--- rank: place by that measure, from 1
+-- rank: place by that measure's absolute value, from 1
 -- layer, head, other_layer, other_head: the two heads
 -- cosine, cosine_without_token: both measures of the pair
 with measures as (
@@ -13,7 +13,7 @@ with measures as (
 ranked as (
     select
         *,
-        row_number() over (partition by measure order by value desc, layer, head, other_layer, other_head) as rank
+        row_number() over (partition by measure order by abs(value) desc, layer, head, other_layer, other_head) as rank
     from measures
 )
 select measure, rank, layer, head, other_layer, other_head, cosine, cosine_without_token

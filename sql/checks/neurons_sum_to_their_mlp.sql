@@ -11,6 +11,6 @@ select n.ablation, n.hold, n.component, n.layer, n.head, n.neuron_layer, n.total
 from neurons n
 join repair_graph g
     on n.ablation = g.ablation and n.hold = g.hold and n.component = g.ablated and n.layer = g.layer
-    and coalesce(n.head, 65535) = coalesce(g.head, 65535) and n.neuron_layer = g.repairer_layer
+    and (n.head is not distinct from g.head) and n.neuron_layer = g.repairer_layer
 where g.subset = 'top' and g.component = 'mlp' and abs(n.total - g.mean_change)
         > 1e-4 * (select coalesce(max(tolerance), 1) from rounding) * greatest(1, n.size)

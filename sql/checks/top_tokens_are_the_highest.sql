@@ -18,7 +18,9 @@ counts as (
             as not_below
     from ablations a
     left join lowest l
-        on a.component = l.component and a.layer = l.layer and coalesce(a.head, 65535) = coalesce(l.head, 65535)
+        on (a.component is not distinct from l.component)
+        and (a.layer is not distinct from l.layer)
+        and (a.head is not distinct from l.head)
     group by a.ablation, a.hold, a.component, a.layer, a.head
 )
 select c.ablation, c.hold, c.component, c.layer, c.head, c.tokens, e.tokens as expected, c.above, c.not_below

@@ -1,20 +1,21 @@
 //! `pipeline report`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use selfrepair_report::compare;
 
-/// Write a run's report anew, or compare several runs in one page with figures
+/// Write a run's report again, or compare several runs in one page with figures
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Folder of a run; give it several times to compare
     #[arg(long, value_name = "DIR", required = true)]
     out: Vec<PathBuf>,
-    /// Where the comparison is written
-    #[arg(long, value_name = "DIR", default_value = "comparison")]
-    to: PathBuf,
+    /// Where the comparison is written: a new folder, an empty one, or that of an earlier comparison
+    /// [default: comparison]
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -22,5 +23,13 @@ const EXAMPLES: &str = "Examples:
   pipeline report --out out/160m --out out/410m --to out/pythia";
 
 pub fn run(args: Args) -> Result<()> {
-    super::say(&compare(&args.out, &args.to)?)
+    if let ([out], Some(to)) = (args.out.as_slice(), &args.to) {
+        bail!(
+            "--to {} is for a comparison of several runs; the report of one run lies in {} (leave --to out, or name \
+             another run with --out)",
+            to.display(),
+            out.join("report").display()
+        );
+    }
+    super::say(&compare(&args.out, args.to.as_deref().unwrap_or(Path::new("comparison")))?)
 }

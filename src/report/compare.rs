@@ -7,29 +7,34 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, Panel, Point, RED, with_zero};
-use super::figures::{CAUSES, Figure, HEADS, quoted, stacked};
+use super::escape::escape;
+use super::figures::{CAUSES, Figure, stacked, with_file_names};
 use super::html::{Listing, Page};
+use super::query::{Asked, ask};
 use super::settings::Settings;
-use super::{Rows, files, report};
+use super::{Rows, files, folder, report};
 use selfrepair_query::analyze::Tables;
 use selfrepair_store::run_folder::is_run;
-use selfrepair_core::files::write_atomically;
 
 const THEME: &str = "Runs compared";
 
 /// Rewrites the report of one run, or writes a page that compares several into `to`.
 ///
 /// # Errors
-/// If a folder has no finished run's tables, or `to` is itself a run, whose figures would be overwritten.
+/// If a folder has no finished run's tables, or `to` holds anything that is not a comparison's.
 pub fn compare(runs: &[PathBuf], to: &Path) -> Result<String> {
     if let [one] = runs {
         return report(one);
     }
     ensure!(!is_run(to), "--to {} is the folder of a run; name another folder for the comparison", to.display());
+    folder::check(to)?;
     let opened: Vec<Run> = runs.iter().map(|out| Run::open(out)).collect::<Result<_>>()?;
     let series = series(&opened)?;
+    let figures = vec![by_depth(&series)?, causes(&series)?, shares(&series)?, outcomes(&series)?];
+    let figures = with_file_names(figures);
     fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
-    let figures = [by_depth(&series)?, causes(&series)?, shares(&series)?, outcomes(&series)?];
+    let names = figures.iter().flat_map(files::names).map(|name| format!("figures/{name}"));
+    folder::record(to, names.chain(["index.html".to_string()]))?;
     files::write(&figures, &to.join("figures"))?;
     let mut page = Page::new("Self-repair, several runs compared", introduction(&series), "figures");
     // Every run has the tables that the queries read, so the first can tell their names.
@@ -40,7 +45,7 @@ pub fn compare(runs: &[PathBuf], to: &Path) -> Result<String> {
         &summary(&series)?,
     );
     let path = to.join("index.html");
-    write_atomically(&path, page.html().as_bytes())?;
+    files::put(&path, page.html().as_bytes())?;
     Ok(format!("{} runs compared in {}", runs.len(), path.display()))
 }
 
@@ -62,8 +67,7 @@ impl Run {
                 out.display()
             );
         }
-        let query = format!("select distinct ablation from head_summary where {HEADS} order by ablation");
-        let ablations = Rows::of(&tables, &query)?.texts("ablation")?;
+        let ablations = Rows::ask(&tables, &ask!("ablations"))?.texts("ablation")?;
         ensure!(!ablations.is_empty(), "{} ablated no heads; only runs that did can be compared", out.display());
         Ok(Self { folder: out.to_path_buf(), settings: Settings::read(&tables, out)?, tables, ablations })
     }
@@ -106,21 +110,15 @@ fn series(runs: &[Run]) -> Result<Vec<Series<'_>>> {
 }
 
 impl Series<'_> {
-    /// The rows of a query in which `$heads` stands for this series' rows about heads.
-    fn rows(&self, sql: &str) -> Result<Rows> {
-        let condition = format!("{HEADS} and ablation = {}", quoted(self.ablation));
-        Rows::of(&self.run.tables, &sql.replace("$heads", &condition))
+    /// The rows of a query about this series, whose parameter is `$ablation`.
+    fn rows(&self, asked: Asked) -> Result<Rows> {
+        Rows::ask(&self.run.tables, &asked.with("ablation", self.ablation))
             .with_context(|| format!("in {}", self.run.folder.display()))
     }
 
     fn key(&self) -> Key {
         Key::Line(self.colour, self.label.clone())
     }
-}
-
-/// The query as the page shows it, for any of the series.
-fn shown(sql: &str) -> String {
-    sql.replace("$heads", &format!("{HEADS} and ablation = $ablation"))
 }
 
 fn introduction(series: &[Series]) -> String {
@@ -131,7 +129,7 @@ fn introduction(series: &[Series]) -> String {
             lines.push(line);
         }
     }
-    let items: String = lines.iter().map(|l| format!("<li>{}</li>", super::chart::escape(l))).collect();
+    let items: String = lines.iter().map(|l| format!("<li>{}</li>", escape(l))).collect();
     format!("<ul class=\"soft\">{items}</ul>\n")
 }
 
@@ -152,11 +150,6 @@ fn settings(series: &[Series]) -> String {
 
 /// Self-repair of top tokens against relative depth: a line a run through its layers' means, a dot a head.
 fn by_depth(series: &[Series]) -> Result<Figure> {
-    let layers = "select relative_depth, self_repair, fraction_of_means from layer_summary \
-                  where $heads and subset = 'top' order by layer";
-    let heads = "select cast(h.layer as double) / greatest(1, m.layers - 1) as relative_depth, h.self_repair, \
-                 h.fraction_of_means from (select * from head_summary where $heads and subset = 'top') h \
-                 cross join model m order by h.layer, h.head";
     let panels = [
         ("self_repair", "self-repair, mean of top tokens [logits]", (f64::MIN, f64::MAX)),
         // Where direct effects nearly cancel, the fraction says nothing and would hide the others.
@@ -166,8 +159,8 @@ fn by_depth(series: &[Series]) -> Result<Figure> {
     for (column, label, (low, high)) in panels {
         let (mut marks, mut ends) = (Vec::new(), Vec::new());
         for s in series {
-            let dots = s.rows(heads)?.points("relative_depth", column)?;
-            let line: Vec<Point> = s.rows(layers)?.points("relative_depth", column)?;
+            let dots = s.rows(ask!("compare_depth_heads"))?.points("relative_depth", column)?;
+            let line: Vec<Point> = s.rows(ask!("compare_depth_layers"))?.points("relative_depth", column)?;
             ends.extend(dots.iter().chain(&line).map(|p| p.1.clamp(low, high)).filter(|v| v.is_finite()));
             marks.push(Mark::Cloud { at: dots, colour: s.colour, radius: 1.8, opacity: 0.35 });
             marks.push(Mark::Cloud { at: line.clone(), colour: s.colour, radius: 3.5, opacity: 1.0 });
@@ -185,7 +178,7 @@ fn by_depth(series: &[Series]) -> Result<Figure> {
             "Lines go through the means of the layers, small dots are heads. Fractions outside −1 … 2, from layers \
                   whose direct effects nearly cancel, are cut."
                 .into(),
-        sql: vec![shown(layers), shown(heads)],
+        sql: vec![ask!("compare_depth_layers"), ask!("compare_depth_heads")],
         chart: Chart {
             title: "Self-repair by relative depth".into(),
             settings: settings(series),
@@ -198,11 +191,16 @@ fn by_depth(series: &[Series]) -> Result<Figure> {
 }
 
 /// Bars of several columns for each series, the first series at the top.
-fn bars(series: &[Series], sql: &str, columns: &[(&str, &str, Colour)], scale: f64) -> Result<(Vec<Cell>, Vec<f64>)> {
+fn bars(
+    series: &[Series],
+    query: fn() -> Asked,
+    columns: &[(&str, &str, Colour)],
+    scale: f64,
+) -> Result<(Vec<Cell>, Vec<f64>)> {
     let (mut cells, mut ends) = (Vec::new(), Vec::new());
     let high = 0.8 / columns.len() as f64;
     for (i, s) in series.iter().enumerate() {
-        let rows = s.rows(sql)?;
+        let rows = s.rows(query())?;
         for (j, (column, name, colour)) in columns.iter().enumerate() {
             let value = scale * rows.number(column)?;
             // Rows of an axis count from below, runs are read from above.
@@ -229,9 +227,8 @@ fn row_height(series: &[Series], each: f64) -> f64 {
 }
 
 fn causes(series: &[Series]) -> Result<Figure> {
-    let sql = "select avg(repair_attention) as repair_attention, avg(repair_mlp) as repair_mlp, \
-               avg(repair_norm) as repair_norm from head_summary where $heads and subset = 'top'";
-    let (boxes, ends) = bars(series, sql, &CAUSES, 1.0)?;
+    let query = || ask!("compare_causes");
+    let (boxes, ends) = bars(series, query, &CAUSES, 1.0)?;
     let axis = Axis::numbers("mean repair over all ablated heads, top tokens [logits]", with_zero(ends));
     let panel = Panel::new("", axis, names(series)).with(Mark::Boxes { boxes, opacity: 1.0 }).with(Mark::thin(
         (0.0, -1.0),
@@ -242,7 +239,7 @@ fn causes(series: &[Series]) -> Result<Figure> {
         name: "compare_causes".into(),
         theme: THEME,
         caption: "Self-repair by its causes; each run's bars sum to its self-repair.".into(),
-        sql: vec![shown(sql)],
+        sql: vec![query()],
         chart: Chart {
             title: "What repairs".into(),
             settings: settings(series),
@@ -256,24 +253,17 @@ fn causes(series: &[Series]) -> Result<Figure> {
 
 /// How much of the direct effect each cause makes up for: all layers, and the second to last as in the paper.
 fn shares(series: &[Series]) -> Result<Figure> {
-    let of = |from: &str, condition: &str| {
-        format!(
-            "select avg(h.attention_clipped) as repair_attention, avg(h.mlp_clipped) as repair_mlp, \
-             avg(h.norm_clipped) as repair_norm from (select * from head_summary where $heads and subset = 'top') h{from} \
-             {condition}"
-        )
-    };
-    let queries = [
-        ("all ablated heads", of("", "")),
-        ("heads of the second-to-last layer", of(" cross join model m", "where h.layer = m.layers - 2")),
+    let queries: [(&str, fn() -> Asked); 2] = [
+        ("all ablated heads", || ask!("compare_shares")),
+        ("heads of the second-to-last layer", || ask!("compare_shares_second_to_last")),
     ];
     let (mut panels, mut sql) = (Vec::new(), Vec::new());
     for (title, query) in queries {
-        let (boxes, ends) = bars(series, &query, &CAUSES, 100.0)?;
+        let (boxes, ends) = bars(series, query, &CAUSES, 100.0)?;
         let axis = Axis::numbers("share of the direct effect, top tokens [%]", with_zero(ends));
         let panel = Panel::new(title, axis, names(series)).with(Mark::Boxes { boxes, opacity: 1.0 });
         panels.push(panel);
-        sql.push(shown(&query));
+        sql.push(query());
     }
     Ok(Figure {
         name: "compare_shares".into(),
@@ -303,7 +293,7 @@ const OUTCOMES: [(&str, &str, Colour); 3] = [
 fn outcomes(series: &[Series]) -> Result<Figure> {
     let mut boxes = Vec::new();
     for (i, s) in series.iter().enumerate() {
-        let rows = s.rows(OUTCOMES_SQL)?;
+        let rows = s.rows(ask!("compare_outcomes"))?;
         let shares: Vec<f64> = OUTCOMES.iter().map(|(c, ..)| rows.number(c)).collect::<Result<_>>()?;
         let middle = (series.len() - 1 - i) as f64;
         for ((from, to), (_, name, colour)) in stacked(&shares).into_iter().zip(OUTCOMES) {
@@ -317,7 +307,7 @@ fn outcomes(series: &[Series]) -> Result<Figure> {
         name: "compare_outcomes".into(),
         theme: THEME,
         caption: "What became of the loss, token by token, over all ablated heads.".into(),
-        sql: vec![shown(OUTCOMES_SQL)],
+        sql: vec![ask!("compare_outcomes")],
         chart: Chart {
             title: "How often a loss is not, partly or over-repaired".into(),
             settings: settings(series),
@@ -329,16 +319,7 @@ fn outcomes(series: &[Series]) -> Result<Figure> {
     })
 }
 
-const OUTCOMES_SQL: &str = "select 100.0 * sum(tokens * not_repaired) / sum(tokens) as not_repaired, \
-     100.0 * sum(tokens * partly_repaired) / sum(tokens) as partly_repaired, \
-     100.0 * sum(tokens * over_repaired) / sum(tokens) as over_repaired from repair_outcomes where $heads";
-
 fn summary(series: &[Series]) -> Result<Listing> {
-    let sql = "select count(*) as heads, avg(direct_effect) as direct_effect, avg(logit_change) as logit_change, \
-               avg(self_repair) as self_repair, avg(self_repair) / avg(direct_effect) as fraction, \
-               avg(repair_attention) as repair_attention, avg(repair_mlp) as repair_mlp, \
-               avg(repair_norm) as repair_norm, avg(norm_clipped) as norm_share \
-               from head_summary where $heads and subset = 'top'";
     let texts = ["model", "ablation", "corpus"];
     let numbers = [
         "direct_effect",
@@ -355,7 +336,7 @@ fn summary(series: &[Series]) -> Result<Listing> {
     columns.extend(numbers.map(|c| (c.replace('_', " "), false)));
     let mut rows = Vec::new();
     for s in series {
-        let found = s.rows(sql)?;
+        let found = s.rows(ask!("compare_summary"))?;
         let set = &s.run.settings;
         let mut row = vec![set.model.clone(), s.ablation.to_string(), set.corpus.clone().unwrap_or_default()];
         row.extend([set.layers, found.number("heads")?, set.tokens].map(|v| format!("{v:.0}")));

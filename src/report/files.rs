@@ -1,5 +1,6 @@
 //! Figures as files good enough for a paper: SVG on white, and PNG at twice its size.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -15,15 +16,44 @@ use selfrepair_core::files::write_atomically;
 /// Pixels of a PNG a pixel of the SVG.
 const PNG_SCALE: f32 = 2.0;
 
+/// The files of a figure.
+pub fn names(figure: &Figure) -> [String; 2] {
+    ["svg", "png"].map(|ending| format!("{}.{ending}", figure.name))
+}
+
 /// Writes `<folder>/<name>.svg` and `.png` of every figure.
 pub fn write(figures: &[Figure], folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     figures.par_iter().try_for_each(|figure| {
         let svg = figure.chart.svg(Theme::File);
-        write_atomically(&folder.join(format!("{}.svg", figure.name)), svg.as_bytes())?;
         let png = png(&svg).with_context(|| format!("drawing the figure {}", figure.name))?;
-        write_atomically(&folder.join(format!("{}.png", figure.name)), &png)
+        let [svg_name, png_name] = names(figure);
+        put(&folder.join(svg_name), svg.as_bytes())?;
+        put(&folder.join(png_name), &png)
     })
+}
+
+/// How often a file is written again whose folder was removed meanwhile.
+const TRIES: usize = 5;
+
+/// Writes a file and the folders that it lies in. A run beside this report may clear its own report first, and with it
+/// the folder: then the file is written again.
+pub fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let put = || {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        write_atomically(path, bytes)
+    };
+    let vanished = |error: &anyhow::Error| {
+        error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::NotFound))
+    };
+    let mut result = put();
+    for _ in 1..TRIES {
+        match result {
+            Err(error) if vanished(&error) => result = put(),
+            done => return done,
+        }
+    }
+    result
 }
 
 /// Draws an SVG with the font that is part of this program, so that a PNG is the same on every machine.

@@ -4,10 +4,15 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
 
 use super::Rows;
-use super::chart::{Theme, escape, variables};
-use super::figures::{Figure, quoted};
+use super::chart::{Theme, variables};
+use super::escape::escape;
+use super::figures::Figure;
+use super::query::ask;
 use super::settings::grouped;
 use selfrepair_query::analyze::Tables;
 
@@ -56,15 +61,18 @@ impl Page {
 
     fn figure(&mut self, figure: &Figure) -> Result<()> {
         let mut sources = Vec::new();
-        for query in &figure.sql {
-            for table in Tables::references(query)? {
+        for asked in &figure.sql {
+            for table in Tables::references(&asked.query.text)? {
                 if !sources.contains(&table) {
                     sources.push(table);
                 }
             }
         }
         let names: Vec<String> = sources.iter().map(|t| format!("<code>{}</code>", escape(t))).collect();
-        let queries: String = figure.sql.iter().map(|q| format!("<pre><code>{}</code></pre>", escape(q))).collect();
+        let mut queries = String::new();
+        for asked in &figure.sql {
+            queries.push_str(&format!("<pre><code>{}</code></pre>", escape(&asked.shown()?)));
+        }
         let (name, at) = (&figure.name, self.figures_at);
         write!(
             self.body,
@@ -88,20 +96,35 @@ impl Page {
         let contents: String =
             self.sections.iter().map(|(id, name)| format!("<a href=\"#{id}\">{}</a>", escape(name))).collect();
         let title = escape(&self.title);
-        format!(
-            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
-             <style>\n:root {{ color-scheme: light dark; --paper:#ffffff; --card:#f4f4f6; {} }}\n\
-             @media (prefers-color-scheme: dark) {{ :root {{ --paper:#17181a; --card:#222327; {} }} }}\n{}</style>\n\
-             <h1>{title}</h1>\n{}<nav>{contents}</nav>\n{}<script>\n{}</script>\n</html>\n",
+        let style = format!(
+            "\n:root {{ color-scheme: light dark; --paper:#ffffff; --card:#f4f4f6; {} }}\n\
+             @media (prefers-color-scheme: dark) {{ :root {{ --paper:#17181a; --card:#222327; {} }} }}\n{}",
             variables(false),
             variables(true),
             include_str!("page.css"),
+        );
+        let script = concat!("\n", include_str!("page.js"));
+        format!(
+            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+             <meta http-equiv=\"Content-Security-Policy\" content=\"{}\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
+             <style>{style}</style>\n\
+             <h1>{title}</h1>\n{}<nav>{contents}</nav>\n{}<script>{script}</script>\n</html>\n",
+            policy(&style, script),
             self.introduction,
             self.body,
-            include_str!("page.js"),
         )
     }
+}
+
+/// What the page may load and run: its own style and its own script, known by their hashes, and nothing else.
+fn policy(style: &str, script: &str) -> String {
+    let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
+    format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'",
+        hash(style),
+        hash(script)
+    )
 }
 
 /// Bytes of a cell that may stand in one line.
@@ -153,7 +176,7 @@ impl Listing {
 
 /// The page of one run.
 pub fn run_page(tables: &Tables, figures: &[Figure], out: &Path) -> Result<String> {
-    let model = Rows::of(tables, "select name, source, layers, heads, d_model, sha256 from model")?;
+    let model = Rows::ask(tables, &ask!("model"))?;
     let name = model.texts("name")?.concat();
     let mut page = Page::new(format!("Self-repair in {name}"), introduction(tables, &model, out)?, "../figures");
     page.figures(figures)?;
@@ -167,8 +190,8 @@ pub fn run_page(tables: &Tables, figures: &[Figure], out: &Path) -> Result<Strin
 }
 
 fn introduction(tables: &Tables, model: &Rows, out: &Path) -> Result<String> {
-    let counts = Rows::of(tables, "select count(distinct prompt) as prompts, count(*) as tokens from clean")?;
-    let top = Rows::of(tables, "select max(tokens) as tokens from head_summary where subset = 'top'")?;
+    let counts = Rows::ask(tables, &ask!("counts"))?;
+    let top = Rows::ask(tables, &ask!("top_token_count"))?;
     let config = match out.join("report/config.toml").exists() {
         true => "<p class=\"soft\">What was run: <a href=\"config.toml\">config.toml</a>.</p>\n",
         false => "",
@@ -185,18 +208,17 @@ fn introduction(tables: &Tables, model: &Rows, out: &Path) -> Result<String> {
         grouped(counts.number("tokens")?),
         grouped(counts.number("prompts")?),
         escape(&model.texts("source")?.concat()),
-        model.texts("sha256")?.concat().get(..12).unwrap_or_default(),
+        escape(&model.texts("sha256")?.concat().chars().take(12).collect::<String>()),
         grouped(top.number("tokens")?),
     ))
 }
 
+/// Rows of a table of the page; more would weigh on it.
+const MOST_ROWS: usize = 2000;
+
 /// Every ablated component, strongest repair first.
 fn heads(page: &mut Page, tables: &Tables) -> Result<()> {
-    let sql = "select case component when 'head' then concat('L', layer, 'H', head) else concat('L', layer, ' ', component) end
-            as component, ablation, hold, direct_effect, logit_change, self_repair, self_repair_error,
-            repair_attention, repair_mlp, repair_norm, fraction_clipped, fraction_of_means
-        from head_summary where subset = 'top' order by self_repair desc, layer, head limit 2000";
-    let rows = Rows::of(tables, sql)?;
+    let rows = Rows::ask(tables, &ask!("page_components"))?;
     let numbers = [
         "direct_effect",
         "logit_change",
@@ -208,20 +230,25 @@ fn heads(page: &mut Page, tables: &Tables) -> Result<()> {
         "fraction_clipped",
         "fraction_of_means",
     ];
-    let listing = Listing::of(&rows, &["component", "ablation", "hold"], &[], &numbers)?;
-    page.table("Means over top tokens, in logits; table head_summary. Press a column's name to sort by it.", &listing);
+    let mut listing = Listing::of(&rows, &["component", "ablation", "hold"], &[], &numbers)?;
+    let left_out = match rows.len() > MOST_ROWS {
+        true => format!(
+            " These are the {} of {} rows with most self-repair; the table has them all.",
+            grouped(MOST_ROWS as f64),
+            grouped(rows.len() as f64)
+        ),
+        false => String::new(),
+    };
+    listing.rows.truncate(MOST_ROWS);
+    let about =
+        format!("Means over top tokens, in logits; table head_summary. Press a column's name to sort by it.{left_out}");
+    page.table(&about, &listing);
     Ok(())
 }
 
 /// Who repairs whom.
 fn edges(page: &mut Page, tables: &Tables) -> Result<()> {
-    let sql =
-        "select case ablated when 'head' then concat('L', layer, 'H', head) else concat('L', layer, ' ', ablated) end
-            as ablated, case component when 'head' then concat('L', repairer_layer, 'H', repairer_head)
-            else concat('L', repairer_layer, ' ', component) end as repairer, ablation, hold, tokens, mean_change,
-            standard_error
-        from repair_graph where subset = 'top' order by abs(mean_change) desc limit 200";
-    let rows = Rows::of(tables, sql)?;
+    let rows = Rows::ask(tables, &ask!("page_repairers"))?;
     if rows.is_empty() {
         return Ok(());
     }
@@ -236,19 +263,9 @@ fn edges(page: &mut Page, tables: &Tables) -> Result<()> {
 
 /// The text around the tokens with most repair, over-repair and negative repair.
 fn notable_tokens(page: &mut Page, tables: &Tables) -> Result<()> {
-    let first = "select ablation from notable_tokens where component = 'head' group by ablation \
-                 order by ablation <> 'resample', ablation limit 1";
-    let first = Rows::of(tables, first)?.texts("ablation")?;
+    let first = Rows::ask(tables, &ask!("page_notable_ablations"))?.texts("ablation")?;
     let Some(ablation) = first.first() else { return Ok(()) };
-    let sql = format!(
-        "select replace(sort, '_', '-') as sort, concat('L', layer, 'H', head) as head, prompt, position,
-            replace(text, chr(10), '⏎') as text, replace(next_token, chr(10), '⏎') as next_token, direct_effect,
-            logit_change, self_repair
-        from notable_tokens where component = 'head' and ablation = {}
-        order by case sort when 'repaired' then 0 when 'over_repaired' then 1 else 2 end, rank",
-        quoted(ablation)
-    );
-    let rows = Rows::of(tables, &sql)?;
+    let rows = Rows::ask(tables, &ask!("page_notable_tokens", ablation = ablation.as_str()))?;
     page.section("Notable tokens");
     let numbers = ["direct_effect", "logit_change", "self_repair"];
     let listing = Listing::of(&rows, &["sort", "head", "text", "next_token"], &["prompt", "position"], &numbers)?;
@@ -294,6 +311,24 @@ mod tests {
         assert!(page.contains("<td class=\"text\">L0H0</td>") && page.contains("<td>0.750</td>"));
         // The strongest repair, in its text: the model reads what is marked, and the next token is measured.
         assert!(page.contains("<td class=\"text\">«c»de</td><td class=\"text\">d</td>"), "{page}");
+    }
+
+    #[test]
+    fn rows_that_are_left_out_are_told() {
+        let about = |rows: usize| {
+            let dir = tempfile::tempdir().unwrap();
+            let columns = "ablation hold component layer head subset direct_effect logit_change self_repair \
+                           self_repair_error repair_attention repair_mlp repair_norm fraction_clipped fraction_of_means";
+            let row = |i: usize| format!("zero none head {} {} top 1 0 0 0 0 0 0 0 0", i / 100, i % 100);
+            let rows: Vec<String> = (0..rows).map(row).collect();
+            selfrepair_store::test_tables::table(dir.path(), "head_summary", columns, &rows);
+            let mut page = Page::new("", String::new(), "figures");
+            heads(&mut page, &Tables::open(dir.path()).unwrap()).unwrap();
+            let html = page.html();
+            (html.matches("<tr><td").count(), html.contains("These are the 2,000 of 2,001 rows with most self-repair"))
+        };
+        assert_eq!(about(2000), (2000, false));
+        assert_eq!(about(2001), (2000, true));
     }
 
     #[test]

@@ -2,18 +2,22 @@
 
 mod chart;
 mod compare;
+mod escape;
 mod figures;
 mod files;
+mod folder;
 mod histogram;
 mod html;
+mod query;
 mod rows;
 mod settings;
 mod summary;
 
+#[cfg(test)]
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 pub use compare::compare;
 pub use summary::summary;
@@ -21,10 +25,9 @@ pub use summary::summary;
 pub use rows::Rows;
 
 use selfrepair_query::analyze::Tables;
-use selfrepair_core::files::write_atomically;
 
 /// Raised when the report would look different on the same tables.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Writes `<out>/report/index.html`, and its figures as files under `<out>/figures`.
 ///
@@ -35,14 +38,15 @@ pub fn report(out: &Path) -> Result<String> {
     if !tables.has("head_summary")? {
         anyhow::bail!("{} has no table head_summary; run `pipeline run all` to the end first", out.display());
     }
-    let folder = out.join("report");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let figures = figures::all(&tables, out)?;
     files::write(&figures, &out.join("figures"))?;
-    let page = folder.join("index.html");
-    write_atomically(&page, html::run_page(&tables, &figures, out)?.as_bytes())?;
+    let page = out.join("report").join("index.html");
+    files::put(&page, html::run_page(&tables, &figures, out)?.as_bytes())?;
     Ok(format!("{} figures in {}", figures.len(), page.display()))
 }
+
+#[cfg(test)]
+mod tests;
 
 /// A run of two layers with one head each, two prompts of two positions, through `analyze`: the head of layer 0 has
 /// direct effects 1, 1, 1, 1 and is repaired by 0.5, 0.5, 1, 1; that of layer 1 has 2, 0, 0, 0 and −0.5, 0, 0, 0. All

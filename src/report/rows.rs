@@ -6,6 +6,7 @@ use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Float64Type};
 
 use super::chart::Point;
+use super::query::Asked;
 use selfrepair_query::analyze::Tables;
 
 pub struct Rows {
@@ -15,6 +16,11 @@ pub struct Rows {
 impl Rows {
     pub fn of(tables: &Tables, sql: &str) -> Result<Self> {
         Ok(Self { batches: tables.collect(sql, &[]).with_context(|| format!("in the query {sql}"))? })
+    }
+
+    pub fn ask(tables: &Tables, asked: &Asked) -> Result<Self> {
+        let rows = tables.collect_values(&asked.query.text, &asked.parameters);
+        Ok(Self { batches: rows.with_context(|| format!("in {}", asked.query.file))? })
     }
 
     pub fn is_empty(&self) -> bool {

@@ -5,7 +5,9 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::Rows;
+use super::query::ask;
 use selfrepair_query::analyze::Tables;
+use selfrepair_query::catalog::thousands;
 use selfrepair_core::config::Config;
 
 pub struct Settings {
@@ -20,8 +22,8 @@ pub struct Settings {
 
 impl Settings {
     pub fn read(tables: &Tables, out: &Path) -> Result<Self> {
-        let model = Rows::of(tables, "select name, layers, heads from model")?;
-        let counts = Rows::of(tables, "select count(distinct prompt) as prompts, count(*) as tokens from clean")?;
+        let model = Rows::ask(tables, &ask!("model"))?;
+        let counts = Rows::ask(tables, &ask!("counts"))?;
         // The report stage writes the configuration before it draws.
         let config = std::fs::read_to_string(out.join("report").join("config.toml")).ok();
         let config: Option<Config> = config.and_then(|text| toml::from_str(&text).ok());
@@ -56,15 +58,7 @@ fn corpus_name(source: &str) -> String {
 
 /// 100000 → "100,000".
 pub fn grouped(value: f64) -> String {
-    let digits = format!("{value:.0}");
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
+    thousands(value.round() as u64)
 }
 
 #[cfg(test)]

@@ -6,54 +6,49 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::Rows;
-use super::figures::HEADS;
+use super::query::ask;
 use selfrepair_query::analyze::Tables;
 use selfrepair_store::run_folder::warnings;
 
 /// How much self-repair, in which layers, through what, and where everything lies.
 pub fn summary(out: &Path) -> Result<String> {
     let tables = Tables::open(out)?;
-    let run = Rows::of(
-        &tables,
-        "select m.name, m.layers, m.heads, (select count(distinct prompt) from clean) as prompts,
-            (select count(*) from clean) as tokens from model m",
-    )?;
+    let (model, counts) = (Rows::ask(&tables, &ask!("model"))?, Rows::ask(&tables, &ask!("counts"))?);
     let mut text = String::new();
     writeln!(
         text,
         "\n{}: {} layers of {} heads; {} tokens of {} prompts measured\n",
-        run.texts("name")?.concat(),
-        run.number("layers")?,
-        run.number("heads")?,
-        run.number("tokens")?,
-        run.number("prompts")?
+        model.texts("name")?.concat(),
+        model.number("layers")?,
+        model.number("heads")?,
+        counts.number("tokens")?,
+        counts.number("prompts")?
     )?;
     for warning in warnings(out) {
         writeln!(text, "WARNING: {warning}\n")?;
     }
-    let ablations =
-        Rows::of(&tables, &format!("select distinct ablation from head_summary where {HEADS} order by ablation"))?;
+    let ablations = Rows::ask(&tables, &ask!("ablations"))?;
     for ablation in ablations.texts("ablation")? {
         write_ablation(&mut text, &tables, &ablation)?;
     }
     write_others(&mut text, &tables)?;
     let place = out.display();
-    writeln!(text, "tables  {place}/tables    (pipeline sql --out {place} \"select * from head_summary limit 5\")")?;
+    let argument = shell_word(&place.to_string());
+    writeln!(text, "tables  {place}/tables    (pipeline sql --out {argument} \"select * from head_summary limit 5\")")?;
     write!(text, "report  {place}/report/index.html")?;
     Ok(text)
 }
 
+/// A word of a command line: in quotes, if a shell would not take it as it is.
+fn shell_word(word: &str) -> String {
+    match !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "/._-+:,@%".contains(c)) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
 fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<()> {
-    let all = Rows::of(
-        tables,
-        &format!(
-            "select count(*) as heads, avg(direct_effect) as de, avg(ablated_direct_effect) as left_over,
-                avg(logit_change) as change, avg(tokens) as tokens, avg(prompts) as prompts,
-                avg(self_repair) as repair, avg(repair_attention) as attention, avg(repair_mlp) as mlp,
-                avg(repair_norm) as norm, sum(case when self_repair > 2 * self_repair_error then 1 else 0 end) as sure
-             from head_summary where {HEADS} and ablation = '{ablation}' and subset = 'top'"
-        ),
-    )?;
+    let all = Rows::ask(tables, &ask!("summary_heads", ablation = ablation))?;
     let value = |name: &str| all.number(name);
     writeln!(
         text,
@@ -62,56 +57,46 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         value("tokens")?,
         value("prompts")?
     )?;
-    writeln!(text, "  direct effect     {:+.3} logits", value("de")?)?;
-    writeln!(text, "  its replacement's {:+.3}", value("left_over")?)?;
-    let expected = value("left_over")? - value("de")?;
-    writeln!(text, "  logit change      {:+.3}, where {expected:+.3} would be without self-repair", value("change")?)?;
+    writeln!(text, "  direct effect     {:+.3} logits", value("direct_effect")?)?;
+    writeln!(text, "  its replacement's {:+.3}", value("ablated_direct_effect")?)?;
+    let expected = value("ablated_direct_effect")? - value("direct_effect")?;
+    writeln!(
+        text,
+        "  logit change      {:+.3}, where {expected:+.3} would be without self-repair",
+        value("logit_change")?
+    )?;
     writeln!(
         text,
         "  self-repair       {:+.3} = {:+.3} other heads {:+.3} MLPs {:+.3} final norm",
-        value("repair")?,
-        value("attention")?,
-        value("mlp")?,
-        value("norm")?
+        value("self_repair")?,
+        value("repair_attention")?,
+        value("repair_mlp")?,
+        value("repair_norm")?
     )?;
     if tables.has("uncertainty")? {
-        let interval = Rows::of(
-            tables,
-            &format!(
-                "select low, high from uncertainty where {HEADS} and ablation = '{ablation}' and layer is null
-                 and subset = 'top' and measure = 'self_repair'"
-            ),
-        )?;
+        let interval = Rows::ask(tables, &ask!("summary_interval", ablation = ablation))?;
         let (low, high) = (interval.number("low")?, interval.number("high")?);
         writeln!(text, "  95 % interval     {low:+.3} to {high:+.3} (bootstrap over prompts)")?;
     }
-    writeln!(text, "  heads repaired    {} of {} by more than two standard errors", value("sure")?, value("heads")?)?;
-    let tokens = Rows::of(
-        tables,
-        &format!(
-            "select sum(tokens * not_repaired) / sum(tokens) as no, sum(tokens * partly_repaired) / sum(tokens) as partly,
-                sum(tokens * over_repaired) / sum(tokens) as over
-             from repair_outcomes where {HEADS} and ablation = '{ablation}'"
-        ),
+    writeln!(
+        text,
+        "  heads repaired    {} of {} by more than two standard errors",
+        value("surely_repaired")?,
+        value("heads")?
     )?;
-    let share = |name: &str| tokens.number(name).map(|share| 100.0 * share);
+    let tokens = Rows::ask(tables, &ask!("compare_outcomes", ablation = ablation))?;
+    let share = |name: &str| tokens.number(name);
     // A run whose heads hardly touch the logits has no such tokens.
-    if share("no")?.is_finite() {
+    if share("not_repaired")?.is_finite() {
         writeln!(
             text,
             "  tokens            {:.0} % not repaired, {:.0} % partly, {:.0} % over-repaired (of those that lose > 0.05 logits)",
-            share("no")?,
-            share("partly")?,
-            share("over")?
+            share("not_repaired")?,
+            share("partly_repaired")?,
+            share("over_repaired")?
         )?;
     }
-    let layers = Rows::of(
-        tables,
-        &format!(
-            "select layer, self_repair, fraction_of_means from layer_summary
-             where {HEADS} and ablation = '{ablation}' and subset = 'top' order by self_repair desc limit 3"
-        ),
-    )?;
+    let layers = Rows::ask(tables, &ask!("summary_layers", ablation = ablation))?;
     let strongest: Vec<String> = layers
         .numbers("layer")?
         .iter()
@@ -122,13 +107,7 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         })
         .collect();
     writeln!(text, "  strongest layers  {}", strongest.join(", "))?;
-    let heads = Rows::of(
-        tables,
-        &format!(
-            "select layer, head, self_repair, self_repair_error from head_summary
-             where {HEADS} and ablation = '{ablation}' and subset = 'top' order by self_repair desc limit 3"
-        ),
-    )?;
+    let heads = Rows::ask(tables, &ask!("summary_strongest_heads", ablation = ablation))?;
     let (layer, head) = (heads.numbers("layer")?, heads.numbers("head")?);
     let (repair, error) = (heads.numbers("self_repair")?, heads.numbers("self_repair_error")?);
     let strongest: Vec<String> =
@@ -139,18 +118,10 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
 
 /// A line for each way of ablating that is not a head with nothing held.
 fn write_others(text: &mut String, tables: &Tables) -> Result<()> {
-    let rows = Rows::of(
-        tables,
-        &format!(
-            "select ablation, hold, component, count(*) as count, avg(direct_effect) as de, avg(logit_change) as change,
-                avg(self_repair) as repair
-             from head_summary where subset = 'top' and not ({HEADS})
-             group by ablation, hold, component order by component, ablation, hold"
-        ),
-    )?;
+    let rows = Rows::ask(tables, &ask!("summary_others"))?;
     let (ablation, hold, component) = (rows.texts("ablation")?, rows.texts("hold")?, rows.texts("component")?);
-    let (count, de) = (rows.numbers("count")?, rows.numbers("de")?);
-    let (change, repair) = (rows.numbers("change")?, rows.numbers("repair")?);
+    let (count, de) = (rows.numbers("components")?, rows.numbers("direct_effect")?);
+    let (change, repair) = (rows.numbers("logit_change")?, rows.numbers("self_repair")?);
     for i in 0..rows.len() {
         let held = if hold[i] == "none" { String::new() } else { format!(", {} held", hold[i]) };
         writeln!(
@@ -169,6 +140,14 @@ fn write_others(text: &mut String, tables: &Tables) -> Result<()> {
 mod tests {
     use super::super::handmade_run;
     use super::*;
+
+    #[test]
+    fn a_folder_is_a_word_of_the_command_that_the_summary_shows() {
+        assert_eq!(
+            ["out/160m", "my runs", "it's", "$(x)"].map(shell_word),
+            ["out/160m", "'my runs'", "'it'\\''s'", "'$(x)'"]
+        );
+    }
 
     /// Means over the two heads: effects 1 and 0.5, repair 0.75 and −0.125.
     #[test]

@@ -16,7 +16,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 
-use super::{Tables, top_tokens};
+use super::{Tables, quantiles};
+use crate::sql::Value;
 use selfrepair_core::tables::{Column, Table, Type};
 use selfrepair_store::{Metadata, TableWriter};
 
@@ -118,6 +119,9 @@ pub fn write(tables: &Tables, out: &Path, meta: &Metadata) -> Result<()> {
     writer.finish()
 }
 
+/// Rows of `ablations` about a [`Group`].
+const GROUP: &str = "ablation = $ablation and hold = $hold and component = $component";
+
 /// Components that were ablated in the same way.
 struct Group {
     ablation: String,
@@ -126,10 +130,13 @@ struct Group {
 }
 
 impl Group {
-    fn condition(&self) -> String {
-        let quoted = |text: &str| text.replace('\'', "''");
-        let (ablation, hold, component) = (quoted(&self.ablation), quoted(&self.hold), quoted(&self.component));
-        format!("ablation = '{ablation}' and hold = '{hold}' and component = '{component}'")
+    /// What the group's parameters stand for in a query.
+    fn parameters(&self) -> Vec<(&'static str, Value)> {
+        vec![
+            ("ablation", self.ablation.as_str().into()),
+            ("hold", self.hold.as_str().into()),
+            ("component", self.component.as_str().into()),
+        ]
     }
 
     fn write(
@@ -139,9 +146,10 @@ impl Group {
         draws: &Draws,
         writer: &mut TableWriter,
     ) -> Result<()> {
-        let layers = format!("select distinct layer from ablations where {} order by layer", self.condition());
+        let layers = format!("select distinct layer from ablations where {GROUP} order by layer");
         let mut run = [Vec::new(), Vec::new()];
-        for layer in integers(&tables.collect(&layers, &[])?, 0)?.into_iter().flatten() {
+        let layers = tables.collect_values(&layers, &self.parameters())?;
+        for layer in integers(&layers, 0)?.into_iter().flatten() {
             let members = self.members(tables, layer, places)?;
             let mut rows = Output::default();
             for (subset, members) in members.iter().enumerate() {
@@ -175,18 +183,16 @@ impl Group {
                 )
             })
             .collect();
-        let component = self.component.replace('\'', "''");
         let query = format!(
             "select a.head, a.prompt, count(*) as all_tokens, count(t.prompt) as top_tokens{sums} \
-             from (select * from ablations where {} and layer = {layer}) a \
-             left join (select coalesce(head, 65535) as head, prompt, position from ({}) \
-             where component = '{component}' and layer = {layer}) t \
-             on coalesce(a.head, 65535) = t.head and a.prompt = t.prompt and a.position = t.position \
-             group by a.head, a.prompt order by a.head, a.prompt",
-            self.condition(),
-            top_tokens(tables, &self.ablation, &self.hold)?,
+             from (select * from ablations where {GROUP} and layer = $layer) a \
+             left join (select head, prompt, position from top_tokens \
+             where component = $component and layer = $layer) t \
+             on (a.head is not distinct from t.head) and a.prompt = t.prompt and a.position = t.position \
+             group by a.head, a.prompt order by a.head, a.prompt"
         );
-        let rows = tables.collect(&query, &[])?;
+        let of_layer = [self.parameters(), vec![("layer", layer.into())]].concat();
+        let rows = tables.collect_values(&query, &of_layer)?;
         let (heads, prompts) = (integers(&rows, 0)?, integers(&rows, 1)?);
         let mut out = [Vec::new(), Vec::new()];
         for (subset, name) in SUBSETS.iter().enumerate() {
@@ -301,7 +307,9 @@ impl Output {
             self.subset.push(subset);
             self.measure.push(MEANS.get(measure).copied().unwrap_or("fraction_of_means"));
             self.prompts.push(replicates.prompts as u32);
-            let numbers = [value, deviation(&drawn), quantile(&drawn, TAIL), quantile(&drawn, 1.0 - TAIL)];
+            let error = deviation(&drawn);
+            let ends = quantiles(drawn, &[TAIL, 1.0 - TAIL]);
+            let numbers = [value, error, ends[0], ends[1]];
             for (column, number) in self.numbers.iter_mut().zip(numbers) {
                 column.push(number.is_finite().then_some(number as f32));
             }
@@ -331,14 +339,6 @@ fn deviation(values: &[f64]) -> f64 {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt()
-}
-
-/// Quantile of numbers in ascending order, interpolated; NaN of none.
-fn quantile(values: &[f64], q: f64) -> f64 {
-    let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
-    let at = q * last as f64;
-    let (below, part) = (at.floor() as usize, at.fract());
-    values[below] + part * (values[(below + 1).min(last)] - values[below])
 }
 
 /// Place of each prompt in the draws.

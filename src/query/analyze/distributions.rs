@@ -3,14 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use arrow::array::{ArrayRef, AsArray, Float32Array, RecordBatch, StringArray, UInt16Array, UInt32Array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float32Type, UInt16Type};
-use polars::prelude::{ChunkQuantile, Float32Chunked, NamedFrom, QuantileMethod};
-use polars::series::IsSorted;
 
-use super::Tables;
+use super::{Tables, quantiles};
+use crate::sql::Value;
 use selfrepair_core::tables::{Column, Table, Type};
 use selfrepair_store::{Metadata, TableWriter};
 
@@ -105,13 +104,15 @@ struct Token {
 impl Layer<'_> {
     fn tokens(&self, tables: &Tables) -> Result<Vec<Token>> {
         let Layer { ablation, hold, component, layer } = self;
-        let rows = tables.collect(
-            &format!(
-                "select direct_effect, direct_effect - ablated_direct_effect, self_repair, logit_change from ablations \
-                 where ablation = '{ablation}' and hold = '{hold}' and component = '{component}' and layer = {layer}"
-            ),
-            &[],
-        )?;
+        let sql = "select direct_effect, direct_effect - ablated_direct_effect, self_repair, logit_change from ablations \
+                   where ablation = $ablation and hold = $hold and component = $component and layer = $layer";
+        let of_layer = [
+            ("ablation", Value::from(*ablation)),
+            ("hold", (*hold).into()),
+            ("component", (*component).into()),
+            ("layer", i64::from(*layer).into()),
+        ];
+        let rows = tables.collect_values(sql, &of_layer)?;
         let mut tokens = Vec::with_capacity(rows.iter().map(RecordBatch::num_rows).sum());
         for batch in rows {
             let column = |i: usize| batch.column(i).as_primitive::<Float32Type>().values();
@@ -128,13 +129,17 @@ impl Layer<'_> {
 
     fn quantiles(&self, tokens: &[Token]) -> Result<RecordBatch> {
         let n = QUANTILES.len();
+        let of = |column: fn(&Token) -> f32| -> ArrayRef {
+            let values = quantiles(tokens.iter().map(|t| f64::from(column(t))).collect(), &QUANTILES);
+            Arc::new(Float32Array::from_iter_values(values.into_iter().map(|v| v as f32)))
+        };
         let columns: Vec<ArrayRef> = vec![
             Arc::new(StringArray::from(vec![self.ablation; n])),
             Arc::new(StringArray::from(vec![self.hold; n])),
             Arc::new(UInt16Array::from(vec![self.layer; n])),
             Arc::new(Float32Array::from_iter_values(QUANTILES.iter().map(|&q| q as f32))),
-            Arc::new(quantiles(tokens.iter().map(|t| t.self_repair).collect())?),
-            Arc::new(quantiles(tokens.iter().map(|t| t.logit_change).collect())?),
+            of(|t| t.self_repair),
+            of(|t| t.logit_change),
         ];
         Ok(RecordBatch::try_new(QUANTILE_TABLE.schema(), columns)?)
     }
@@ -200,15 +205,6 @@ impl Decile {
             over: drops().filter(|t| t.self_repair > t.drop).count(),
         }
     }
-}
-
-fn quantiles(mut values: Vec<f32>) -> Result<Float32Array> {
-    values.sort_unstable_by(f32::total_cmp);
-    let mut values = Float32Chunked::new("values".into(), values);
-    // Then a quantile is a look-up.
-    values.set_sorted_flag(IsSorted::Ascending);
-    let at = |&q: &f64| values.quantile(q, QuantileMethod::Linear)?.context("no tokens");
-    QUANTILES.iter().map(at).collect::<Result<Vec<f32>>>().map(Float32Array::from)
 }
 
 #[cfg(test)]

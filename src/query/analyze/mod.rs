@@ -4,23 +4,23 @@ mod bootstrap;
 mod distributions;
 mod own;
 mod paper;
+mod quantiles;
 mod queries;
 mod steps;
-mod tops;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use arrow::array::{Float64Array, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema};
 
 pub use own::tables_of;
 pub use paper::authors_schema;
+pub use quantiles::quantiles;
 pub use queries::{CHECKS, DERIVED, PAPER, Query, VIEWS};
-pub use tops::top_tokens;
 
 pub use crate::sql::Tables;
 
@@ -30,7 +30,7 @@ use selfrepair_core::files::{fingerprint, sha256_of};
 use crate::sql::{head, table_text};
 use selfrepair_core::tables::{MEASURED, Table};
 use selfrepair_store::{Metadata, TableWriter};
-use steps::Step;
+use steps::{Item, Step};
 
 /// Queries at a time. Each runs on one core, so that sums are taken in one order and the same run gives the same bytes.
 const MOST_THREADS: usize = 4;
@@ -164,28 +164,16 @@ fn check(check: &Query, tables: &Tables, config: &AnalysisConfig) -> Result<()> 
 }
 
 /// The queries, each after those whose tables it reads.
-pub fn in_order(mut pending: Vec<&Query>) -> Result<Vec<&Query>> {
-    let mut ordered = Vec::new();
-    while !pending.is_empty() {
-        let mut names = Vec::new();
-        for query in &pending {
-            let reads = Tables::references(&query.text).with_context(|| format!("in {}", query.file))?;
-            names.push((query.name.to_string(), reads));
-        }
-        let waits = |query: &Query| {
-            names
-                .iter()
-                .any(|(name, reads)| *name == query.name && reads.iter().any(|r| names.iter().any(|n| n.0 == *r)))
-        };
-        let (waiting, ready): (Vec<&Query>, Vec<&Query>) = pending.into_iter().partition(|query| waits(query));
-        if ready.is_empty() {
-            let files: Vec<&str> = waiting.iter().map(|q| &*q.file).collect();
-            bail!("{} read each other in a circle", files.join(", "));
-        }
-        ordered.extend(ready);
-        pending = waiting;
+pub fn in_order(queries: Vec<&Query>) -> Result<Vec<&Query>> {
+    fn item(query: &Query) -> Result<Item<&Query>> {
+        let Query { name, text, file } = query;
+        let reads = Tables::references(text).with_context(|| format!("in {file}"))?;
+        Ok(Item { name: name.to_string(), reads, thing: query })
     }
-    Ok(ordered)
+    steps::in_order(queries.into_iter().map(item).collect::<Result<_>>()?).map_err(|circle| {
+        let files: Vec<&str> = circle.iter().map(|query| &*query.file).collect();
+        anyhow!("{} read each other in a circle", files.join(", "))
+    })
 }
 
 /// Writes the rows of a query as a table that later queries can read.

@@ -1,4 +1,4 @@
-//! Runs steps that read what others write, several at a time.
+//! Order among things that read what others write: one after the other, or as steps that run several at a time.
 
 use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,37 +7,79 @@ use anyhow::{Error, Result, anyhow};
 
 use selfrepair_core::interrupt;
 
+/// A thing with a name, under which others may read what it writes.
+pub struct Item<T> {
+    pub name: String,
+    /// Names of what it reads. Those that no item has are there from the start.
+    pub reads: Vec<String>,
+    pub thing: T,
+}
+
+/// Items that are not done yet.
+struct Pending<T> {
+    waiting: Vec<Item<T>>,
+    /// Names of items that are waiting or were taken.
+    unfinished: HashSet<String>,
+}
+
+impl<T> Pending<T> {
+    fn new(waiting: Vec<Item<T>>) -> Self {
+        Self { unfinished: waiting.iter().map(|item| item.name.clone()).collect(), waiting }
+    }
+
+    /// The first that reads nothing of another that is not done.
+    fn take_ready(&mut self) -> Option<Item<T>> {
+        let unfinished = &self.unfinished;
+        let ready = |item: &Item<T>| !item.reads.iter().any(|r| *r != item.name && unfinished.contains(r));
+        self.waiting.iter().position(ready).map(|i| self.waiting.remove(i))
+    }
+
+    fn done(&mut self, name: &str) {
+        self.unfinished.remove(name);
+    }
+}
+
+/// Things in an order in which each comes after those that it reads.
+///
+/// # Errors
+/// If some read each other in a circle: these.
+pub fn in_order<T>(items: Vec<Item<T>>) -> Result<Vec<T>, Vec<T>> {
+    let mut pending = Pending::new(items);
+    let mut ordered = Vec::with_capacity(pending.waiting.len());
+    while !pending.waiting.is_empty() {
+        let ready: Vec<Item<T>> = std::iter::from_fn(|| pending.take_ready()).collect();
+        if ready.is_empty() {
+            return Err(pending.waiting.into_iter().map(|item| item.thing).collect());
+        }
+        for item in ready {
+            pending.done(&item.name);
+            ordered.push(item.thing);
+        }
+    }
+    Ok(ordered)
+}
+
 /// A piece of work with a name, under which others may read what it wrote.
 pub struct Step<'a> {
     pub name: &'static str,
     /// Names of what it reads. Those that no step has are there from the start.
     pub reads: Vec<String>,
-    pub work: Box<dyn FnOnce() -> Result<()> + Send + 'a>,
+    pub work: Work<'a>,
 }
 
-#[derive(Default)]
+type Work<'a> = Box<dyn FnOnce() -> Result<()> + Send + 'a>;
+
 struct State<'a> {
-    waiting: Vec<Step<'a>>,
-    /// Names of steps that are waiting or running.
-    unfinished: HashSet<&'static str>,
+    pending: Pending<Work<'a>>,
     running: usize,
     error: Option<Error>,
-}
-
-impl<'a> State<'a> {
-    /// The first step that waits for no other.
-    fn take_ready(&mut self) -> Option<Step<'a>> {
-        let unfinished = &self.unfinished;
-        let ready = |s: &Step| !s.reads.iter().any(|r| r != s.name && unfinished.contains(r.as_str()));
-        self.waiting.iter().position(ready).map(|i| self.waiting.remove(i))
-    }
 }
 
 /// Runs every step, each once what it reads is written, on as many threads. A step runs on one thread, so that its result
 /// does not depend on how many there are.
 pub fn run(steps: Vec<Step>, threads: usize) -> Result<()> {
-    let unfinished = steps.iter().map(|s| s.name).collect();
-    let state = Mutex::new(State { waiting: steps, unfinished, ..Default::default() });
+    let items = steps.into_iter().map(|Step { name, reads, work }| Item { name: name.to_string(), reads, thing: work });
+    let state = Mutex::new(State { pending: Pending::new(items.collect()), running: 0, error: None });
     let changed = Condvar::new();
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
@@ -53,10 +95,10 @@ pub fn run(steps: Vec<Step>, threads: usize) -> Result<()> {
 fn work(state: &Mutex<State>, changed: &Condvar) {
     let lock = || -> MutexGuard<_> { state.lock().unwrap_or_else(PoisonError::into_inner) };
     let mut now = lock();
-    while now.error.is_none() && !now.waiting.is_empty() {
-        let Some(step) = now.take_ready() else {
+    while now.error.is_none() && !now.pending.waiting.is_empty() {
+        let Some(step) = now.pending.take_ready() else {
             if now.running == 0 {
-                let names: Vec<&str> = now.waiting.iter().map(|s| s.name).collect();
+                let names: Vec<&str> = now.pending.waiting.iter().map(|s| &*s.name).collect();
                 now.error = Some(anyhow!("{} read each other in a circle", names.join(", ")));
                 break;
             }
@@ -65,10 +107,10 @@ fn work(state: &Mutex<State>, changed: &Condvar) {
         };
         now.running += 1;
         drop(now);
-        let result = interrupt::check().and_then(|()| (step.work)());
+        let result = interrupt::check().and_then(|()| (step.thing)());
         now = lock();
         now.running -= 1;
-        now.unfinished.remove(step.name);
+        now.pending.done(&step.name);
         if let Err(error) = result {
             now.error.get_or_insert(error);
         }
@@ -101,6 +143,20 @@ mod tests {
             run(steps, threads).unwrap();
             assert_eq!(*done.lock().unwrap(), ["a", "b", "c"]);
         }
+    }
+
+    #[test]
+    fn an_order_keeps_that_of_the_list_where_it_may() {
+        let items = |of: &[(&str, &[&str])]| {
+            let item = |(i, (name, reads)): (usize, &(&str, &[&str]))| Item {
+                name: name.to_string(),
+                reads: reads.iter().map(|r| r.to_string()).collect(),
+                thing: i,
+            };
+            of.iter().enumerate().map(item).collect::<Vec<_>>()
+        };
+        assert_eq!(in_order(items(&[("c", &["b", "c"]), ("b", &["measured"]), ("a", &[])])), Ok(vec![1, 2, 0]));
+        assert_eq!(in_order(items(&[("a", &["b"]), ("b", &["a"]), ("c", &[])])), Err(vec![0, 1]));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod bucket;
 mod errors;
 mod output;
+mod parameters;
 mod place;
 mod planner;
 mod prompt;
@@ -14,6 +15,7 @@ pub use datafusion::dataframe::DataFrame;
 pub(crate) use errors::no_such_table;
 pub use output::{Format, Target};
 pub(crate) use output::{head, table_text};
+pub use parameters::{Value, with_literals};
 pub(crate) use planner::Planner;
 pub use prompt::prompt;
 pub use session::{ROWS_ON_A_TERMINAL, Tables};

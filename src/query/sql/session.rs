@@ -12,7 +12,6 @@ use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, FieldRef, Int64Type, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
-use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::error::DataFusionError;
@@ -27,6 +26,7 @@ use datafusion::sql::sqlparser::ast;
 use tokio::runtime::Runtime;
 
 use super::errors;
+use super::parameters::{Value, scalars};
 use super::place::Place;
 use crate::analyze::{Query, VIEWS, kind_and_grain, parameters};
 use selfrepair_core::config::AnalysisConfig;
@@ -196,9 +196,14 @@ impl Tables {
 
     /// Runs one query; `$name` in it stands for a parameter.
     pub fn collect(&self, sql: &str, parameters: &[(&str, f64)]) -> Result<Vec<RecordBatch>> {
+        self.collect_values(sql, &numbers(parameters))
+    }
+
+    /// As [`Tables::collect`], with parameters that may be texts.
+    pub fn collect_values(&self, sql: &str, parameters: &[(&str, Value)]) -> Result<Vec<RecordBatch>> {
         let mut statements = self.statements(sql)?;
         ensure!(statements.len() == 1, "expected one query and found {} in: {sql}", statements.len());
-        let frame = self.frame(&statements.remove(0), sql, parameters)?;
+        let frame = self.frame_of(&statements.remove(0), sql, parameters)?;
         self.runtime.block_on(collect(frame)).map_err(|e| self.explain(&e, sql))
     }
 
@@ -210,6 +215,10 @@ impl Tables {
 
     /// A statement made ready to run. `sql` is the text that it comes from, for errors that show the place.
     pub fn frame(&self, statement: &Statement, sql: &str, parameters: &[(&str, f64)]) -> Result<DataFrame> {
+        self.frame_of(statement, sql, &numbers(parameters))
+    }
+
+    fn frame_of(&self, statement: &Statement, sql: &str, parameters: &[(&str, Value)]) -> Result<DataFrame> {
         if let Statement::Statement(inner) = statement
             && matches!(inner.as_ref(), ast::Statement::ShowTables { .. })
         {
@@ -226,7 +235,7 @@ impl Tables {
         let plan = async {
             let plan = self.context.state().statement_to_plan(statement.clone()).await?;
             SQLOptions::new().with_allow_dml(false).verify_plan(&plan)?;
-            self.context.execute_logical_plan(plan.with_param_values(values(parameters))?).await
+            self.context.execute_logical_plan(plan.with_param_values(scalars(parameters))?).await
         };
         self.runtime.block_on(plan).map_err(|e| self.explain(&e, sql))
     }
@@ -319,7 +328,7 @@ impl Run {
             Some(view) => {
                 references(&view.text)?.iter().try_for_each(|table| self.provide(table, runtime))?;
                 let frame = runtime.block_on(self.context.sql(&view.text))?;
-                frame.with_param_values(values(&parameters(&self.analysis)))?.into_view()
+                frame.with_param_values(scalars(&numbers(&parameters(&self.analysis))))?.into_view()
             }
             None => runtime.block_on(open_table(&self.context, &self.place, name))?,
         };
@@ -335,8 +344,8 @@ async fn settings(place: &Place) -> AnalysisConfig {
     table.remove("analysis").and_then(|section| section.try_into().ok()).unwrap_or_default()
 }
 
-fn values(parameters: &[(&str, f64)]) -> ParamValues {
-    ParamValues::Map(parameters.iter().map(|&(k, v)| (k.to_string(), ScalarValue::from(v).into())).collect())
+fn numbers<'a>(parameters: &[(&'a str, f64)]) -> Vec<(&'a str, Value)> {
+    parameters.iter().map(|&(name, number)| (name, number.into())).collect()
 }
 
 /// Names of the tables a query reads.

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use super::axis::Ticks;
 use super::colour::{Colour, Theme};
-use super::text::{escape, width, wrap};
+use super::text::{fit, width, wrap};
 use super::{Axis, Chart, Key, Margins, Mark, Panel, Point, WIDTH};
+use crate::escape::escape;
 
 const TITLE: f64 = 18.0;
 const LABEL: f64 = 13.0;
@@ -17,6 +18,9 @@ const GAP: f64 = 24.0;
 /// Room for the bars along an axis, and between them and the plot.
 const STRIP: f64 = 56.0;
 const STRIP_GAP: f64 = 6.0;
+
+/// What the label of a tick may take of a panel's width.
+const LONGEST_TICK: f64 = 0.45;
 
 const FONT: &str = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif";
 
@@ -73,7 +77,8 @@ struct Frame {
 
 impl Frame {
     fn of(panel: &Panel, room: f64, height: f64) -> Self {
-        let y_ticks = panel.y.ticks((height / 45.0) as usize);
+        let mut y_ticks = panel.y.ticks((height / 45.0) as usize);
+        y_ticks.iter_mut().for_each(|(_, label)| *label = fit(label, SMALL, LONGEST_TICK * room));
         let widest = y_ticks.iter().map(|t| width(&t.1, SMALL)).fold(0.0, f64::max);
         let y_label = wrap(&panel.y.label, LABEL, height.max(120.0));
         let left = widest + 10.0 + y_label.len() as f64 * LABEL * LINE;
@@ -94,6 +99,7 @@ fn fitting_ticks(axis: &Axis, room: f64) -> Vec<(f64, String)> {
     let mut count = (room / 45.0).max(2.0) as usize;
     loop {
         let mut ticks = axis.ticks(count);
+        ticks.iter_mut().for_each(|(_, label)| *label = fit(label, SMALL, LONGEST_TICK * room));
         let taken: f64 = ticks.iter().map(|t| width(&t.1, SMALL) + 12.0).sum();
         if taken <= room || count <= 1 {
             // Names cannot be thinned by a larger step: every n-th is shown.
@@ -173,7 +179,7 @@ impl Pen {
             Key::Scale { label, ends, scale } => return self.scale(label, ends, *scale, x, middle),
         };
         self.put(format_args!("{mark}\n"));
-        self.text((x + 26.0, middle + 4.5), "start", LABEL, Colour::Ink, "400", key.label());
+        self.text((x + 26.0, middle + 4.5), "start", LABEL, Colour::Ink, "400", &key.fitting_label());
     }
 
     fn scale(&mut self, label: &str, ends: &[String; 2], scale: fn(f64) -> Colour, x: f64, middle: f64) {
@@ -196,7 +202,7 @@ impl Pen {
 
     fn panel(&mut self, panel: &Panel, frame: &Frame, at: Point, room: f64, height: f64) {
         let (left, top) = (at.0 + frame.left, at.1);
-        let wide = room - frame.left - frame.right;
+        let wide = (room - frame.left - frame.right).max(1.0);
         let x = |v: f64| left + panel.x.place(v) * wide;
         let y = |v: f64| top + (1.0 - panel.y.place(v)) * height;
         let strip = if panel.margins.is_some() { STRIP } else { 0.0 };
@@ -334,8 +340,13 @@ impl Key {
                     + SCALE_STEP * SCALE_STEPS as f64
                     + 18.0
             }
-            _ => 26.0 + width(self.label(), LABEL),
+            _ => 26.0 + width(&self.fitting_label(), LABEL),
         }
+    }
+
+    /// The label, if it fits in a line.
+    fn fitting_label(&self) -> String {
+        fit(self.label(), LABEL, WIDTH - 2.0 * MARGIN - 26.0)
     }
 }
 

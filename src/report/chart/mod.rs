@@ -10,7 +10,6 @@ mod text;
 
 pub use axis::{Axis, common, extent, plain, roomy, with_zero};
 pub use colour::{BLUE, Colour, GREEN, ORANGE, PURPLE, RED, Theme, variables};
-pub use text::escape;
 
 /// Width of every figure, in pixels.
 pub const WIDTH: f64 = 860.0;

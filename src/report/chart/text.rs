@@ -19,14 +19,26 @@ fn advance(c: char) -> f64 {
     }
 }
 
-/// Breaks a text into lines that are at most so wide, between words; a single word may be wider.
+/// Lines of a title or a label; what would need more is cut.
+const MOST_LINES: usize = 8;
+
+/// Letters that a line must have room for before a word is broken.
+const SHORTEST_PIECE: f64 = 4.0;
+
+/// Breaks a text into lines that are at most so wide, between words. A word that is wider is broken where there is room
+/// for a few letters.
 pub fn wrap(text: &str, size: f64, most: f64) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
+    for word in text.split_whitespace().flat_map(|word| pieces(word, size, most)) {
+        let full = lines.len() == MOST_LINES;
         match lines.last_mut() {
             Some(line) if width(line, size) + width(word, size) + 0.34 * size <= most => {
                 line.push(' ');
                 line.push_str(word);
+            }
+            Some(line) if full => {
+                line.push('…');
+                break;
             }
             _ => lines.push(word.to_string()),
         }
@@ -34,26 +46,48 @@ pub fn wrap(text: &str, size: f64, most: f64) -> Vec<String> {
     lines
 }
 
-/// For text and attributes of HTML and SVG.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            // XML has no way to write most control characters.
-            c if c.is_control() && c != '\n' => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
+/// A word, in parts that are at most so wide.
+fn pieces(word: &str, size: f64, most: f64) -> Vec<&str> {
+    if most < SHORTEST_PIECE * size || width(word, size) <= most {
+        return vec![word];
     }
+    let (mut out, mut from, mut wide) = (Vec::new(), 0, 0.0);
+    for (at, c) in word.char_indices() {
+        let advance = advance(c) * size;
+        if wide + advance > most {
+            out.push(&word[from..at]);
+            (from, wide) = (at, 0.0);
+        }
+        wide += advance;
+    }
+    out.push(&word[from..]);
     out
+}
+
+/// As much of a text as fits, with `…` where something is left out.
+pub fn fit(text: &str, size: f64, most: f64) -> String {
+    if width(text, size) <= most {
+        return text.to_string();
+    }
+    let mut room = most - advance('…') * size;
+    let fits = |c: &char| {
+        room -= advance(*c) * size;
+        room >= 0.0
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_cut() {
+        assert_eq!(fit("layer 3", 10.0, 90.0), "layer 3");
+        let cut = fit(&"é".repeat(300), 10.0, 90.0);
+        assert!(cut.ends_with("é…") && width(&cut, 10.0) <= 90.0, "{cut}");
+        assert_eq!(fit("abc", 10.0, 0.0), "…");
+    }
 
     #[test]
     fn lines_are_broken_between_words_and_hold_all_of_them() {
@@ -62,10 +96,10 @@ mod tests {
         assert!(lines.len() > 1 && lines.iter().all(|l| width(l, 10.0) <= 90.0), "{lines:?}");
         assert_eq!(lines.join(" "), text);
         assert_eq!(wrap("unbreakable", 10.0, 5.0), ["unbreakable"]);
-    }
-
-    #[test]
-    fn what_xml_cannot_hold_is_escaped() {
-        assert_eq!(escape("a<b & \"c\"\u{1}"), "a&lt;b &amp; &quot;c&quot;\u{fffd}");
+        let long = "a".repeat(300);
+        let lines = wrap(&format!("b {long}"), 10.0, 600.0);
+        assert!(lines.iter().all(|l| width(l, 10.0) <= 600.0), "{lines:?}");
+        assert_eq!(lines.concat(), format!("b{long}"));
+        assert_eq!(wrap(&"a".repeat(100_000), 10.0, 600.0).len(), MOST_LINES);
     }
 }

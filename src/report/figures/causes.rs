@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Figure, HEADS, Study, quoted};
+use super::{Figure, Study, ask};
 use crate::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, NamedPoint, ORANGE, Panel, with_zero};
 
 const THEME: &str = "What repairs";
@@ -33,11 +33,7 @@ pub fn stacked(values: &[f64]) -> Vec<(f64, f64)> {
 }
 
 fn causes_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
-    let sql = format!(
-        "select layer, repair_attention, repair_mlp, repair_norm, self_repair from layer_summary \
-         where {HEADS} and ablation = {} and subset = 'top' order by layer",
-        quoted(ablation)
-    );
+    let sql = ask!("causes_by_layer", ablation = ablation);
     let rows = study.rows(&sql)?;
     let (layer, total) = (rows.numbers("layer")?, rows.numbers("self_repair")?);
     let causes: Vec<Vec<f64>> = CAUSES.iter().map(|(column, ..)| rows.numbers(column)).collect::<Result<_>>()?;
@@ -85,12 +81,7 @@ fn causes_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
 
 /// How much of the direct effect each cause makes up for, as the paper counts it.
 fn shares_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
-    let sql = format!(
-        "select layer, subset, avg(attention_clipped) as repair_attention, avg(mlp_clipped) as repair_mlp, \
-         avg(norm_clipped) as repair_norm from head_summary where {HEADS} and ablation = {} \
-         group by layer, subset order by layer",
-        quoted(ablation)
-    );
+    let sql = ask!("shares_by_layer", ablation = ablation);
     let rows = study.rows(&sql)?;
     let mut panels = Vec::new();
     for (subset, title) in [("top", "top tokens of each head"), ("all", "all tokens")] {

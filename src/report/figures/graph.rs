@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::{Figure, HEADS, Head, Study, head_name, quoted};
+use super::{Figure, Head, Study, ask, head_name};
 use crate::chart::{Axis, Chart, Panel, heat, heat_key};
 
 const THEME: &str = "Which components repair";
@@ -31,12 +31,7 @@ pub fn figures(study: &Study) -> Result<Vec<Figure>> {
 /// The strongest head's repairers, a column a token: do different prompts use different ones?
 fn repairers_of_one_head(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     let Some(&head) = study.strongest(ablation, 1)?.first() else { return Ok(None) };
-    let sql = format!(
-        "select prompt, position, repairer, repairer_layer, repairer_head, change from component_repairs \
-         where {HEADS} and ablation = {} and {} order by prompt, position, rank",
-        quoted(ablation),
-        head.sql()
-    );
+    let sql = head.ask(ask!("repairers_of_head", ablation = ablation));
     let rows = study.rows(&sql)?;
     if rows.is_empty() {
         return Ok(None);
@@ -95,15 +90,7 @@ fn repairers_of_one_head(study: &Study, ablation: &str) -> Result<Option<Figure>
 
 /// Layer by layer: what the heads and the MLP of a later layer do when a head of an earlier one is ablated.
 fn graph(study: &Study, ablation: &str) -> Result<Option<Figure>> {
-    let sql = format!(
-        "with ablated as (select layer, count(distinct head) as heads from repair_graph where ablated = 'head' \
-         and hold = 'none' and subset = 'top' and ablation = {0} group by layer) \
-         select g.component, g.layer, g.repairer_layer, sum(g.mean_change) / max(a.heads) as change from repair_graph g \
-         join ablated a on a.layer = g.layer \
-         where g.ablated = 'head' and g.hold = 'none' and g.subset = 'top' and g.ablation = {0} \
-         group by g.component, g.layer, g.repairer_layer order by 1, 2, 3",
-        quoted(ablation)
-    );
+    let sql = ask!("repair_graph", ablation = ablation);
     let rows = study.rows(&sql)?;
     if rows.is_empty() {
         return Ok(None);
@@ -147,10 +134,7 @@ fn graph(study: &Study, ablation: &str) -> Result<Option<Figure>> {
 
 /// The strongest heads that the graph knows.
 pub fn ablated_heads(study: &Study, ablation: &str, count: usize) -> Result<Vec<Head>> {
-    let rows = study.rows(&format!(
-        "select layer, head, sum(abs(mean_change)) as change from repair_graph where ablated = 'head' and hold = 'none' \
-         and ablation = {} and component = 'head' group by layer, head order by change desc, layer, head limit {count}",
-        quoted(ablation)
-    ))?;
-    Ok(rows.points("layer", "head")?.into_iter().map(|(layer, head)| Head { layer, head }).collect())
+    let rows = study.rows(&ask!("ablated_heads", ablation = ablation))?;
+    let heads = rows.points("layer", "head")?.into_iter().map(|(layer, head)| Head { layer, head });
+    Ok(heads.take(count).collect())
 }

@@ -2,13 +2,10 @@
 
 use anyhow::Result;
 
-use super::{Figure, HEADS, LayerColours, Study, head_name, quoted, size_at};
+use super::{Figure, LayerColours, Study, ask, head_name, size_at};
 use crate::chart::{Axis, BLUE, Chart, Colour, Key, Mark, NamedPoint, ORANGE, Panel, heat, heat_key, plain, with_zero};
 
 const THEME: &str = "How much self-repair, and where";
-
-/// Thresholds on |direct effect| of a token, in logits; 0 keeps all.
-const THRESHOLDS: [f64; 4] = [0.0, 0.1, 0.5, 1.0];
 
 pub fn figures(study: &Study) -> Result<Vec<Figure>> {
     let mut out = Vec::new();
@@ -24,20 +21,9 @@ pub fn figures(study: &Study) -> Result<Vec<Figure>> {
 }
 
 fn repair_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
-    let heads = format!(
-        "select layer, head, self_repair, self_repair_error from head_summary \
-         where {HEADS} and ablation = {} and subset = 'top'",
-        quoted(ablation)
-    );
-    let means = format!(
-        "select layer, self_repair from layer_summary where {HEADS} and ablation = {} and subset = 'top' order by layer",
-        quoted(ablation)
-    );
-    let sure = format!(
-        "select layer, low, high from uncertainty where {HEADS} and ablation = {} and subset = 'top' \
-         and measure = 'self_repair' and layer is not null and head is null order by layer",
-        quoted(ablation)
-    );
+    let heads = ask!("repair_by_layer_heads", ablation = ablation);
+    let means = ask!("repair_by_layer_means", ablation = ablation);
+    let sure = ask!("repair_by_layer_intervals", ablation = ablation);
     let (rows, mean) = (study.rows(&heads)?, study.rows(&means)?);
     let mut sql = vec![heads, means];
     let mut band = Vec::new();
@@ -88,10 +74,7 @@ fn repair_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
 
 /// One panel a subset of tokens: mean direct effect against mean logit change, a point a head.
 fn effect_against_change(study: &Study, ablation: &str) -> Result<Figure> {
-    let sql = format!(
-        "select subset, layer, head, direct_effect, logit_change from head_summary where {HEADS} and ablation = {}",
-        quoted(ablation)
-    );
+    let sql = ask!("effect_against_change", ablation = ablation);
     let rows = study.rows(&sql)?;
     let colours = LayerColours::of(&rows.numbers("layer")?);
     let mut panels = Vec::new();
@@ -143,11 +126,7 @@ fn scatter(
 
 /// The same with what was really taken away: the direct effect less that of the replacement.
 fn loss_against_change(study: &Study, ablation: &str) -> Result<Figure> {
-    let sql = format!(
-        "select layer, head, direct_effect - ablated_direct_effect as loss, logit_change from head_summary \
-         where {HEADS} and ablation = {} and subset = 'top'",
-        quoted(ablation)
-    );
+    let sql = ask!("loss_against_change", ablation = ablation);
     let rows = study.rows(&sql)?;
     let (layer, head) = (rows.numbers("layer")?, rows.numbers("head")?);
     let (x, y) = (rows.numbers("loss")?, rows.numbers("logit_change")?);
@@ -174,39 +153,32 @@ fn loss_against_change(study: &Study, ablation: &str) -> Result<Figure> {
 
 /// The paper's scatter for tokens on which a head's direct effect is large, whatever its sign.
 fn thresholds(study: &Study, ablation: &str) -> Result<Figure> {
-    let columns: String = THRESHOLDS
-        .iter()
-        .enumerate()
-        .map(|(i, t)| {
-            format!(
-                ", avg(case when abs(direct_effect) >= {t} then direct_effect end) as effect_{i}\
-                 , avg(case when abs(direct_effect) >= {t} then logit_change end) as change_{i}"
-            )
-        })
-        .collect();
-    let sql = format!(
-        "select layer, head{columns} from ablations where {HEADS} and ablation = {} group by layer, head",
-        quoted(ablation)
-    );
-    let rows = study.rows(&sql)?;
+    let (every, large) = (ask!("effect_against_change", ablation = ablation), ask!("thresholds", ablation = ablation));
+    let rows = study.rows(&every)?.filtered("subset", "all")?;
     let (layer, head) = (rows.numbers("layer")?, rows.numbers("head")?);
-    let colours = LayerColours::of(&layer);
-    let mut panels = Vec::new();
-    for (i, threshold) in THRESHOLDS.iter().enumerate() {
-        let (x, y) = (rows.numbers(&format!("effect_{i}"))?, rows.numbers(&format!("change_{i}"))?);
-        if x.iter().any(|v| v.is_finite()) {
-            let title =
-                if i == 0 { "all tokens".into() } else { format!("|direct effect| ≥ {} logits", plain(*threshold)) };
-            panels.push(scatter(&title, "mean direct effect [logits]", &colours, &layer, &head, &x, &y));
-        }
+    let (x, y) = (rows.numbers("direct_effect")?, rows.numbers("logit_change")?);
+    let (colours, label) = (LayerColours::of(&layer), "mean direct effect [logits]");
+    let mut panels = vec![scatter("all tokens", label, &colours, &layer, &head, &x, &y)];
+    let rows = study.rows(&large)?;
+    let (layer, head) = (rows.numbers("layer")?, rows.numbers("head")?);
+    let (x, y) = (rows.numbers("direct_effect")?, rows.numbers("logit_change")?);
+    let thresholds = rows.numbers("threshold")?;
+    let mut from = 0;
+    // Rows are in order of the threshold.
+    for same in thresholds.chunk_by(|a, b| a == b) {
+        let at = from..from + same.len();
+        from = at.end;
+        let title = format!("|direct effect| > {} logits", plain(same[0]));
+        let (layer, head, x, y) = (&layer[at.clone()], &head[at.clone()], &x[at.clone()], &y[at]);
+        panels.push(scatter(&title, label, &colours, layer, head, x, y));
     }
     Ok(Figure {
         name: format!("thresholds_{ablation}"),
         theme: THEME,
-        caption: "The same for tokens on which the head's direct effect, of either sign, is at least so large. A head \
-                  without such tokens has no point."
+        caption: "The same for tokens on which the head's direct effect, of either sign, is larger than each of \
+                  `analysis.thresholds`. A head without such tokens has no point."
             .into(),
-        sql: vec![sql],
+        sql: vec![every, large],
         chart: Chart {
             title: "Direct effect against change of the logit, by size of the effect".into(),
             settings: study.settings.line(&format!("{ablation} ablation")),
@@ -219,11 +191,7 @@ fn thresholds(study: &Study, ablation: &str) -> Result<Figure> {
 }
 
 fn fraction_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
-    let sql = format!(
-        "select layer, subset, self_repair, fraction_of_means, fraction_clipped from layer_summary \
-         where {HEADS} and ablation = {} order by layer",
-        quoted(ablation)
-    );
+    let sql = ask!("fraction_by_layer", ablation = ablation);
     let rows = study.rows(&sql)?;
     let series = [
         ("fraction_of_means", "ratio of the means", BLUE),
@@ -263,11 +231,7 @@ fn fraction_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
 
 /// Which heads matter and which are repaired, at a glance; the map of a narrow task.
 fn heat_of_heads(study: &Study, ablation: &str) -> Result<Figure> {
-    let sql = format!(
-        "select layer, head, direct_effect, logit_change, self_repair from head_summary \
-         where {HEADS} and ablation = {} and subset = 'all'",
-        quoted(ablation)
-    );
+    let sql = ask!("heads", ablation = ablation);
     let rows = study.rows(&sql)?;
     let (layer, head) = (rows.numbers("layer")?, rows.numbers("head")?);
     let columns =

@@ -2,16 +2,14 @@
 
 use anyhow::Result;
 
-use super::{Figure, LayerColours, Study, file_part, quoted};
+use super::{Asked, Figure, LayerColours, Study, ask};
 use crate::chart::{Axis, Chart, Key, Mark, ORANGE, Panel, common};
 
 const THEME: &str = "Anti-Erasure";
 
 pub fn figures(study: &Study) -> Result<Vec<Figure>> {
     let mut out = Vec::new();
-    let holds = "select distinct ablation, hold from head_summary where component = 'head' and hold <> 'none' \
-                 order by ablation, hold";
-    let rows = study.rows(holds)?;
+    let rows = study.rows(&ask!("holds"))?;
     for (ablation, hold) in rows.texts("ablation")?.iter().zip(rows.texts("hold")?) {
         out.extend(held(study, ablation, &hold)?);
     }
@@ -21,14 +19,7 @@ pub fn figures(study: &Study) -> Result<Vec<Figure>> {
 
 /// Logit change with erasers held against that without, a point a head.
 fn held(study: &Study, ablation: &str, hold: &str) -> Result<Option<Figure>> {
-    let sql = format!(
-        "select f.subset, f.layer, f.head, f.logit_change as free, h.logit_change as held from head_summary f \
-         join head_summary h on f.ablation = h.ablation and f.component = h.component and f.layer = h.layer \
-         and f.head = h.head and f.subset = h.subset \
-         where f.component = 'head' and f.hold = 'none' and h.hold = {} and f.ablation = {}",
-        quoted(hold),
-        quoted(ablation)
-    );
+    let sql = ask!("hold_against_free", ablation = ablation, hold = hold);
     let what = match hold {
         "erasers" => "every later eraser held".to_string(),
         "heads" => "all later heads held".to_string(),
@@ -39,7 +30,7 @@ fn held(study: &Study, ablation: &str, hold: &str) -> Result<Option<Figure>> {
     let axes = ("mean change of the logit, nothing held [logits]".to_string(), format!("the same, {what} [logits]"));
     let Some(chart) = against(study, &sql, ("free", "held"), axes)? else { return Ok(None) };
     Ok(Some(Figure {
-        name: format!("hold_{}_{ablation}", file_part(hold)),
+        name: format!("hold_{hold}_{ablation}"),
         theme: THEME,
         caption: format!(
             "Ablating each head with {what} at its clean value, against ablating it alone. Heads below the line lose \
@@ -60,13 +51,7 @@ fn projected(study: &Study) -> Result<Vec<Figure>> {
     let Some(whole) = whole else { return Ok(Vec::new()) };
     let mut out = Vec::new();
     for kind in study.ablations.iter().filter(|a| a.starts_with("project_")) {
-        let sql = format!(
-            "select w.subset, w.layer, w.head, w.logit_change as whole, p.logit_change as projected from head_summary w \
-             join head_summary p on w.hold = p.hold and w.component = p.component and w.layer = p.layer \
-             and w.head = p.head and w.subset = p.subset \
-             where w.component = 'head' and w.hold = 'none' and w.ablation = '{whole}' and p.ablation = {}",
-            quoted(kind)
-        );
+        let sql = ask!("projected_against_whole", whole = *whole, projected = kind.as_str());
         let axes = (
             format!("mean change of the logit, {whole} ablation [logits]"),
             format!("the same, {} [logits]", kind.replace('_', " ")),
@@ -92,7 +77,7 @@ fn projected(study: &Study) -> Result<Vec<Figure>> {
 }
 
 /// Two columns against each other with the line y = x, a panel a subset; title and settings are the caller's.
-fn against(study: &Study, sql: &str, columns: (&str, &str), axes: (String, String)) -> Result<Option<Chart>> {
+fn against(study: &Study, sql: &Asked, columns: (&str, &str), axes: (String, String)) -> Result<Option<Chart>> {
     let rows = study.rows(sql)?;
     if rows.is_empty() {
         return Ok(None);

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::graph::ablated_heads;
-use super::{Figure, LayerColours, Study, head_name, quoted, size_at};
+use super::{Figure, LayerColours, Study, ask, head_name, size_at};
 use crate::Rows;
 use crate::chart::{Axis, Chart, Colour, Key, Mark, ORANGE, Panel, common, heat, heat_key};
 
@@ -35,18 +35,7 @@ fn skipped_blocks(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     let mut found = Vec::new();
     for head in ablated_heads(study, ablation, 4)? {
         // Blocks have no top tokens of their own kind in every run: all tokens serve for both then.
-        let sql = format!(
-            "select h.subset, h.repairer_layer, h.repairer_head, h.mean_change as ablated, avg(b.mean_change) as skipped \
-             from repair_graph h join repair_graph b on b.ablated = 'block' and b.hold = 'none' \
-             and b.component = 'head' and h.layer = b.layer and h.repairer_layer = b.repairer_layer \
-             and h.repairer_head = b.repairer_head and h.subset = b.subset \
-             where h.ablated = 'head' and h.hold = 'none' and h.component = 'head' and h.repairer_layer > h.layer \
-             and h.ablation = {} and h.layer = {} and h.head = {} \
-             group by h.subset, h.repairer_layer, h.repairer_head, h.mean_change",
-            quoted(ablation),
-            head.layer,
-            head.head
-        );
+        let sql = head.ask(ask!("skipped_blocks", ablation = ablation));
         let rows = study.rows(&sql)?;
         let top = rows.filtered("subset", "top")?;
         let (rows, subset) = if top.is_empty() { (rows, "all tokens") } else { (top, "top tokens") };
@@ -86,8 +75,8 @@ fn skipped_blocks(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         name: format!("skipped_blocks_{ablation}"),
         theme: THEME,
         caption: "Each point is a head of a later layer and how its direct effect changes: when the whole block is \
-                  skipped, and when one head of that block is ablated. Near the line, backup is not particular to the \
-                  head that is missing."
+                  skipped (zero ablation of the block), and when one head of that block is ablated. Near the line, backup \
+                  is not particular to the head that is missing."
             .into(),
         sql: queries,
         chart: Chart {
@@ -103,10 +92,8 @@ fn skipped_blocks(study: &Study, ablation: &str) -> Result<Option<Figure>> {
 
 /// A head's reaction to its own output in its input, per unit added, beside the controls.
 fn additions(study: &Study) -> Result<Option<Figure>> {
-    let sql = "select added, layer, head, \
-         sum(multiple * (cast(new_direct_effect as double) - direct_effect)) / sum(multiple * multiple) as slope \
-         from self_additions group by added, layer, head order by added, layer, head";
-    let rows = study.rows(sql)?;
+    let sql = ask!("self_additions");
+    let rows = study.rows(&sql)?;
     let slopes = rows.numbers("slope")?;
     let most = slopes.iter().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
     let layers = rows.numbers("layer")?;
@@ -139,7 +126,7 @@ fn additions(study: &Study) -> Result<Option<Figure>> {
                   over all multiples, through zero). Positive: it reinforces itself; negative: it represses itself. \
                   Beside it the controls, of the same norm."
             .into(),
-        sql: vec![sql.into()],
+        sql: vec![sql],
         chart: Chart {
             title: "Self-reinforcing and self-repressing heads".into(),
             settings: study.settings.line(""),
@@ -154,16 +141,9 @@ fn additions(study: &Study) -> Result<Option<Figure>> {
 /// Heads of the figure about additions before every block: those with most self-repair.
 const SOURCES: usize = 12;
 
-/// Least squares through zero of the response on what was added.
-const SHARE: &str = "100 * sum(multiple * cast(response as double)) \
-     / nullif(sum(multiple * multiple * cast(direct_effect as double)), 0) as share";
-
 /// What the rest of the model makes of a head's output that is added before each block, as a share of what was added.
 fn stream_additions(study: &Study) -> Result<Option<Figure>> {
-    let by = |columns: &str| {
-        format!("select {columns}, {SHARE} from stream_additions group by {columns} order by {columns}")
-    };
-    let sql = vec![by("layer, added_at"), by("layer, head, added_at")];
+    let sql = vec![ask!("stream_additions_by_layer"), ask!("stream_additions_by_head")];
     let Some(ablation) = study.main_ablation() else { return Ok(None) };
     let mut strongest = study.strongest(ablation, SOURCES)?;
     strongest.sort_by(|a, b| a.layer.total_cmp(&b.layer).then(a.head.total_cmp(&b.head)));
@@ -246,10 +226,8 @@ fn addition_panel(title: &str, y: Axis, sources: &[Source], most: f64) -> Panel 
 
 /// Mean absolute cosine between the outputs of two layers' heads.
 fn similarity(study: &Study) -> Result<Figure> {
-    let sql = "select layer, other_layer, avg(cosine) as cosine, avg(cosine_without_token) as cosine_without_token \
-         from head_similarity where not (layer = other_layer and head = other_head) \
-         group by layer, other_layer order by layer, other_layer";
-    let rows = study.rows(sql)?;
+    let sql = ask!("head_similarity");
+    let rows = study.rows(&sql)?;
     let (x, y) = (rows.numbers("layer")?, rows.numbers("other_layer")?);
     let both = [rows.numbers("cosine")?, rows.numbers("cosine_without_token")?];
     let most = both.iter().flatten().filter(|v| v.is_finite()).fold(0.0, |m: f64, v| m.max(v.abs()));
@@ -264,14 +242,15 @@ fn similarity(study: &Study) -> Result<Figure> {
         name: "head_similarity".into(),
         theme: THEME,
         caption:
-            "Mean cosine between the outputs of two heads at the same token, over all pairs of heads of two layers; \
-                  then with what both write along the correct token's direction taken off."
+            "How alike two heads write: the absolute value of the mean cosine between their outputs at the same token, in \
+                  the mean over all pairs of heads of two layers; then with what both write along the correct token's \
+                  direction taken off."
                 .into(),
-        sql: vec![sql.into()],
+        sql: vec![sql],
         chart: Chart {
             title: "How alike heads of two layers write".into(),
             settings: study.settings.line(""),
-            legend: vec![heat_key("mean cosine", most)],
+            legend: vec![heat_key("mean |cosine|", most)],
             panels: panels.collect(),
             columns: 2,
             height: 300.0,

@@ -18,18 +18,20 @@ pub use causes::{CAUSES, stacked};
 
 use super::Rows;
 use super::chart::{Chart, Colour, Mark, NamedPoint};
+use super::escape::file_names;
+use super::query::{Asked, ask};
 use super::settings::Settings;
-use selfrepair_query::analyze::{Tables, top_tokens};
+use selfrepair_query::analyze::{Tables, quantiles};
 
 /// A figure and where its numbers come from.
 pub struct Figure {
-    /// Its file's name without the ending.
+    /// What it is called; [`with_file_names`] makes of it the name of its files, without the ending.
     pub name: String,
     /// The section of the page that it belongs to.
     pub theme: &'static str,
     pub caption: String,
     /// The queries behind it.
-    pub sql: Vec<String>,
+    pub sql: Vec<Asked>,
     pub chart: Chart,
 }
 
@@ -55,7 +57,14 @@ pub fn all(tables: &Tables, out: &Path) -> Result<Vec<Figure>> {
     for theme in THEMES {
         figures.extend(theme(&study)?.into_iter().filter(|f| !f.chart.panels.is_empty()));
     }
-    Ok(figures)
+    Ok(with_file_names(figures))
+}
+
+/// Gives every figure a name that is safe as that of a file, and its own.
+pub fn with_file_names(mut figures: Vec<Figure>) -> Vec<Figure> {
+    let names = file_names(figures.iter().map(|f| f.name.as_str()));
+    figures.iter_mut().zip(names).for_each(|(figure, name)| figure.name = name);
+    figures
 }
 
 /// A run's tables with what every figure wants to know of it.
@@ -66,20 +75,16 @@ pub struct Study<'a> {
     pub ablations: Vec<String>,
 }
 
-/// Rows of `head_summary` that are about heads with nothing held.
-pub const HEADS: &str = "component = 'head' and hold = 'none'";
-
 impl<'a> Study<'a> {
     pub fn new(tables: &'a Tables, out: &Path) -> Result<Self> {
-        let query = format!("select distinct ablation from head_summary where {HEADS} order by ablation");
-        let mut ablations = Rows::of(tables, &query)?.texts("ablation")?;
+        let mut ablations = Rows::ask(tables, &ask!("ablations"))?.texts("ablation")?;
         // Resample is the paper's.
         ablations.sort_by_key(|a| a != "resample");
         Ok(Self { tables, settings: Settings::read(tables, out)?, ablations })
     }
 
     /// Whether the run has all these tables, each with a row.
-    pub fn has(&self, names: &[&str]) -> Result<bool> {
+    pub fn has(&self, names: &[&'static str]) -> Result<bool> {
         for name in names {
             if !self.tables.has(name)? || Rows::of(self.tables, &format!("select 1 from {name} limit 1"))?.is_empty() {
                 return Ok(false);
@@ -88,13 +93,8 @@ impl<'a> Study<'a> {
         Ok(true)
     }
 
-    pub fn rows(&self, sql: &str) -> Result<Rows> {
-        Rows::of(self.tables, sql)
-    }
-
-    /// A query for the top tokens of every component, as the ablation has them.
-    pub fn tops(&self, ablation: &str) -> Result<String> {
-        top_tokens(self.tables, ablation, "none")
+    pub fn rows(&self, asked: &Asked) -> Result<Rows> {
+        Rows::ask(self.tables, asked)
     }
 
     /// The ablation that figures of one ablation only are about: resample if the run has it.
@@ -104,13 +104,9 @@ impl<'a> Study<'a> {
 
     /// The heads with most self-repair on their top tokens.
     pub fn strongest(&self, ablation: &str, count: usize) -> Result<Vec<Head>> {
-        let rows = self.rows(&format!(
-            "select layer, head, self_repair, tokens from head_summary where {HEADS} and ablation = {} \
-             and subset = 'top' order by self_repair desc, layer, head limit {count}",
-            quoted(ablation)
-        ))?;
+        let rows = self.rows(&ask!("strongest_heads", ablation = ablation))?;
         let (layer, head) = (rows.numbers("layer")?, rows.numbers("head")?);
-        Ok(layer.into_iter().zip(head).map(|(layer, head)| Head { layer, head }).collect())
+        Ok(layer.into_iter().zip(head).take(count).map(|(layer, head)| Head { layer, head }).collect())
     }
 }
 
@@ -126,9 +122,9 @@ impl Head {
         head_name(self.layer, self.head)
     }
 
-    /// A condition on the columns `layer` and `head`.
-    pub fn sql(self) -> String {
-        format!("layer = {} and head = {}", self.layer, self.head)
+    /// The query about this head, whose parameters are `$layer` and `$head`.
+    pub fn ask(self, asked: Asked) -> Asked {
+        asked.with("layer", self.layer as i64).with("head", self.head as i64)
     }
 }
 
@@ -139,19 +135,8 @@ pub fn head_name(layer: f64, head: f64) -> String {
 /// The absolute value that this share of the finite values stays below, where a few large ones would leave no colour to
 /// the others; 0 if there are none.
 pub fn size_at(share: f64, values: impl Iterator<Item = f64>) -> f64 {
-    let mut sizes: Vec<f64> = values.filter(|v| v.is_finite()).map(f64::abs).collect();
-    sizes.sort_by(f64::total_cmp);
-    sizes.get((sizes.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(0.0)
-}
-
-/// A text as an SQL literal.
-pub fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
-/// Part of a file's name, from text that a configuration may have chosen.
-pub fn file_part(text: &str) -> String {
-    text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+    let sizes: Vec<f64> = values.filter(|v| v.is_finite()).map(f64::abs).collect();
+    quantiles(sizes, &[share]).into_iter().find(|size| size.is_finite()).unwrap_or(0.0)
 }
 
 /// A colour a layer, from the first to the last.
@@ -271,6 +256,8 @@ mod tests {
                     "zero none head 0 0 top head 1 0 2 0.25 0.1",
                     "zero none head 0 0 top mlp 1 - 2 0.5 0.1",
                     "zero none block 0 - top head 1 0 2 0.125 0.1",
+                    // Another kind of ablation is no skipped block.
+                    "mean none block 0 - top head 1 0 2 0.5 0.1",
                 ],
                 &["repair_graph_zero", "skipped_blocks_zero"],
             ),
@@ -311,7 +298,12 @@ mod tests {
                 &["0 0 0 1 0 0 0.5 0.25 -0.25", "0 0 0 3 0 0 0.5 0.5 -1", "1 0 1 1 1 0 0.5 1 0.5"],
                 &["stream_additions"],
             ),
-            ("head_similarity", alike, &["0 0 1 0 4 0.5 0.25", "0 0 0 0 4 1 1"], &["head_similarity"]),
+            (
+                "head_similarity",
+                alike,
+                &["0 0 1 0 4 0.5 0.25", "0 0 1 1 4 -0.5 -0.25", "0 0 0 0 4 1 1"],
+                &["head_similarity"],
+            ),
         ];
         for (name, columns, _, _) in &rows {
             table(out, name, columns, &[] as &[&str]);
@@ -351,6 +343,20 @@ mod tests {
         assert_eq!(marks("head_similarity"), ["layers 0 and 1: 0.500", "layers 0 and 1: 0.250"]);
     }
 
+    /// Heads have effects of 1, 1, 1, 1 and 2, 0, 0, 0; the thresholds are 0.1, 0.5 and 1.
+    #[test]
+    fn tokens_count_whose_effect_is_above_a_threshold_and_not_at_it() {
+        let dir = handmade_run("tiny", &["zero"]);
+        let figures = drawn(dir.path());
+        let thresholds = named(&figures, "thresholds_zero").unwrap();
+        let titles: Vec<&str> = thresholds.chart.panels.iter().map(|p| p.title.as_str()).collect();
+        let above = |t: &str| format!("|direct effect| > {t} logits");
+        assert_eq!(titles, ["all tokens", &above("0.1"), &above("0.5"), &above("1")]);
+        let (first, second) = ("L0H0: 1.000, -0.250", "L1H0: 2.000, -2.500");
+        let expected = [first, "L1H0: 0.500, -0.625", first, second, first, second, second];
+        assert_eq!(marks(thresholds), expected);
+    }
+
     #[test]
     fn what_is_held_is_compared_with_nothing_held() {
         let dir = handmade_run("tiny", &["zero", "zero/erasers", "project_out"]);
@@ -367,8 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_are_named_and_texts_quoted() {
+    fn heads_are_named() {
         assert_eq!((head_name(3.0, 7.0), head_name(3.0, f64::NAN)), ("L3H7".to_string(), "L3 MLP".to_string()));
-        assert_eq!((quoted("it's"), file_part("my hold/2")), ("'it''s'".to_string(), "my_hold_2".to_string()));
     }
 }

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use super::{Figure, HEADS, NamedPoint, Study, quoted, size_at};
+use super::{Asked, Figure, NamedPoint, Study, ask, size_at};
+use crate::Rows;
 use crate::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Margins, Mark, ORANGE, PURPLE, Panel, RED, extent, with_zero};
 use crate::histogram::Histogram;
 
@@ -42,14 +43,10 @@ pub fn figures(study: &Study) -> Result<Vec<Figure>> {
 }
 
 /// Curves of the strongest heads and their last measured MLP.
-fn curves(study: &Study, ablation: &str, columns: &str) -> Result<Vec<(String, crate::Rows, String)>> {
+fn curves(study: &Study, ablation: &str) -> Result<Vec<(String, Rows, Asked)>> {
     let mut out = Vec::new();
     for head in study.strongest(ablation, HEADS_SHOWN)? {
-        let place = format!("ablation = {} and {}", quoted(ablation), head.sql());
-        let sql = format!(
-            "select neuron_layer, rank + 1 as place, {columns} from neuron_curves where {place} \
-             and neuron_layer = (select max(neuron_layer) from neuron_curves where {place}) order by rank"
-        );
+        let sql = head.ask(ask!("neuron_curves", ablation = ablation));
         let rows = study.rows(&sql)?;
         if !rows.is_empty() {
             out.push((format!("{}, MLP of layer {}", head.name(), rows.number("neuron_layer")?), rows, sql));
@@ -64,9 +61,8 @@ fn rank_axis(ranks: &[f64]) -> Axis {
 }
 
 fn exceeding(study: &Study, ablation: &str) -> Result<Option<Figure>> {
-    let columns: Vec<&str> = EXCEEDS.iter().map(|e| e.0).collect();
     let (mut panels, mut queries) = (Vec::new(), Vec::new());
-    for (title, rows, sql) in curves(study, ablation, &columns.join(", "))? {
+    for (title, rows, sql) in curves(study, ablation)? {
         let ranks = rows.numbers("place")?;
         let y = Axis::numbers("tokens on which the n-th neuron exceeds it [%]", (0.0, 100.0));
         let mut panel = Panel::new(title, rank_axis(&ranks), y);
@@ -100,7 +96,7 @@ fn exceeding(study: &Study, ablation: &str) -> Result<Option<Figure>> {
 }
 
 fn cumulative(study: &Study, ablation: &str) -> Result<Option<Figure>> {
-    let found = curves(study, ablation, "cumulative_share")?;
+    let found = curves(study, ablation)?;
     if found.is_empty() {
         return Ok(None);
     }
@@ -142,7 +138,7 @@ struct Share {
     caption: &'static str,
     label: &'static str,
     range: (f64, f64),
-    sql: String,
+    sql: Asked,
 }
 
 /// Its histogram.
@@ -175,12 +171,7 @@ fn share(study: &Study, ablation: &str, of: Share) -> Result<Option<Figure>> {
 }
 
 fn top_percent(study: &Study, ablation: &str) -> Result<Option<Figure>> {
-    let sql = format!(
-        "select least(floor(100 * cast(top_percent_change as double) / positive_change / 2.5), 39) as bin, \
-         count(*) as rows from neuron_totals where {HEADS} and ablation = {} and positive_change > 0 \
-         and neuron_layer = (select max(neuron_layer) from neuron_totals) group by 1",
-        quoted(ablation)
-    );
+    let sql = ask!("neurons_top_percent", ablation = ablation);
     let of = Share {
         name: "neurons_top_percent",
         title: "The top 1 % of neurons in the positive change of the last MLP",
@@ -195,17 +186,7 @@ fn top_percent(study: &Study, ablation: &str) -> Result<Option<Figure>> {
 
 /// Of the first five, those that fell are not repair: as `top_five_share` of `neuron_summary`, but by token.
 fn top_five(study: &Study, ablation: &str) -> Result<Option<Figure>> {
-    let place = format!(
-        "{HEADS} and ablation = {} and neuron_layer = (select max(neuron_layer) from neuron_totals)",
-        quoted(ablation)
-    );
-    let sql = format!(
-        "with first_five as (select layer, head, prompt, position, sum(greatest(cast(change as double), 0)) as change \
-         from neuron_repairs where {place} and rank < 5 group by layer, head, prompt, position having max(rank) = 4) \
-         select least(floor(100 * f.change / t.positive_change / 2.5), 39) as bin, count(*) as rows \
-         from first_five f join (select * from neuron_totals where {place} and positive_change > 0) t \
-         on f.layer = t.layer and f.head = t.head and f.prompt = t.prompt and f.position = t.position group by 1"
-    );
+    let sql = ask!("neurons_top_five", ablation = ablation);
     let of = Share {
         name: "neurons_top_five",
         title: "The five most repairing neurons in the positive change of the last MLP",
@@ -219,14 +200,7 @@ fn top_five(study: &Study, ablation: &str) -> Result<Option<Figure>> {
 }
 
 fn share_of_repair(study: &Study, ablation: &str) -> Result<Option<Figure>> {
-    let sql = format!(
-        "select floor((100 * cast(n.total_change as double) / a.self_repair + 100) / 7.5) as bin, count(*) as rows \
-         from neuron_totals n join (select * from ablations where {HEADS} and ablation = {0} and self_repair > 0.05) a \
-         on n.layer = a.layer and n.head = a.head and n.prompt = a.prompt and n.position = a.position \
-         where n.component = 'head' and n.hold = 'none' and n.ablation = {0} \
-         and n.neuron_layer = (select max(neuron_layer) from neuron_totals) group by 1",
-        quoted(ablation)
-    );
+    let sql = ask!("neurons_share_of_repair", ablation = ablation);
     let of = Share {
         name: "neurons_share_of_repair",
         title: "Share of self-repair that comes from the last MLP",
@@ -240,17 +214,7 @@ fn share_of_repair(study: &Study, ablation: &str) -> Result<Option<Figure>> {
 
 /// The top repairing neuron of each token: what it wrote before, and what it writes now.
 fn anti_erasure(study: &Study, ablation: &str) -> Result<Option<Figure>> {
-    let sql = format!(
-        "select n.layer, n.head, n.neuron_layer, n.neuron, n.direct_effect as before, n.direct_effect + n.change as after, \
-         d.direct_effect as mlp from neuron_repairs n join direct_effects d on d.component = 'mlp' \
-         and d.layer = n.neuron_layer and d.prompt = n.prompt and d.position = n.position \
-         where n.component = 'head' and n.hold = 'none' and n.ablation = {} \
-         and n.rank = 0 \
-         and n.neuron_layer = (select max(neuron_layer) from neuron_repairs) \
-         order by (cast(n.prompt as bigint) * 7919 + n.position * 104729 + n.layer * 31 + n.head * 17) % 10007, \
-         n.layer, n.head, n.prompt, n.position limit 2500",
-        quoted(ablation)
-    );
+    let sql = ask!("anti_erasure", ablation = ablation);
     let rows = study.rows(&sql)?;
     if rows.is_empty() {
         return Ok(None);
@@ -315,15 +279,7 @@ fn largest(shares: &[f64]) -> f64 {
 
 /// Whether the same neurons repair again and again.
 fn recurring(study: &Study, ablation: &str) -> Result<Option<Figure>> {
-    let sql = format!(
-        "with chosen as (select * from neuron_repairs where {HEADS} and ablation = {} \
-         and neuron_layer = (select max(neuron_layer) from neuron_repairs) \
-         and rank < 10), \
-         tokens as (select count(*) as tokens from (select distinct layer, head, prompt, position from chosen)) \
-         select neuron_layer, neuron, 100.0 * count(*) / max(tokens) as share, avg(change) as change \
-         from chosen cross join tokens group by neuron_layer, neuron order by share desc, neuron limit 20",
-        quoted(ablation)
-    );
+    let sql = ask!("recurring_neurons", ablation = ablation);
     let rows = study.rows(&sql)?;
     if rows.is_empty() {
         return Ok(None);

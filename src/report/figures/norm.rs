@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Figure, HEADS, Study, quoted};
+use super::{Asked, Figure, Study, ask};
 use crate::chart::{Axis, BLUE, Chart, Colour, Key, Mark, ORANGE, Panel};
 use crate::histogram::Histogram;
 
@@ -10,13 +10,14 @@ const THEME: &str = "The final norm";
 
 const BINS: usize = 80;
 
-/// What is compared: a file's name, a title, an axis, and the ratio in SQL over `a` (ablations) and `c` (clean).
+/// What is compared: a figure's name, a title, an axis, the query for the ends of the drawn range and the one that counts.
 struct Ratio {
     name: &'static str,
     title: &'static str,
     axis: &'static str,
     caption: &'static str,
-    sql: &'static str,
+    range: fn(&str) -> Asked,
+    counts: fn(&str) -> Asked,
 }
 
 const RATIOS: [Ratio; 2] = [
@@ -26,7 +27,8 @@ const RATIOS: [Ratio; 2] = [
         axis: "ablated / clean scale of the final norm",
         caption: "A ratio below 1 makes every direct effect larger than it was in the clean run, and so repairs a \
                   positive logit. What lies outside the middle 99.8 % is not drawn.",
-        sql: "cast(a.ablated_norm_scale as double) / a.norm_scale",
+        range: |ablation| ask!("norm_scale_range", ablation = ablation),
+        counts: |ablation| ask!("norm_scale", ablation = ablation),
     },
     Ratio {
         name: "residual_norm",
@@ -34,12 +36,13 @@ const RATIOS: [Ratio; 2] = [
         axis: "ablated / clean norm of the final stream",
         caption: "Whether ablating a head makes the final stream shorter or longer. What lies outside the middle 99.8 % is \
                   not drawn.",
-        sql: "cast(a.ablated_residual_norm as double) / c.residual_norm",
+        range: |ablation| ask!("residual_norm_range", ablation = ablation),
+        counts: |ablation| ask!("residual_norm", ablation = ablation),
     },
 ];
 
 pub fn figures(study: &Study) -> Result<Vec<Figure>> {
-    if study.ablations.is_empty() {
+    if study.ablations.is_empty() || !study.has(&["top_tokens"])? {
         return Ok(Vec::new());
     }
     RATIOS.iter().map(|ratio| histograms(study, ratio)).collect()
@@ -51,12 +54,7 @@ fn histograms(study: &Study, ratio: &Ratio) -> Result<Figure> {
     let mut low = f64::INFINITY;
     let mut high = f64::NEG_INFINITY;
     for ablation in &study.ablations {
-        let source = source(ratio, ablation);
-        let sql = format!(
-            "select approx_percentile_cont(0.001) within group (order by ratio) as low, \
-             approx_percentile_cont(0.999) within group (order by ratio) as high from ({source})"
-        );
-        let rows = study.rows(&sql)?;
+        let rows = study.rows(&(ratio.range)(ablation))?;
         low = low.min(rows.number("low")?);
         high = high.max(rows.number("high")?);
     }
@@ -67,14 +65,7 @@ fn histograms(study: &Study, ratio: &Ratio) -> Result<Figure> {
     let width = (high - low) / BINS as f64;
     let mut drawn = Vec::new();
     for ablation in &study.ablations {
-        let sql = format!(
-            "select case when t.prompt is null then 'other' else 'top' end as subset, \
-             floor((r.ratio - {low}) / {width}) as bin, count(*) as rows from ({}) r left join ({}) t \
-             on t.component = 'head' and r.layer = t.layer and r.head = t.head and r.prompt = t.prompt \
-             and r.position = t.position group by 1, 2",
-            source(ratio, ablation),
-            study.tops(ablation)?
-        );
+        let sql = (ratio.counts)(ablation).with("low", low).with("width", width);
         let rows = study.rows(&sql)?;
         let top = rows.filtered("subset", "top")?;
         let count = |rows: &crate::Rows| -> Result<Histogram> {
@@ -109,17 +100,4 @@ fn histograms(study: &Study, ratio: &Ratio) -> Result<Figure> {
             height: 230.0,
         },
     })
-}
-
-fn source(ratio: &Ratio, ablation: &str) -> String {
-    // The clean stream's length is in another table; the norm's scale needs no join.
-    let join =
-        if ratio.sql.contains("c.") { "join clean c on a.prompt = c.prompt and a.position = c.position" } else { "" };
-    format!(
-        "select a.layer, a.head, a.prompt, a.position, {} as ratio from ablations a {join} \
-         where a.{} and a.ablation = {}",
-        ratio.sql,
-        HEADS.replace("hold", "a.hold"),
-        quoted(ablation)
-    )
 }

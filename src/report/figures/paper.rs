@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Figure, LayerColours, Study, quoted};
+use super::{Figure, LayerColours, Study, ask};
 use crate::chart::{Axis, Chart, Colour, Key, Mark, ORANGE, Panel, common};
 
 const THEME: &str = "Beside the authors' numbers";
@@ -35,14 +35,8 @@ pub fn figures(study: &Study) -> Result<Vec<Figure>> {
 }
 
 fn scatter(study: &Study, ablation: &str, subset: &str, what: &str) -> Result<Option<Figure>> {
-    let (ablation_sql, subset_sql) = (quoted(ablation), quoted(subset));
-    let sql = format!(
-        "select metric, layer, head, paper, ours from paper_comparison where ablation = {ablation_sql} and subset = {subset_sql}"
-    );
-    let agreement = format!(
-        "select metric, rank_correlation, median_relative_difference from paper_agreement \
-         where ablation = {ablation_sql} and subset = {subset_sql}"
-    );
+    let sql = ask!("authors", ablation = ablation, subset = subset);
+    let agreement = ask!("authors_agreement", ablation = ablation, subset = subset);
     let (rows, agreement_rows) = (study.rows(&sql)?, study.rows(&agreement)?);
     if rows.is_empty() {
         return Ok(None);

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Figure, HEADS, Study, quoted};
+use super::{Figure, Study, ask};
 use crate::chart::{Axis, BLUE, Chart, Colour, GREEN, Key, Mark, ORANGE, Panel, RED, plain, roomy, with_zero};
 use crate::histogram::Histogram;
 use crate::settings::grouped;
@@ -30,12 +30,7 @@ fn tokens_of_heads(study: &Study, ablation: &str) -> Result<Figure> {
     let mut panels = Vec::new();
     let mut queries = Vec::new();
     for head in study.strongest(ablation, 4)? {
-        let sql = format!(
-            "select direct_effect, logit_change from ablations where {HEADS} and ablation = {} and {} \
-             and (cast(prompt as bigint) * 7919 + position * 104729) % {every} = 0",
-            quoted(ablation),
-            head.sql()
-        );
+        let sql = head.ask(ask!("tokens_of_head", ablation = ablation, every = every as i64));
         let at = study.rows(&sql)?.points("direct_effect", "logit_change")?;
         let x = Axis::numbers("direct effect [logits]", with_zero(at.iter().map(|p| p.0)));
         let y = Axis::numbers("change of the logit [logits]", with_zero(at.iter().map(|p| p.1)));
@@ -70,16 +65,10 @@ fn tokens_of_heads(study: &Study, ablation: &str) -> Result<Figure> {
 /// The mean self-repair of each prompt: of all heads, and of the strongest.
 fn prompts_of_heads(study: &Study, ablation: &str) -> Result<Figure> {
     let heads = study.strongest(ablation, 3)?;
-    let subsets = [("all ablated heads".to_string(), "true".to_string())]
-        .into_iter()
-        .chain(heads.iter().map(|h| (h.name(), h.sql())));
+    let all = ("all ablated heads".to_string(), ask!("prompts", ablation = ablation));
+    let each = heads.iter().map(|h| (h.name(), h.ask(ask!("prompts_of_head", ablation = ablation))));
     let (mut panels, mut queries) = (Vec::new(), Vec::new());
-    for (title, condition) in subsets {
-        let sql = format!(
-            "select prompt, avg(self_repair) as self_repair from ablations where {HEADS} and ablation = {} \
-             and {condition} group by prompt order by prompt",
-            quoted(ablation)
-        );
+    for (title, sql) in std::iter::once(all).chain(each) {
         let values = study.rows(&sql)?.numbers("self_repair")?;
         let histogram = Histogram::of(&values, 30);
         let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
@@ -111,11 +100,7 @@ fn prompts_of_heads(study: &Study, ablation: &str) -> Result<Figure> {
 }
 
 fn quantiles_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
-    let sql = format!(
-        "select layer, quantile, self_repair from repair_quantiles where ablation = {} and hold = 'none' \
-         order by layer, quantile",
-        quoted(ablation)
-    );
+    let sql = ask!("quantiles_by_layer", ablation = ablation);
     let rows = study.rows(&sql)?;
     let (layer, quantile, repair) = (rows.numbers("layer")?, rows.numbers("quantile")?, rows.numbers("self_repair")?);
     let at = |q: f64| -> Vec<(f64, f64)> {
@@ -155,27 +140,7 @@ fn quantiles_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
 
 /// Shares of tokens not, partly and over-repaired, by how much direct effect the head had there.
 fn outcomes_by_decile(study: &Study, ablation: &str) -> Result<Option<Figure>> {
-    let lost = format!(
-        "select direct_effect, cast(self_repair as double) / (direct_effect - ablated_direct_effect) as repaired \
-         from ablations where {HEADS} and ablation = {} and direct_effect - ablated_direct_effect > 0.05",
-        quoted(ablation)
-    );
-    let edges: Vec<String> = (1..10)
-        .map(|i| format!("approx_percentile_cont(0.{i}) within group (order by direct_effect) as edge_{i}"))
-        .collect();
-    let decile: Vec<String> =
-        (1..10).map(|i| format!("case when direct_effect > edge_{i} then 1 else 0 end")).collect();
-    let sql = format!(
-        "with lost as ({lost}), edges as (select {} from lost), \
-         deciles as (select {} as decile, direct_effect, repaired from lost cross join edges) \
-         select decile, count(*) as tokens, avg(direct_effect) as direct_effect, \
-         avg(case when repaired <= 0 then 100.0 else 0.0 end) as not_repaired, \
-         avg(case when repaired > 0 and repaired <= 1 then 100.0 else 0.0 end) as partly_repaired, \
-         avg(case when repaired > 1 then 100.0 else 0.0 end) as over_repaired \
-         from deciles group by decile order by decile",
-        edges.join(", "),
-        decile.join(" + ")
-    );
+    let sql = ask!("outcomes_by_effect", ablation = ablation);
     let rows = study.rows(&sql)?;
     if rows.is_empty() {
         return Ok(None);

@@ -1,0 +1,8 @@
+-- Question: by what were heads replaced, nothing held?
+-- Grain:    an ablation
+--
+-- ablation: as in `ablations`
+select distinct ablation
+from head_summary
+where component = 'head' and hold = 'none'
+order by ablation

@@ -1,0 +1,9 @@
+-- Question: for which ablations are there notable tokens of heads?
+-- Grain:    an ablation, resample first
+--
+-- ablation: as in `ablations`
+select ablation
+from notable_tokens
+where component = 'head'
+group by ablation
+order by ablation <> 'resample', ablation

@@ -1,0 +1,10 @@
+-- Question: how sure is each layer's mean self-repair?
+-- Grain:    a layer of $ablation, on its heads' top tokens
+--
+-- layer: block of the ablated heads
+-- low, high: ends of the 95 % interval of the layer's mean, by a bootstrap over prompts [logits]
+select layer, low, high
+from uncertainty
+where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+    and measure = 'self_repair' and layer is not null and head is null
+order by layer

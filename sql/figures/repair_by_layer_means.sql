@@ -1,0 +1,8 @@
+-- Question: how much self-repair is there in each layer?
+-- Grain:    a layer of $ablation, on its heads' top tokens
+--
+-- layer, self_repair: as in `layer_summary`
+select layer, self_repair
+from layer_summary
+where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+order by layer

@@ -1,0 +1,8 @@
+-- Question: how sure is the mean self-repair over all heads?
+-- Grain:    one row, for $ablation and top tokens
+--
+-- low, high: ends of the 95 % interval, by a bootstrap over prompts [logits]
+select low, high
+from uncertainty
+where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+    and measure = 'self_repair' and layer is null
