@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use selfrepair_core::address;
 use selfrepair_report::compare;
 
 /// Write a run's report again, or compare several runs in one page with figures
@@ -30,6 +31,12 @@ pub fn run(args: Args) -> Result<()> {
             to.display(),
             out.join("report").display()
         );
+    }
+    if let Some(to) = &args.to {
+        address::refuse(to, "--to", "a report is written to a folder")?;
+    }
+    if let [out] = args.out.as_slice() {
+        address::refuse(out, "--out", "a report is written to the folder of its run")?;
     }
     super::say(&compare(&args.out, args.to.as_deref().unwrap_or(Path::new("comparison")))?)
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use selfrepair_core::address;
 use selfrepair_core::config::Config;
 use selfrepair_store::run_folder::Stage;
 use selfrepair_core::shards::ShardSet;
@@ -104,6 +105,7 @@ impl Settings {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    address::refuse(&args.out, "--out", "a run is written to a folder")?;
     let config = args.settings.load()?;
     if args.dry_run {
         return super::say(&stages::dry_run(config, &args.out, args.stage.stage(), args.fresh)?);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use arrow::array::RecordBatch;
 use selfrepair_query::sql::{DataFrame, Format, ROWS_ON_A_TERMINAL, Tables, Target, prompt};
+use selfrepair_core::address;
 
 /// Ask a run's tables a question in SQL
 ///
@@ -71,6 +72,9 @@ impl From<FormatName> for Format {
 pub fn run(args: Args) -> Result<()> {
     let from_terminal = args.query.is_none() && args.file.is_none() && std::io::stdin().is_terminal();
     let format = args.format.map(Format::from).or_else(|| args.output.as_deref().and_then(Format::of_file)).unwrap_or(Format::Table);
+    if let Some(output) = &args.output {
+        address::refuse(output, "--output", "rows are written to a file")?;
+    }
     let target = Target::new(format, args.output)?;
     let tables = Tables::of_runs(&args.out)?;
     for (run, stages) in tables.unfinished() {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use selfrepair_core::address;
 use crate::status::status;
 
 use super::run::Settings;
@@ -31,6 +32,7 @@ const EXAMPLES: &str = "Examples:
   pipeline status --set corpus.tokens=8192";
 
 pub fn run(args: Args) -> Result<()> {
+    address::refuse(&args.out, "--out", "a run whose state is shown lies in a folder")?;
     let config = if args.settings.are_given() { Some(args.settings.load()?) } else { None };
     super::say(&status(&args.out, config, args.verify)?)
 }

@@ -1,21 +1,31 @@
 //! Repositories on the Hugging Face hub: `hf:owner/name`, fetched once into the hub's own cache.
 //!
-//! `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to Hugging Face's own tools. A token is
-//! only ever sent as a header: it is in no message and no table.
+//! `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` mean what they mean
+//! to Hugging Face's own tools. A token is only ever sent as a header, to the hub: it is in no message and no table.
+//!
+//! What a server answers is checked before it is used: a commit, an identifier and a name of a file become names in the
+//! cache.
 
+mod cache;
+mod download;
+mod lfs;
+mod settings;
 mod upload;
+mod web;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use hf_hub::api::Progress;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use serde_json::Value;
 
-use selfrepair_core::progress;
-use selfrepair_core::files::sha256_of_file;
+use selfrepair_core::interrupt;
+use cache::Cached;
+use download::Source;
+use settings::{offline, token};
+use web::{Again, Failure, Web};
 
-pub use upload::{Content, DataSet, Pushed, Upload};
+pub use lfs::Content;
+pub use upload::{DataSet, Pushed, Upload, check_data_set};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -26,21 +36,19 @@ pub enum Kind {
 /// Files of a repository at one revision.
 pub struct HubRepo {
     name: String,
+    kind: Kind,
     revision: String,
-    cached: CacheRepo,
+    cached: Cached,
+    /// The commit that the revision is; checked to be an identifier.
+    commit: Option<String>,
     /// `None` when offline.
     online: Option<Online>,
 }
 
 struct Online {
-    api: Api,
-    /// The repository at one commit.
-    repo: ApiRepo,
+    web: Web,
     files: Vec<String>,
 }
-
-/// How often a broken connection is taken up again, where it broke off.
-const RETRIES: usize = 5;
 
 impl HubRepo {
     /// `name` is `owner/name`, or a name alone for the hub's first models.
@@ -48,41 +56,48 @@ impl HubRepo {
         checked_name(name)?;
         let revision = if revision.is_empty() { "main" } else { revision };
         ensure!(revision.split('/').all(is_plain), "`{revision}` is not a revision; expected a branch, tag or commit");
-        let kind = match kind {
-            Kind::Model => RepoType::Model,
-            Kind::Dataset => RepoType::Dataset,
-        };
-        let named = Repo::with_revision(name.into(), kind, revision.into());
-        let cache = Cache::from_env();
-        let mut repo =
-            Self { name: name.into(), revision: revision.into(), cached: cache.repo(named.clone()), online: None };
-        if !offline() {
-            repo.connect(&cache, named, kind)?;
+        let cached = Cached::new(settings::cache()?, kind, name);
+        let (name, revision) = (name.to_string(), revision.to_string());
+        let mut repo = Self { name, kind, revision, cached, commit: None, online: None };
+        match offline() {
+            true => repo.commit = repo.cached.commit_of(&repo.revision),
+            false => repo.connect()?,
         }
         Ok(repo)
     }
 
     /// Asks the hub which commit the revision is, and takes every file from that one: what is cached of an older one is
     /// never mixed in.
-    fn connect(&mut self, cache: &Cache, named: Repo, kind: RepoType) -> Result<()> {
-        let api = ApiBuilder::from_env().with_token(token(cache)).with_retries(RETRIES).build();
-        let api = api.map_err(|e| anyhow::anyhow!("cannot set up the hub client: {e}"))?;
-        let info = api.repo(named).info().map_err(|e| self.failed("listing the files", &e))?;
-        ensure!(is_identifier(&info.sha), "hf:{}: the hub names the commit `{}`, which is none", self.name, info.sha);
-        let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
+    fn connect(&mut self) -> Result<()> {
+        let web = Web::new(settings::checked_token()?)?;
+        let kind = match self.kind {
+            Kind::Model => "models",
+            Kind::Dataset => "datasets",
+        };
+        let url = web.at_hub(&format!("api/{kind}/{}/revision/{}", self.name, self.revision.replace('/', "%2F")))?;
+        let doing = "listing the files";
+        let failed = |failure: Failure| self.failed(doing, &failure);
+        let answer = web.persist(doing, || web.get(&url, None), |a| a.response.status().as_u16()).map_err(failed)?;
+        let status = answer.response.status().as_u16();
+        if !(200..300).contains(&status) {
+            return Err(failed(Failure::of_status(status)));
+        }
+        let info: Value = web.json(answer.response).map_err(failed)?;
+        let commit = info["sha"].as_str().unwrap_or_default();
+        ensure!(is_identifier(commit), "hf:{}: the hub names the commit `{commit}`, which is none", self.name);
+        let listed = info["siblings"].as_array().into_iter().flatten();
+        let files: Vec<String> = listed.filter_map(|f| f["rfilename"].as_str()).map(str::to_string).collect();
         for file in &files {
-            // A name from outside becomes a path here.
             ensure!(
-                Path::new(file).components().all(|c| matches!(c, std::path::Component::Normal(_))),
+                is_below(file),
                 "hf:{}: the hub lists a file called `{file}`, which could be written elsewhere",
                 self.name
             );
         }
         // What the revision is called now, for a run without a network.
-        self.cached.create_ref(&info.sha).context("cannot write the hub's cache")?;
-        let pinned = Repo::with_revision(self.name.clone(), kind, info.sha);
-        self.cached = cache.repo(pinned.clone());
-        self.online = Some(Online { repo: api.repo(pinned), api, files });
+        self.cached.set_commit_of(&self.revision, commit).context("cannot write the hub's cache")?;
+        self.commit = Some(commit.to_string());
+        self.online = Some(Online { web, files });
         Ok(())
     }
 
@@ -91,93 +106,64 @@ impl HubRepo {
         if let Some(online) = &self.online {
             return Ok(online.files.clone());
         }
-        let first = ["config.json", "README.md", ".gitattributes"].iter().find_map(|f| self.cached.get(f));
-        let snapshot = match first.as_ref().and_then(|p| p.parent()) {
-            Some(folder) => folder.to_path_buf(),
-            None => self.cached_snapshot()?,
-        };
+        let snapshot = self.cached.pointer(self.known_commit()?, "");
         let files = selfrepair_core::files::files_below(&snapshot)?;
         let relative = |p: &PathBuf| p.strip_prefix(&snapshot).map(|p| p.to_string_lossy().into_owned()).ok();
         Ok(files.iter().filter_map(relative).collect())
     }
 
-    /// The folder of the revision in the cache, when nothing but the cache may be asked.
-    fn cached_snapshot(&self) -> Result<PathBuf> {
-        let nowhere = self.cached.pointer_path("");
-        let snapshots = std::fs::read_dir(&nowhere).ok();
-        let only = snapshots.and_then(|mut s| s.next()).and_then(Result::ok).map(|e| e.path());
-        only.with_context(|| {
+    fn known_commit(&self) -> Result<&str> {
+        self.commit.as_deref().with_context(|| {
             format!(
                 "hf:{} is not in the cache ({}) and HF_HUB_OFFLINE is set; run once with a network, or copy the cache",
                 self.name,
-                nowhere.display()
+                self.cached.snapshots().display()
             )
         })
     }
 
     /// One file, from the cache or the hub, its checksum verified where the hub gives one.
     pub fn get(&self, file: &str) -> Result<PathBuf> {
-        if let Some(path) = self.cached.get(file) {
+        ensure!(is_below(file), "hf:{}: `{file}` is not the name of a file in a repository", self.name);
+        let commit = self.known_commit()?;
+        let path = self.cached.pointer(commit, file);
+        if path.exists() {
             return Ok(path);
         }
-        let Some(Online { api, repo, .. }) = &self.online else {
+        let Some(Online { web, .. }) = &self.online else {
             bail!("hf:{}: `{file}` is not in the cache and HF_HUB_OFFLINE is set; run once with a network", self.name);
         };
-        let doing = format!("fetching {file}");
-        let metadata = api.metadata(&repo.url(file)).map_err(|e| self.failed(&doing, &e))?;
-        // They become names of files and folders in the cache.
-        for id in [metadata.etag(), metadata.commit_hash()] {
-            ensure!(
-                is_identifier(id),
-                "hf:{}: the hub answered for `{file}` with the identifier `{id}`, which is none",
-                self.name
-            );
-        }
-        let path = repo.download_with_progress(file, Bar::default()).map_err(|e| self.failed(&doing, &e))?;
-        let size = std::fs::metadata(&path)?.len();
-        let sha256 = metadata.etag().len() == 64;
-        let whole = size == metadata.size() as u64 && (!sha256 || sha256_of_file(&path)? == metadata.etag());
-        if !whole {
-            // The name in the snapshot and the bytes it stands for, so that neither is used again.
-            let blob = std::fs::canonicalize(&path)?;
-            std::fs::remove_file(&path)?;
-            std::fs::remove_file(blob).ok();
-            bail!(
-                "hf:{}: `{file}` arrived with other bytes than the hub announced ({} of {size} bytes, id {}) and was \
-                 not kept; try again",
-                self.name,
-                metadata.size(),
-                metadata.etag()
-            );
-        }
-        Ok(path)
+        let repository = match self.kind {
+            Kind::Model => self.name.clone(),
+            Kind::Dataset => format!("datasets/{}", self.name),
+        };
+        let source = Source { web, cached: &self.cached, commit, file, repository };
+        source.fetch(|failure| self.failed(&format!("fetching {file}"), failure))
     }
 
-    fn failed(&self, doing: &str, error: &ApiError) -> anyhow::Error {
-        let status = match error {
-            ApiError::RequestError(e) => match **e {
-                ureq::Error::StatusCode(code) => Some(code),
-                _ => None,
-            },
-            _ => None,
-        };
-        let advice = match status {
+    fn failed(&self, doing: &str, failure: &Failure) -> anyhow::Error {
+        if let Err(stop) = interrupt::check() {
+            return stop;
+        }
+        let advice = match failure.status {
             Some(401 | 403) => {
                 "access was refused; set HF_TOKEN to a token that may read it, and accept its licence on the hub".into()
             }
             Some(404) => {
                 format!("there is no such repository, file or revision `{}`; is the name right?", self.revision)
             }
-            _ => format!("{}; is there a network? (a download goes on where it stopped)", error),
+            _ if failure.again == Again::Never => failure.text.clone(),
+            _ => format!("{}; is there a network? (a download goes on where it stopped)", failure.text),
         };
         anyhow::anyhow!("hf:{}: {doing}: {advice}", self.name)
     }
 }
 
-/// The user's token: `HF_TOKEN`, or what Hugging Face's own login wrote.
-fn token(cache: &Cache) -> Option<String> {
-    let set = std::env::var("HF_TOKEN").ok().map(|t| t.trim().to_string()).filter(|t| !t.is_empty());
-    set.or_else(|| cache.token())
+/// Whether a name from outside stays below the folder that it is joined to.
+fn is_below(file: &str) -> bool {
+    !file.is_empty()
+        && file.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+        && Path::new(file).components().all(|c| matches!(c, Component::Normal(_)))
 }
 
 fn checked_name(name: &str) -> Result<()> {
@@ -211,42 +197,12 @@ fn is_plain(part: &str) -> bool {
 
 /// A text for a user, in which a hub may have echoed the token it was sent.
 pub fn without_token(text: &str) -> String {
-    match token(&Cache::from_env()) {
-        Some(token) if !token.is_empty() => text.replace(&token, "(token)"),
+    match token() {
+        Some(token) => text.replace(&token, "(token)"),
         _ => text.to_string(),
     }
 }
 
 fn is_identifier(id: &str) -> bool {
-    !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
-}
-
-fn offline() -> bool {
-    std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()))
-}
-
-/// The program's progress bar for the hub's client.
-#[derive(Default)]
-struct Bar(Option<progress::Bar>);
-
-impl Progress for Bar {
-    fn init(&mut self, size: usize, filename: &str) {
-        if let Some(old) = self.0.take() {
-            old.finish();
-        }
-        let name: String = filename.chars().rev().take(24).collect::<Vec<_>>().into_iter().rev().collect();
-        self.0 = Some(progress::bar(&name, size as u64 >> 10, "kB"));
-    }
-
-    fn update(&mut self, size: usize) {
-        if let Some(bar) = &self.0 {
-            bar.inc(size as u64 >> 10);
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some(bar) = self.0.take() {
-            bar.finish();
-        }
-    }
+    (1..=128).contains(&id.len()) && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }

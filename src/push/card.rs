@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
+use selfrepair_query::catalog::escape::{code, is_plain, text, yaml};
 use selfrepair_query::catalog;
 use selfrepair_query::catalog::TableDoc;
 use selfrepair_core::config::Config;
@@ -13,23 +14,27 @@ use selfrepair_query::sql::Tables;
 /// The table that is loaded when none is named.
 const DEFAULT: &str = "head_summary";
 
-/// `README.md` of the data set `name`.
-pub fn card(tables: &Tables, config: &str, name: &str) -> Result<String> {
+/// The kind of a table that is the user's own: what is said of it comes from its file.
+const OWN: &str = "own";
+
+/// `README.md` of the data set `name`, which is checked, with the tables `sent`. Names of models, files and tables are
+/// text in it.
+pub fn card(tables: &Tables, sent: &[TableDoc], config: &str, name: &str) -> Result<String> {
     let config: Config = toml::from_str(config)?;
-    let measured: Vec<(TableDoc, u64)> = catalog::tables_of_run(tables)?
-        .into_iter()
-        .map(|table| tables.size(&table.name).map(|(_, rows)| (table, rows)))
-        .collect::<Result<_>>()?;
+    let measured: Vec<(&TableDoc, u64)> =
+        sent.iter().map(|table| tables.size(&table.name).map(|(_, rows)| (table, rows))).collect::<Result<_>>()?;
     let model = Rows::of(tables, "select name, architecture, layers, heads, source, revision, sha256 from model")?;
     let counts = Rows::of(tables, "select count(distinct prompt) as prompts, count(*) as tokens from clean")?;
     let said = |column: &str| -> Result<String> { Ok(model.texts(column)?.concat()) };
     let kinds: Vec<&str> = config.ablation.kinds.iter().map(|k| k.name()).collect();
 
-    let mut card = format!("---\npretty_name: {}\n", quoted(&format!("Self-repair of {}", said("name")?)));
+    let mut card = format!("---\npretty_name: {}\n", yaml(&format!("Self-repair of {}", said("name")?)));
     card.push_str("tags:\n- interpretability\n- self-repair\nconfigs:\n");
     // `datasets` takes an empty table for a mistake.
-    for (table, _) in measured.iter().filter(|(_, rows)| *rows > 0) {
-        writeln!(card, "- config_name: {0}\n  data_files: tables/{0}/*.parquet", table.name)?;
+    for (table, _) in measured.iter().filter(|(table, rows)| *rows > 0 && is_plain(&table.name)) {
+        // Of the user's own, `no` or `1` would be no text.
+        let name = if table.kind == OWN { yaml(&table.name) } else { table.name.clone() };
+        writeln!(card, "- config_name: {name}\n  data_files: tables/{}/*.parquet", table.name)?;
         if table.name == DEFAULT {
             card.push_str("  default: true\n");
         }
@@ -41,20 +46,20 @@ pub fn card(tables: &Tables, config: &str, name: &str) -> Result<String> {
          When a part of a language model is ablated, later parts change and make up for some of the loss. These tables \
          measure that, as defined in *Explorations of Self-Repair in Language Models* (Rushing & Nanda, ICML 2024, \
          [arXiv 2402.15390](https://arxiv.org/abs/2402.15390)).\n",
-        said("name")?
+        text(&said("name")?)
     )?;
     let revision = said("revision")?;
-    let revision = if revision.is_empty() { revision } else { format!(", revision `{revision}`") };
+    let revision = if revision.is_empty() { revision } else { format!(", revision {}", code(&revision)) };
     writeln!(
         card,
-        "| | |\n| --- | --- |\n| model | `{}`{revision} ({}, {} layers of {} heads), SHA-256 `{}` |\n\
-         | text | `{}`: {} tokens of {} prompts measured |\n| ablations | {} |\n| made by | pipeline {} |\n",
-        said("source")?,
-        said("architecture")?,
+        "| | |\n| --- | --- |\n| model | {}{revision} ({}, {} layers of {} heads), SHA-256 {} |\n\
+         | text | {}: {} tokens of {} prompts measured |\n| ablations | {} |\n| made by | pipeline {} |\n",
+        code(&said("source")?),
+        text(&said("architecture")?),
         model.number("layers")?,
         model.number("heads")?,
-        said("sha256")?,
-        config.corpus.source,
+        code(&said("sha256")?),
+        code(&config.corpus.source),
         catalog::thousands(counts.number("tokens")? as u64),
         catalog::thousands(counts.number("prompts")? as u64),
         kinds.join(", "),
@@ -68,13 +73,9 @@ pub fn card(tables: &Tables, config: &str, name: &str) -> Result<String> {
          column means: [tables.md](tables.md).\n\n| table | rows | one row for |\n| --- | --- | --- |"
     )?;
     for (table, rows) in &measured {
-        let grain = table.grain.replace('|', "\\|");
-        writeln!(card, "| `{}` | {} | {grain} |", table.name, catalog::thousands(*rows))?;
+        let name = code(&table.name);
+        let grain = if table.kind == OWN { text(&table.grain) } else { table.grain.replace('|', "\\|") };
+        writeln!(card, "| {name} | {} | {grain} |", catalog::thousands(*rows))?;
     }
     Ok(card)
-}
-
-/// A scalar of YAML, which has the strings of JSON.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }

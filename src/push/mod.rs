@@ -3,31 +3,59 @@
 
 mod card;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use selfrepair_query::catalog;
+use selfrepair_query::catalog::TableDoc;
+use selfrepair_model::hub;
 use selfrepair_model::hub::{Content, DataSet, Pushed, Upload};
 use selfrepair_core::progress;
 use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::STAGES;
-use selfrepair_core::files::{files_below, sha256_of, sha256_of_file};
+use selfrepair_core::files::{sha256_of, sha256_of_file};
 use selfrepair_query::sql::Tables;
 
 /// Folders of a run that go to the hub, and are there as they are here. The rest is large and can be made again.
 const FOLDERS: [&str; 2] = ["tables", "figures"];
 
-/// Pushes the run in `out` to `hf:owner/name`; what was done, as a sentence.
+/// Files of the report that go to the hub, with their names there.
+const OF_REPORT: [(&str, &str); 2] = [("report/config.toml", "config.toml"), ("report/index.html", "report.html")];
+
+/// What a push is asked to do.
+pub struct Push<'a> {
+    /// Folder of the run.
+    pub out: &'a Path,
+    /// `hf:owner/name`
+    pub to: &'a str,
+    /// A data set that is created is private.
+    pub private: bool,
+    /// Lists what would be sent and sends nothing.
+    pub dry_run: bool,
+}
+
+/// Pushes a run; what was done, as a sentence.
 ///
 /// # Errors
-/// If the run is not finished, there is no token, or the hub refuses.
-pub fn push(out: &Path, to: &str, private: bool) -> Result<String> {
+/// If the run is not finished, one of its files is not a regular file, there is no token, or the hub refuses.
+pub fn push(asked: &Push) -> Result<String> {
+    let Push { out, to, private, dry_run } = *asked;
     let Some(name) = to.strip_prefix("hf:") else {
         bail!("`{to}` is no place to push to; expected hf:owner/name, a data set of the hub");
     };
+    hub::check_data_set(name)?;
     finished(out)?;
     let files = files(out, name)?;
+    let list = list(&files, &foreign(out, &files)?, name)?;
+    if dry_run {
+        return Ok(format!("{list}nothing was sent"));
+    }
+    std::io::stderr().write_all(list.as_bytes()).ok();
     let set = DataSet::open(name, private)?;
     let bar = progress::bar("push", 0, "kB");
     let message = format!("Tables of a run by pipeline {}", env!("CARGO_PKG_VERSION"));
@@ -49,24 +77,123 @@ fn finished(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Everything that goes to the hub.
+/// Everything that goes to the hub: what the run's own records say that it wrote.
 fn files(out: &Path, name: &str) -> Result<Vec<Upload>> {
+    let recorded = recorded(out)?;
+    for (file, _) in OF_REPORT {
+        ensure!(
+            recorded.contains(file),
+            "{} is not among the files that the run wrote; write the report with `pipeline run report`",
+            out.join(file).display()
+        );
+    }
+    let config = fs::read_to_string(regular(out, OF_REPORT[0].0)?)
+        .with_context(|| format!("cannot read {}", out.join(OF_REPORT[0].0).display()))?;
     let tables = Tables::open(out)?;
-    let config = out.join("report").join("config.toml");
-    let config = std::fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
+    let is_sent = |table: &TableDoc| recorded.iter().any(|file| table_of(file) == Some(table.name.as_str()));
+    let sent: Vec<TableDoc> = catalog::tables_of_run(&tables)?.into_iter().filter(is_sent).collect();
     let mut files = vec![
-        text("README.md", card::card(&tables, &config, name)?),
+        text("README.md", card::card(&tables, &sent, &config, name)?),
         text("config.toml", config),
-        text("tables.md", catalog::markdown_of_run(&tables)?),
-        file("report.html", &out.join("report").join("index.html"))?,
+        text("tables.md", catalog::markdown_of(sent)?),
+        file("report.html", &regular(out, OF_REPORT[1].0)?)?,
     ];
-    for folder in FOLDERS {
-        for path in files_below(&out.join(folder))? {
-            let relative: Vec<_> = path.strip_prefix(out)?.iter().map(|p| p.to_string_lossy()).collect();
-            files.push(file(&relative.join("/"), &path)?);
+    for relative in recorded.iter().filter(|file| is_in_folders(file)) {
+        files.push(file(relative, &regular(out, relative)?)?);
+    }
+    Ok(files)
+}
+
+/// The name of the table that a file belongs to.
+fn table_of(file: &str) -> Option<&str> {
+    Some(file.strip_prefix("tables/")?.split_once('/')?.0)
+}
+
+fn is_in_folders(file: &str) -> bool {
+    FOLDERS.iter().any(|folder| file.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
+}
+
+/// Paths of the files that the stages recorded, below the run folder.
+///
+/// # Errors
+/// If a record names something that is not below the folder.
+fn recorded(out: &Path) -> Result<BTreeSet<String>> {
+    let mut files = BTreeSet::new();
+    for stage in STAGES {
+        for (file, _) in run_folder::manifest(out, stage).map(|m| m.files).unwrap_or_default() {
+            let is_plain = |part: &str| {
+                !part.is_empty() && part != "." && part != ".." && !part.contains(|c: char| c.is_control() || c == '\\')
+            };
+            ensure!(
+                file.split('/').all(is_plain),
+                "the records of the stage {} name the file {file:?}, which is no plain name below {}",
+                stage.name(),
+                out.display()
+            );
+            files.insert(file);
         }
     }
     Ok(files)
+}
+
+/// The path of a file of the run, which is a regular one in folders that are no links.
+fn regular(out: &Path, relative: &str) -> Result<PathBuf> {
+    let mut path = out.to_path_buf();
+    for part in relative.split('/') {
+        path.push(part);
+        let kind = fs::symlink_metadata(&path).with_context(|| {
+            format!(
+                "{} cannot be read, though the run wrote it; write it again with `pipeline run all`",
+                path.display()
+            )
+        })?;
+        ensure!(
+            !kind.is_symlink(),
+            "{} is a link; only regular files of the run itself are sent, so put what it stands for in its place",
+            path.display()
+        );
+    }
+    ensure!(path.is_file(), "{} is no regular file; only such are sent", path.display());
+    Ok(path)
+}
+
+/// What lies in the folders that are sent and is not of the run: it stays here. Links are not followed.
+fn foreign(out: &Path, files: &[Upload]) -> Result<Vec<String>> {
+    let known: BTreeSet<&str> = files.iter().map(|f| f.path.as_str()).collect();
+    let mut foreign = Vec::new();
+    let mut folders: Vec<String> = FOLDERS.map(String::from).to_vec();
+    while let Some(folder) = folders.pop() {
+        let path = out.join(&folder);
+        if !fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {
+            continue;
+        }
+        for entry in fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))? {
+            let entry = entry?;
+            let name = format!("{folder}/{}", entry.file_name().to_string_lossy());
+            match entry.file_type()?.is_dir() {
+                true => folders.push(name),
+                false if known.contains(name.as_str()) => {}
+                false => foreign.push(name),
+            }
+        }
+    }
+    foreign.sort();
+    Ok(foreign)
+}
+
+/// What is sent, and what is not.
+fn list(files: &[Upload], foreign: &[String], name: &str) -> Result<String> {
+    let total = files.iter().map(|f| f.size).sum();
+    let mut list = format!("to hf:{name}: {} files, {}\n", files.len(), progress::bytes(total));
+    for file in files {
+        writeln!(list, "{:>10}  {}", progress::bytes(file.size), file.path)?;
+    }
+    for file in foreign {
+        // It may have any name.
+        let shown: String = file.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        writeln!(list, "  not sent  {shown} (the run did not write it)")?;
+    }
+    Ok(list)
 }
 
 fn text(path: &str, text: String) -> Upload {
@@ -75,7 +202,7 @@ fn text(path: &str, text: String) -> Upload {
 }
 
 fn file(path: &str, from: &Path) -> Result<Upload> {
-    let size = std::fs::metadata(from).with_context(|| format!("cannot read {}", from.display()))?.len();
+    let size = fs::metadata(from).with_context(|| format!("cannot read {}", from.display()))?.len();
     Ok(Upload { path: path.into(), content: Content::File(from.into()), size, sha256: sha256_of_file(from)? })
 }
 
@@ -90,4 +217,42 @@ fn sentence(pushed: &Pushed, name: &str) -> String {
         ),
     };
     format!("{what}\n{url}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_at_any_level_is_named_and_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, elsewhere) = (dir.path().join("out"), dir.path().join("elsewhere"));
+        fs::create_dir_all(out.join("tables/tokens")).unwrap();
+        fs::create_dir_all(&elsewhere).unwrap();
+        fs::write(elsewhere.join("a"), "secret").unwrap();
+        fs::write(out.join("tables/tokens/0.parquet"), "x").unwrap();
+        assert!(regular(&out, "tables/tokens/0.parquet").is_ok());
+        std::os::unix::fs::symlink(&elsewhere, out.join("tables/linked")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.join("a"), out.join("tables/tokens/a")).unwrap();
+        for file in ["tables/linked/a", "tables/tokens/a"] {
+            assert!(regular(&out, file).unwrap_err().to_string().contains("is a link"), "{file}");
+        }
+        assert!(regular(&out, "tables/tokens").unwrap_err().to_string().contains("no regular file"));
+        assert!(regular(&out, "tables/tokens/none").is_err());
+        // The folder of the run may be one.
+        std::os::unix::fs::symlink(&out, dir.path().join("run")).unwrap();
+        assert!(regular(&dir.path().join("run"), "tables/tokens/0.parquet").is_ok());
+        assert_eq!(foreign(&out, &[]).unwrap(), ["tables/linked", "tables/tokens/0.parquet", "tables/tokens/a"]);
+    }
+
+    #[test]
+    fn records_that_name_files_elsewhere_are_refused() {
+        for name in ["../x", "/etc/hostname", "tables//x", "tables/./x", "a\nb", ""] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("stages")).unwrap();
+            let manifest = serde_json::json!({ "fingerprint": "", "complete": true, "files": [[name, 1]] });
+            fs::write(dir.path().join("stages/corpus.json"), manifest.to_string()).unwrap();
+            assert!(recorded(dir.path()).unwrap_err().to_string().contains("no plain name"), "{name:?}");
+        }
+    }
 }

@@ -18,14 +18,14 @@ pub struct Asked {
 macro_rules! ask {
     ($name:literal $(, $parameter:ident = $value:expr)* $(,)?) => {
         $crate::query::Asked {
-            query: $selfrepair_query::analyze::Query {
+            query: selfrepair_query::analyze::Query {
                 name: std::borrow::Cow::Borrowed($name),
                 text: std::borrow::Cow::Borrowed(include_str!(concat!(
                     env!("CARGO_MANIFEST_DIR"), "/../../sql/figures/", $name, ".sql"
                 ))),
                 file: std::borrow::Cow::Borrowed(concat!("sql/figures/", $name, ".sql")),
             },
-            parameters: vec![$((stringify!($parameter), $selfrepair_query::sql::Value::from($value))),*],
+            parameters: vec![$((stringify!($parameter), selfrepair_query::sql::Value::from($value))),*],
         }
     };
 }

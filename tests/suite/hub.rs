@@ -1,5 +1,7 @@
 //! Models and data sets of the hub, from a small hub served on loopback.
 
+mod hostile;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};

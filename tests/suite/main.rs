@@ -2,10 +2,12 @@
 
 mod bad_input;
 mod end_to_end;
+mod examples;
 mod extended;
 mod families;
 mod formats;
 mod gguf;
+mod golden;
 mod graphs;
 mod hub;
 mod notebook;

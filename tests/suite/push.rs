@@ -1,5 +1,7 @@
 //! `pipeline push`, to a small hub served on loopback that keeps what it is sent.
 
+mod hostile;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -37,6 +39,9 @@ struct State {
     parts: BTreeMap<String, Vec<u8>>,
     /// Requests of which this is a part are answered with this status and body.
     refusal: Option<(String, u16, String)>,
+    /// As it, with all bytes of the answer; and whether more seems to come.
+    raw: Option<(String, Vec<u8>)>,
+    silent: bool,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -69,6 +74,7 @@ impl Hub {
         let mut command = pipeline();
         command.args(["push", &format!("hf:{SET}"), "--out"]).arg(out).args(more);
         command.env("HF_ENDPOINT", &self.state().address).env("HF_HOME", home).env_remove("HF_HUB_OFFLINE");
+        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "2");
         match token {
             "" => command.env_remove("HF_TOKEN"),
             token => command.env("HF_TOKEN", token),
@@ -117,6 +123,14 @@ fn answer(mut stream: TcpStream, hub: &mut State) {
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let authorization = headers.get("authorization").cloned().unwrap_or_default();
     hub.requests.push((format!("{method} {path}"), authorization.clone()));
+    if let Some((_, bytes)) = hub.raw.as_ref().filter(|(part, _)| format!("{method} {path}").contains(part.as_str())) {
+        stream.write_all(bytes).ok();
+        if hub.silent {
+            // The connection stays open.
+            std::mem::forget(stream);
+        }
+        return;
+    }
     let (status, more, body) = match &hub.refusal {
         Some((part, status, said)) if format!("{method} {path}").contains(part.as_str()) => {
             (*status, String::new(), said.clone().into())

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Output;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::support::*;
 
@@ -180,4 +181,179 @@ fn a_bucket_that_cannot_be_read_says_what_the_environment_needs() {
     command.env("AWS_ACCESS_KEY_ID", "other").env("AWS_SECRET_ACCESS_KEY", "hidden-words").env("AWS_REGION", "x");
     let error = failed(command.output().unwrap());
     assert!(error.contains("AWS_ACCESS_KEY_ID") && !error.contains("hidden-words"), "{error}");
+}
+
+/// `pipeline sql` over a bucket at this address, with a password in the session token.
+fn ask(address: &str, environment: &[(&str, &str)]) -> Output {
+    let mut command = pipeline();
+    command.args(["sql", "--out", "s3://runs/tiny", "select 1"]).env("AWS_ENDPOINT", address);
+    command.env("AWS_ALLOW_HTTP", "true").env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "hidden-words");
+    command.env("AWS_SESSION_TOKEN", "hidden-session").env("AWS_REGION", "x").env("AWS_TIMEOUT", "2s");
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    assert!(!text(&output.stderr).contains("hidden"), "{}", text(&output.stderr));
+    output
+}
+
+/// Serves every request by one function, which gets the head of the request and its number.
+fn serve(answer: impl Fn(TcpStream, &str, usize) + Send + Sync + 'static) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (seen, answer) = (heads.clone(), Arc::new(answer));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (seen, answer) = (seen.clone(), answer.clone());
+            std::thread::spawn(move || {
+                let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                let head: String = lines.take_while(|l| !l.is_empty()).map(|l| l + "\n").collect();
+                let number = {
+                    let mut seen = seen.lock().unwrap();
+                    seen.push(head.to_lowercase());
+                    seen.len()
+                };
+                answer(stream, &head, number);
+            });
+        }
+    });
+    (address, heads)
+}
+
+fn say(stream: &mut TcpStream, status: &str, headers: &str, body: &str) {
+    let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    stream.write_all((head + body).as_bytes()).ok();
+}
+
+#[test]
+fn addresses_and_variables_of_any_form_are_errors_that_name_them() {
+    let began = Instant::now();
+    for address in [
+        "localhost:9000",
+        "",
+        "http://",
+        "me:hidden@host:1",
+        "http://me:hidden@127.0.0.1:1/x",
+        "file:///x",
+        "http://[",
+        "\u{e9}",
+    ] {
+        let error = failed(ask(address, &[]));
+        assert!(error.contains("AWS_ENDPOINT"), "{address}: {error}");
+    }
+    for (name, value) in [
+        ("AWS_ENDPOINT_URL", "host"),
+        ("AWS_ENDPOINT_URL_S3", "me:hidden@host"),
+        ("AWS_SESSION_TOKEN", "hidden\nx: y"),
+        ("AWS_ACCESS_KEY_ID", "\u{1b}"),
+        ("AWS_SECRET_ACCESS_KEY", "hidden\n"),
+        ("AWS_REGION", ""),
+        ("AWS_REGION", "a b"),
+        ("AWS_ALLOW_HTTP", "perhaps"),
+        ("AWS_SKIP_SIGNATURE", "perhaps"),
+        ("AWS_PROXY_URL", "me:hidden@"),
+        ("AWS_S3_EXPRESS", "true"),
+        ("AWS_CHECKSUM_ALGORITHM", "none"),
+    ] {
+        failed(ask("http://127.0.0.1:1", &[(name, value)]));
+    }
+    for out in [
+        "s3://",
+        "s3:///",
+        "s3:///x",
+        "s3://me:hidden@b/x",
+        "s3://b/../x",
+        "s3://b//x",
+        "s3://b/x?y",
+        "s3://b/%zz",
+        "s3://b/\u{1b}",
+        "s3:/b",
+        "S3://",
+        "gs://b/x",
+        "http://b/x",
+        "file:///tmp",
+        "hf:me/x",
+        "s3:",
+    ] {
+        for arguments in [&["sql", "--out", out, "select 1"][..], &["tables", "--out", out]] {
+            let mut command = pipeline();
+            command.args(arguments).env("AWS_ENDPOINT", "http://127.0.0.1:1").env("AWS_ALLOW_HTTP", "true");
+            command.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "hidden-words");
+            let error = failed(command.output().unwrap());
+            assert!(!error.contains("hidden"), "{out}: {error}");
+        }
+    }
+    assert!(began.elapsed() < Duration::from_secs(120), "{:?}", began.elapsed());
+}
+
+#[test]
+fn credentials_of_a_bucket_do_not_follow_a_redirect() {
+    let (other, seen_by_other) = serve(|mut stream, _, _| say(&mut stream, "404 x", "", ""));
+    let to = other.clone();
+    let (store, seen) = serve(move |mut stream, head, _| {
+        let path = head.split(' ').nth(1).unwrap_or_default();
+        say(&mut stream, "307 x", &format!("location: {to}{path}\r\n"), "");
+    });
+    failed(ask(&store, &[]));
+    assert!(seen.lock().unwrap().iter().any(|head| head.contains("x-amz-security-token: hidden-session")));
+    assert!(seen_by_other.lock().unwrap().is_empty(), "a redirect was followed");
+    let (store, _) = serve(|mut stream, _, _| say(&mut stream, "301 x", "", ""));
+    failed(ask(&store, &[]));
+}
+
+#[test]
+fn a_bucket_that_does_not_end_is_given_up() {
+    let list = |more: &str, token: &str| {
+        format!(
+            "<?xml version=\"1.0\"?><ListBucketResult><Name>runs</Name><IsTruncated>{more}</IsTruncated>{token}\
+             <CommonPrefixes><Prefix>tiny/tables/tokens/</Prefix></CommonPrefixes></ListBucketResult>"
+        )
+    };
+    let token = |n: usize| format!("<NextContinuationToken>{n}</NextContinuationToken>");
+    let same = list("true", &token(7));
+    let began = Instant::now();
+    let (store, _) = serve(|_, _, _| std::thread::sleep(Duration::from_secs(60)));
+    failed(ask(&store, &[]));
+    let (store, _) = serve(|stream, _, _| drop(stream.shutdown(std::net::Shutdown::Both)));
+    failed(ask(&store, &[]));
+    let (store, _) = serve(move |mut stream, _, _| say(&mut stream, "200 OK", "", &same));
+    let error = failed(ask(&store, &[]));
+    assert!(error.contains("does not end"), "{error}");
+    let (store, _) = serve(move |mut stream, _, n| say(&mut stream, "200 OK", "", &list("true", &token(n))));
+    let error = failed(ask(&store, &[]));
+    assert!(error.contains("does not end"), "{error}");
+    for status in ["200 OK", "403 x"] {
+        let (store, _) = serve(move |mut stream, _, _| {
+            stream.write_all(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes()).ok();
+            while stream.write_all(&[b'x'; 1 << 16]).is_ok() {}
+        });
+        failed(ask(&store, &[("AWS_TIMEOUT", "20s")]));
+    }
+    // A byte at a time.
+    let (store, _) = serve(|mut stream, _, _| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").ok();
+        while stream.write_all(b"<").is_ok() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    failed(ask(&store, &[]));
+    assert!(began.elapsed() < Duration::from_secs(100), "{:?}", began.elapsed());
+}
+
+#[test]
+fn what_is_written_to_a_folder_is_not_written_to_an_address() {
+    let dir = tempfile::tempdir().unwrap();
+    for address in ["s3://bucket/x", "S3://bucket", "gs://bucket/x", "file:///tmp/x", "hf:me/x", "s3:/bucket"] {
+        for arguments in [
+            &["run", "corpus", "--out", address][..],
+            &["run", "corpus", "--dry-run", "--out", address],
+            &["report", "--out", address],
+            &["report", "--out", "a", "--out", "b", "--to", address],
+            &["sql", "--output", address, "select 1"],
+            &["status", "--out", address],
+            &["push", "hf:me/x", "--out", address],
+        ] {
+            let error = failed(pipeline().args(arguments).current_dir(dir.path()).output().unwrap());
+            assert!(error.contains("names an address"), "{arguments:?}: {error}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was created");
 }

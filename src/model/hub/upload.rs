@@ -1,28 +1,32 @@
 //! Writing to a data set of the hub, as Hugging Face's own client does it: large files go to the store of Git LFS, then
 //! one commit names all of them and holds the small ones.
 //!
-//! The token goes to the hub only, never to where the hub says that files are stored.
+//! The token goes to the hub only, never to where the hub says that files are stored. No redirect of what is sent is
+//! followed, and what was committed is read back: only then is a push done.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use hf_hub::Cache;
 use selfrepair_core::progress::Bar;
 use serde_json::{Value, json};
+use ureq::Body;
 use ureq::http::Response;
-use ureq::{Agent, Body};
+use url::Url;
 
-use super::{checked_name, offline, token};
-
-/// How often an upload is begun anew after a broken connection or a server's own error.
-const ATTEMPTS: u32 = 4;
+use super::lfs::{Content, LFS};
+use super::web::{Answer, Failure, QUESTION, TOTAL, Web, encoded};
+use super::{checked_name, offline, settings};
+use selfrepair_core::{interrupt, progress};
 
 /// Files in one question to the hub.
 const AT_ONCE: usize = 200;
+
+/// Pages of a list of files; a hub has a thousand entries on one.
+const PAGES: usize = 1000;
+
+/// What may be in a commit itself: it is put together in memory.
+const IN_COMMIT: u64 = 256 << 20;
 
 /// A file to be in the repository.
 pub struct Upload {
@@ -31,11 +35,6 @@ pub struct Upload {
     pub content: Content,
     pub size: u64,
     pub sha256: String,
-}
-
-pub enum Content {
-    File(PathBuf),
-    Text(String),
 }
 
 /// What a push did.
@@ -53,10 +52,18 @@ pub struct Pushed {
 
 /// A data set that the token may write to.
 pub struct DataSet {
-    name: String,
-    endpoint: String,
-    token: String,
-    agent: Agent,
+    pub(super) name: String,
+    pub(super) web: Web,
+}
+
+/// The files of a repository, with the SHA-256 of those in the store of large files.
+type Listed = BTreeMap<String, Option<String>>;
+
+/// That `owner/name` can be a data set.
+pub fn check_data_set(name: &str) -> Result<()> {
+    checked_name(name)?;
+    ensure!(name.contains('/'), "hf:{name} names no owner; expected hf:owner/name");
+    Ok(())
 }
 
 impl DataSet {
@@ -65,38 +72,32 @@ impl DataSet {
     /// # Errors
     /// Without a token, offline, or if the hub refuses.
     pub fn open(name: &str, private: bool) -> Result<Self> {
-        checked_name(name)?;
-        ensure!(name.contains('/'), "hf:{name} names no owner; expected hf:owner/name");
+        check_data_set(name)?;
         ensure!(!offline(), "HF_HUB_OFFLINE is set, so that nothing can be pushed to hf:{name}; unset it");
-        let token = token(&Cache::from_env()).context(
+        let token = settings::checked_token()?.context(
             "there is no token of the hub; set HF_TOKEN to one that may write (hf.co/settings/tokens), or log in with \
              `hf auth login`",
         )?;
-        let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|e| !e.is_empty());
-        let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".into()).trim_end_matches('/').to_string();
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(Duration::from_secs(30)))
-            .build()
-            .new_agent();
-        let it = Self { name: name.into(), endpoint, token, agent };
+        let it = Self { name: name.into(), web: Web::new(Some(token))? };
         it.create(private)?;
         Ok(it)
     }
 
     fn create(&self, private: bool) -> Result<()> {
-        if self.get(&format!("api/datasets/{}", self.name))?.status() == 200 {
+        let doing = "looking for the data set";
+        if self.get(doing, &format!("api/datasets/{}", self.name))?.response.status() == 200 {
             return Ok(());
         }
+        let doing = "creating the data set";
         let (owner, name) = self.name.split_once('/').unwrap_or_default();
         let mut asked = json!({ "name": name, "organization": owner, "type": "dataset" });
         if private {
             asked["visibility"] = "private".into();
         }
-        let answer = self.post("api/repos/create", "application/json", asked.to_string())?;
+        let answer = self.post_at_hub(doing, "api/repos/create", "application/json", &asked.to_string())?;
         // 409: somebody else created it in between.
         if answer.status() != 409 {
-            self.checked("creating the data set", answer)?;
+            self.checked(doing, answer)?;
         }
         Ok(())
     }
@@ -114,7 +115,7 @@ impl DataSet {
         let is_ours = |path: &str| folders.iter().any(|f| path.strip_prefix(f).is_some_and(|p| p.starts_with('/')));
         let gone = |path: &&String| is_ours(path) && !files.iter().any(|f| f.path == **path);
         let deleted: Vec<&String> = there.keys().filter(gone).collect();
-        let url = format!("{}/datasets/{}", self.endpoint, self.name);
+        let url = self.web.at_hub(&format!("datasets/{}", self.name))?.to_string();
         let unchanged = files.len() - changed.len();
         if changed.is_empty() && deleted.is_empty() {
             return Ok(Pushed { committed: 0, stored: 0, unchanged, deleted: 0, url });
@@ -130,23 +131,32 @@ impl DataSet {
             stored += self.store(files, bar)?;
         }
         self.commit(&large, &small, &deleted, message)?;
+        self.read_back(&changed, &deleted)?;
         Ok(Pushed { committed: changed.len(), stored, unchanged, deleted: deleted.len(), url })
     }
 
-    /// Every file of the repository, with the SHA-256 of those in the store of large files.
-    fn files(&self) -> Result<BTreeMap<String, Option<String>>> {
+    /// Every file of the repository.
+    fn files(&self) -> Result<Listed> {
         let doing = "listing the files";
-        let mut files = BTreeMap::new();
-        let mut page = Some(format!("api/datasets/{}/tree/main?recursive=true", self.name));
-        while let Some(path) = page.take() {
-            let answer = self.get(&path)?;
+        let began = Instant::now();
+        let (mut files, mut seen) = (BTreeMap::new(), BTreeSet::new());
+        let mut page = Some(self.web.at_hub(&format!("api/datasets/{}/tree/main?recursive=true", self.name))?);
+        while let Some(url) = page.take() {
+            interrupt::check()?;
+            ensure!(
+                seen.insert(url.to_string()) && seen.len() <= PAGES && began.elapsed() < TOTAL,
+                "hf:{}: {doing}: the list does not end; {} pages were read",
+                self.name,
+                seen.len()
+            );
+            let answer = self.get_url(doing, &url)?;
             // A repository without a commit has no tree.
-            if answer.status() == 404 && files.is_empty() {
+            if answer.response.status() == 404 && files.is_empty() {
                 return Ok(files);
             }
-            let mut answer = self.checked(doing, answer)?;
-            page = next_page(&answer, &self.endpoint);
-            let entries: Vec<Value> = self.read_json(doing, &mut answer)?;
+            let answer = self.checked(doing, answer.response)?;
+            page = next_page(&answer, &url, &self.web).map_err(|f| self.failed(doing, &f))?;
+            let entries: Vec<Value> = self.web.json(answer).map_err(|f| self.failed(doing, &f))?;
             for entry in entries.iter().filter(|e| e["type"] == "file") {
                 let Some(path) = entry["path"].as_str() else { continue };
                 files.insert(path.to_string(), entry["lfs"]["oid"].as_str().map(str::to_string));
@@ -157,17 +167,45 @@ impl DataSet {
 
     /// Whether the repository has the file with these bytes. Small files have no checksum of their content there, so they
     /// are compared themselves.
-    fn has(&self, file: &Upload, there: &BTreeMap<String, Option<String>>) -> Result<bool> {
+    fn has(&self, file: &Upload, there: &Listed) -> Result<bool> {
         Ok(match (there.get(&file.path), &file.content) {
             (None, _) => false,
             (Some(Some(sha256)), _) => *sha256 == file.sha256,
             (Some(None), content) => {
-                let answer = self.get(&format!("datasets/{}/resolve/main/{}", self.name, file.path))?;
                 let doing = format!("reading {}", file.path);
-                let there = self.checked(&doing, answer)?.body_mut().with_config().limit(file.size + 1).read_to_vec();
+                let answer =
+                    self.get(&doing, &format!("datasets/{}/resolve/main/{}", self.name, encoded(&file.path)))?;
+                let there = self.web.text(self.checked(&doing, answer.response)?, file.size);
                 there.is_ok_and(|there| content.read().is_ok_and(|ours| ours == there))
             }
         })
+    }
+
+    /// That the repository now is what was committed: an answer alone is no proof.
+    fn read_back(&self, changed: &[&Upload], deleted: &[&String]) -> Result<()> {
+        let missing = || -> Result<Option<String>> {
+            let there = self.files()?;
+            for file in changed {
+                if !self.has(file, &there)? {
+                    return Ok(Some(file.path.clone()));
+                }
+            }
+            Ok(deleted.iter().find(|path| there.contains_key(**path)).map(|path| path.to_string()))
+        };
+        let mut differs = missing()?;
+        if differs.is_some() {
+            // A hub of several machines may need a moment.
+            std::thread::sleep(Duration::from_secs(1));
+            differs = missing()?;
+        }
+        match differs {
+            None => Ok(()),
+            Some(path) => bail!(
+                "hf:{}: the hub said that it committed, but `{path}` is not there as it was sent; look at the data set and \
+                 push again",
+                self.name
+            ),
+        }
     }
 
     /// Which of the files the hub wants in the store of large files.
@@ -179,8 +217,7 @@ impl DataSet {
             asked.push(json!({ "path": file.path, "sample": base64(&sample), "size": file.size }));
         }
         let path = format!("api/datasets/{}/preupload/main", self.name);
-        let answer = self.post(&path, "application/json", json!({ "files": asked }).to_string())?;
-        let answer: Value = self.read_json(doing, &mut self.checked(doing, answer)?)?;
+        let answer = self.ask(doing, &path, "application/json", &json!({ "files": asked }))?;
         let modes: BTreeMap<&str, &str> = answer["files"]
             .as_array()
             .into_iter()
@@ -196,87 +233,16 @@ impl DataSet {
         files.iter().map(mode).collect()
     }
 
-    /// Uploads those that the store does not have; how many bytes.
-    fn store(&self, files: &[&Upload], bar: &Bar) -> Result<u64> {
-        let doing = "asking where to upload";
-        let objects: Vec<Value> = files.iter().map(|f| json!({ "oid": f.sha256, "size": f.size })).collect();
-        let asked = json!({
-            "operation": "upload", "transfers": ["basic", "multipart"], "hash_algo": "sha256", "objects": objects,
-            "ref": { "name": "main" },
-        });
-        let path = format!("datasets/{}.git/info/lfs/objects/batch", self.name);
-        let answer = self.post(&path, LFS, asked.to_string())?;
-        let answer: Value = self.read_json(doing, &mut self.checked(doing, answer)?)?;
-        let mut stored = 0;
-        for file in files {
-            let told = answer["objects"].as_array().into_iter().flatten().find(|o| o["oid"] == file.sha256.as_str());
-            let told =
-                told.with_context(|| format!("hf:{}: the hub does not say where {} goes", self.name, file.path))?;
-            if let Some(message) = told["error"]["message"].as_str() {
-                bail!("hf:{}: the hub does not take {}: {}", self.name, file.path, self.without_token(message));
-            }
-            bar.set_message(&file.path);
-            // Without actions, the store has it.
-            if let Some(href) = told["actions"]["upload"]["href"].as_str() {
-                self.upload(file, href, &told["actions"]["upload"]["header"])?;
-                stored += file.size;
-            }
-            if let Some(href) = told["actions"]["verify"]["href"].as_str() {
-                let asked = json!({ "oid": file.sha256, "size": file.size }).to_string();
-                // The token is for the hub, should the hub name another place.
-                let at_hub = href.strip_prefix(&format!("{}/", self.endpoint));
-                let answer = match at_hub {
-                    Some(path) => self.post(path, LFS, asked)?,
-                    None => self.sent(|| self.agent.post(href).content_type(LFS).send(asked.as_str()))?,
-                };
-                self.checked(&format!("verifying {}", file.path), answer)?;
-            }
-            bar.inc(file.size >> 10);
-        }
-        Ok(stored)
-    }
-
-    /// In one piece, or, where the hub wants it so, in parts.
-    fn upload(&self, file: &Upload, href: &str, header: &Value) -> Result<()> {
-        let doing = format!("uploading {}", file.path);
-        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
-        let Some(chunk) = header.get("chunk_size") else {
-            let headers: Vec<(String, String)> =
-                header.as_object().into_iter().flatten().map(|(k, v)| (k.clone(), text(v))).collect();
-            let put = || {
-                let request = headers.iter().fold(self.agent.put(href), |r, (k, v)| r.header(k, v));
-                match &file.content {
-                    Content::File(path) => request.send(File::open(path)?),
-                    Content::Text(text) => request.send(text),
-                }
-            };
-            self.taken(&doing, self.sent(put)?)?;
-            return Ok(());
-        };
-        let chunk: u64 = text(chunk).parse().ok().filter(|&n| n > 0).with_context(|| {
-            format!("hf:{}: {doing}: the hub wants parts of {chunk} bytes, which is no size", self.name)
-        })?;
-        let mut parts = Vec::new();
-        for i in 0..file.size.div_ceil(chunk) {
-            let number = i + 1;
-            // Their names are numbers, some hubs' with zeros before them.
-            let named = header.as_object().into_iter().flatten().find(|(k, _)| k.parse() == Ok(number));
-            let place = named.and_then(|(_, place)| place.as_str());
-            let place = place.with_context(|| format!("hf:{}: {doing}: no place for part {number}", self.name))?;
-            let bytes = file.content.part(i * chunk, chunk)?;
-            let answer = self.taken(&doing, self.sent(|| self.agent.put(place).send(&bytes[..]))?)?;
-            let etag = answer.headers().get("etag").and_then(|v| v.to_str().ok()).unwrap_or_default();
-            ensure!(!etag.is_empty(), "hf:{}: {doing}: part {number} was not acknowledged", self.name);
-            parts.push(json!({ "partNumber": number, "etag": etag }));
-        }
-        let done = json!({ "oid": file.sha256, "parts": parts }).to_string();
-        let answer = self.sent(|| self.agent.post(href).header("accept", LFS).content_type(LFS).send(done.as_str()))?;
-        self.taken(&doing, answer)?;
-        Ok(())
-    }
-
     /// One line of JSON a file, after a header.
     fn commit(&self, large: &[&Upload], small: &[&Upload], deleted: &[&String], message: &str) -> Result<()> {
+        let doing = "committing";
+        let size: u64 = small.iter().map(|f| f.size).sum();
+        ensure!(
+            size <= IN_COMMIT,
+            "hf:{}: the hub wants {} in the commit itself and not in its store of large files, which is too much",
+            self.name,
+            progress::bytes(size)
+        );
         let mut lines = vec![json!({ "key": "header", "value": { "summary": message, "description": "" } })];
         for file in small {
             let content = base64(&file.content.read()?);
@@ -290,51 +256,57 @@ impl DataSet {
         lines.extend(deleted.iter().map(|path| json!({ "key": "deletedFile", "value": { "path": path } })));
         let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let path = format!("api/datasets/{}/commit/main", self.name);
-        let answer = self.post(&path, "application/x-ndjson", body)?;
-        self.checked("committing", answer)?;
+        let answer = self.post(doing, &self.web.at_hub(&path)?, "application/x-ndjson", &body, TOTAL)?;
+        let answer: Value = self.web.json(self.checked(doing, answer)?).map_err(|f| self.failed(doing, &f))?;
+        ensure!(
+            answer.is_object() && answer["success"] != false,
+            "hf:{}: {doing}: the answer is not what a hub says of a commit",
+            self.name
+        );
         Ok(())
     }
 
-    fn get(&self, path: &str) -> Result<Response<Body>> {
-        let url = format!("{}/{path}", self.endpoint);
-        self.sent(|| self.agent.get(&url).header("authorization", &self.bearer()).call())
+    fn get(&self, doing: &str, path: &str) -> Result<Answer> {
+        self.get_url(doing, &self.web.at_hub(path)?)
     }
 
-    fn post(&self, path: &str, content: &str, body: String) -> Result<Response<Body>> {
-        let url = format!("{}/{path}", self.endpoint);
-        let accept = if content == LFS { LFS } else { "application/json" };
-        self.sent(|| {
-            let request = self.agent.post(&url).header("authorization", &self.bearer()).header("accept", accept);
-            request.content_type(content).send(body.as_str())
-        })
+    fn get_url(&self, doing: &str, url: &Url) -> Result<Answer> {
+        let answer = self.web.persist(doing, || self.web.get(url, None), |a| a.response.status().as_u16());
+        answer.map_err(|f| self.failed(doing, &f))
     }
 
-    fn bearer(&self) -> String {
-        format!("Bearer {}", self.token)
+    /// Asks with JSON and is answered with JSON.
+    pub(super) fn ask(&self, doing: &str, path: &str, content_type: &str, asked: &Value) -> Result<Value> {
+        let answer = self.post_at_hub(doing, path, content_type, &asked.to_string())?;
+        self.web.json(self.checked(doing, answer)?).map_err(|f| self.failed(doing, &f))
     }
 
-    /// Sends until there is an answer that is not the server's own error.
-    fn sent(&self, send: impl Fn() -> Result<Response<Body>, ureq::Error>) -> Result<Response<Body>> {
-        let mut attempt = 1;
-        loop {
-            let answer = send();
-            let is_final = answer.as_ref().is_ok_and(|a| a.status().as_u16() < 500) || attempt == ATTEMPTS;
-            if is_final {
-                return answer.map_err(|e| {
-                    let error = self.without_token(&e.to_string());
-                    anyhow::anyhow!(
-                        "hf:{}: {error}; is there a network? (what is uploaded is not sent again)",
-                        self.name
-                    )
-                });
-            }
-            std::thread::sleep(Duration::from_millis(100 << (2 * attempt)));
-            attempt += 1;
+    fn post_at_hub(&self, doing: &str, path: &str, content_type: &str, body: &str) -> Result<Response<Body>> {
+        self.post(doing, &self.web.at_hub(path)?, content_type, body, QUESTION)
+    }
+
+    pub(super) fn post(
+        &self,
+        doing: &str,
+        url: &Url,
+        content_type: &str,
+        body: &str,
+        wait: Duration,
+    ) -> Result<Response<Body>> {
+        let accept = if content_type == LFS { LFS } else { "application/json" };
+        let send = || self.web.post(url, content_type, accept, body, wait, true);
+        self.web.persist(doing, send, |a| a.status().as_u16()).map_err(|f| self.failed(doing, &f))
+    }
+
+    pub(super) fn failed(&self, doing: &str, failure: &Failure) -> anyhow::Error {
+        if let Err(stop) = interrupt::check() {
+            return stop;
         }
+        anyhow::anyhow!("hf:{}: {doing}: {}; push again (what is uploaded is not sent twice)", self.name, failure.text)
     }
 
     /// The hub's answer, if it is not a refusal.
-    fn checked(&self, doing: &str, answer: Response<Body>) -> Result<Response<Body>> {
+    pub(super) fn checked(&self, doing: &str, answer: Response<Body>) -> Result<Response<Body>> {
         let advice = match answer.status().as_u16() {
             401 => "the hub does not accept the token; set HF_TOKEN to one that may write".to_string(),
             403 => format!("the token may not write to {}; is it of that owner, and a token that writes?", self.name),
@@ -345,70 +317,30 @@ impl DataSet {
     }
 
     /// The store's answer, if it is not a refusal. It knows of no token: what it does not take has expired, or is too much.
-    fn taken(&self, doing: &str, answer: Response<Body>) -> Result<Response<Body>> {
+    pub(super) fn taken(&self, doing: &str, answer: Response<Body>) -> Result<Response<Body>> {
         let advice = format!("the store answers {}; push again to go on from here", answer.status().as_u16());
         self.succeeded(doing, &advice, answer)
     }
 
-    fn succeeded(&self, doing: &str, advice: &str, mut answer: Response<Body>) -> Result<Response<Body>> {
+    fn succeeded(&self, doing: &str, advice: &str, answer: Response<Body>) -> Result<Response<Body>> {
         if answer.status().is_success() {
             return Ok(answer);
         }
-        let body = answer.body_mut().read_to_string().unwrap_or_default();
-        let said = serde_json::from_str::<Value>(&body).ok();
+        let said = self.web.json::<Value>(answer).ok();
         let said = said.as_ref().and_then(|v| v["error"].as_str().or(v["message"].as_str()));
-        let said = said.map_or(String::new(), |s| format!(" (it says: {})", self.without_token(s)));
+        let short = |s: &str| self.web.without_token(&s.chars().take(500).collect::<String>());
+        let said = said.map_or(String::new(), |s| format!(" (it says: {})", short(s)));
         bail!("hf:{}: {doing}: {advice}{said}", self.name)
     }
-
-    fn read_json<T: serde::de::DeserializeOwned>(&self, doing: &str, answer: &mut Response<Body>) -> Result<T> {
-        let text = answer.body_mut().with_config().limit(64 << 20).read_to_string()?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("hf:{}: {doing}: the answer is not what a hub says", self.name))
-    }
-
-    fn without_token(&self, text: &str) -> String {
-        text.replace(&self.token, "…")
-    }
 }
 
-const LFS: &str = "application/vnd.git-lfs+json";
-
-/// Where the list goes on, below the endpoint: the token goes nowhere else.
-fn next_page(answer: &Response<Body>, endpoint: &str) -> Option<String> {
-    let links = answer.headers().get("link")?.to_str().ok()?;
-    let next = links.split(',').find(|link| link.contains("rel=\"next\""))?;
-    let url = next.split_once('<')?.1.split_once('>')?.0;
-    url.strip_prefix(endpoint)?.strip_prefix('/').map(str::to_string)
-}
-
-impl Content {
-    fn read(&self) -> Result<Vec<u8>> {
-        Ok(match self {
-            Content::File(path) => std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
-            Content::Text(text) => text.clone().into_bytes(),
-        })
-    }
-
-    /// The first bytes, from which the hub sees whether it is text.
-    fn sample(&self) -> Result<Vec<u8>> {
-        self.part(0, 512)
-    }
-
-    fn part(&self, start: u64, length: u64) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        match self {
-            Content::File(path) => {
-                let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-                file.seek(SeekFrom::Start(start))?;
-                file.take(length).read_to_end(&mut bytes)?;
-            }
-            Content::Text(text) => {
-                text.as_bytes().iter().skip(start as usize).take(length as usize).for_each(|&b| bytes.push(b));
-            }
-        }
-        Ok(bytes)
-    }
+/// Where the list goes on: at the hub, or nowhere.
+fn next_page(answer: &Response<Body>, at: &Url, web: &Web) -> Result<Option<Url>, Failure> {
+    let links = answer.headers().get("link").and_then(|l| l.to_str().ok()).unwrap_or_default();
+    let Some(next) = links.split(',').find(|link| link.contains("rel=\"next\"")) else { return Ok(None) };
+    let url = next.split_once('<').and_then(|(_, rest)| Some(rest.split_once('>')?.0));
+    let url = url.and_then(|url| at.join(url).ok()).filter(|url| web.is_at_hub(url));
+    url.map(Some).ok_or_else(|| Failure::lasting("the list goes on at another place than the hub".into()))
 }
 
 /// RFC 4648, with padding.
@@ -439,22 +371,20 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_file_are_those_of_its_text() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "0123456789").unwrap();
-        for content in [Content::File(file.path().into()), Content::Text("0123456789".into())] {
-            assert_eq!(content.part(4, 4).unwrap(), b"4567");
-            assert_eq!(content.part(8, 4).unwrap(), b"89");
-        }
-    }
-
-    #[test]
     fn the_next_page_is_followed_at_the_hub_only() {
         let answer = |link: &str| Response::builder().header("link", link).body(Body::builder().data("")).unwrap();
-        let next = |link: &str| next_page(&answer(link), "https://hub.example");
-        assert_eq!(next("<https://hub.example/api/x?cursor=1>; rel=\"next\"").as_deref(), Some("api/x?cursor=1"));
-        assert_eq!(next("<https://elsewhere.example/api/x>; rel=\"next\""), None);
-        assert_eq!(next("<https://hub.example.evil/api/x>; rel=\"next\""), None);
-        assert_eq!(next("<https://hub.example/api/x>; rel=\"prev\""), None);
+        let mut web = Web::new(None).unwrap();
+        web.endpoint = Url::parse("https://hub.example").unwrap();
+        let at = web.at_hub("api/x").unwrap();
+        let next = |link: &str| next_page(&answer(link), &at, &web).map(|url| url.map(String::from));
+        let second = "https://hub.example/api/x?cursor=1".to_string();
+        assert_eq!(next("<https://hub.example/api/x?cursor=1>; rel=\"next\"").unwrap(), Some(second.clone()));
+        assert_eq!(next("</api/x?cursor=1>; rel=\"next\"").unwrap(), Some(second));
+        for elsewhere in
+            ["https://elsewhere.example", "https://hub.example.evil", "http://hub.example", "https://hub.example:8443"]
+        {
+            assert!(next(&format!("<{elsewhere}/api/x>; rel=\"next\"")).is_err(), "{elsewhere}");
+        }
+        assert!(next("<https://hub.example/api/x>; rel=\"prev\"").unwrap().is_none());
     }
 }

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use super::{TableDoc, built_in, tables_of_run};
-use crate::sql::Tables;
+use super::escape::{self, code, is_plain};
+use super::{ColumnDoc, TableDoc, built_in};
 
 /// The documentation of every built-in table and view as Markdown.
 pub fn markdown() -> Result<String> {
@@ -22,23 +22,55 @@ pub fn markdown() -> Result<String> {
     Ok(text)
 }
 
-/// The documentation of a run's tables, its own among them.
-pub fn markdown_of_run(tables: &Tables) -> Result<String> {
+/// The documentation of a run's tables, its own among them. What its files say of them, and this program does not, is
+/// text.
+pub fn markdown_of(tables: Vec<TableDoc>) -> Result<String> {
+    let known = built_in()?;
+    let escaped = |table: TableDoc| {
+        let known = known.iter().find(|k| k.name == table.name);
+        escaped(table, known)
+    };
     let mut text = String::from("# Tables\n\n| table | kind | one row for |\n| --- | --- | --- |\n");
-    sections(&mut text, &tables_of_run(tables)?)?;
+    sections(&mut text, &tables.into_iter().map(escaped).collect::<Vec<_>>())?;
     Ok(text)
+}
+
+/// The words of a table that are not those of the program, escaped.
+fn escaped(table: TableDoc, known: Option<&TableDoc>) -> TableDoc {
+    let unless = |text: String, known: Option<&String>| match known {
+        Some(known) if *known == text => text,
+        _ => escape::text(&text),
+    };
+    let column = |c: ColumnDoc| {
+        let known = known.and_then(|k| k.columns.iter().find(|k| k.name == c.name));
+        ColumnDoc {
+            data_type: unless(c.data_type, known.map(|k| &k.data_type)),
+            unit: unless(c.unit, known.map(|k| &k.unit)),
+            description: unless(c.description, known.map(|k| &k.description)),
+            name: c.name,
+        }
+    };
+    TableDoc {
+        question: unless(table.question, known.map(|k| &k.question)),
+        grain: unless(table.grain, known.map(|k| &k.grain)),
+        columns: table.columns.into_iter().map(column).collect(),
+        ..table
+    }
 }
 
 /// Rows of the table of contents, then a section for each.
 fn sections(text: &mut String, all: &[TableDoc]) -> Result<()> {
     for table in all {
-        writeln!(text, "| [`{0}`](#{0}) | {1} | {2} |", table.name, table.kind, cell(&table.grain))?;
+        let name = code(&table.name);
+        let name = if is_plain(&table.name) { format!("[{name}](#{})", table.name) } else { name };
+        writeln!(text, "| {name} | {} | {} |", table.kind, cell(&table.grain))?;
     }
     all.iter().try_for_each(|table| section(text, table))
 }
 
 fn section(text: &mut String, table: &TableDoc) -> Result<()> {
-    writeln!(text, "\n## {}\n", table.name)?;
+    let name = if is_plain(&table.name) { table.name.clone() } else { code(&table.name) };
+    writeln!(text, "\n## {name}\n")?;
     if !table.question.is_empty() {
         writeln!(text, "*{}*\n", table.question)?;
     }
@@ -49,13 +81,22 @@ fn section(text: &mut String, table: &TableDoc) -> Result<()> {
     }
     text.push_str("| column | type | unit | |\n| --- | --- | --- | --- |\n");
     for c in &table.columns {
-        writeln!(text, "| `{}` | {} | {} | {} |", c.name, c.data_type, c.unit, cell(&c.description))?;
+        writeln!(text, "| {} | {} | {} | {} |", code(&c.name), c.data_type, c.unit, cell(&c.description))?;
     }
-    writeln!(text, "\n```sql\n{}\n```", table.example)?;
+    writeln!(text, "\n{}", escape::block("sql", &table.example))?;
     Ok(())
 }
 
 /// A bar would end the cell.
 fn cell(text: &str) -> String {
-    text.replace('|', "\\|")
+    let mut out = String::with_capacity(text.len());
+    let mut before = ' ';
+    for c in text.chars() {
+        if c == '|' && before != '\\' {
+            out.push('\\');
+        }
+        out.push(if c == '\n' { ' ' } else { c });
+        before = c;
+    }
+    out
 }

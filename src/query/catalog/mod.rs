@@ -4,6 +4,7 @@
 //! planning those queries, so nothing here can be out of date.
 
 mod builtin;
+pub mod escape;
 mod markdown;
 mod of_run;
 
@@ -13,7 +14,7 @@ use anyhow::{Context, Result};
 use arrow::datatypes::{DataType, Schema};
 
 pub use builtin::built_in;
-pub use markdown::{markdown, markdown_of_run};
+pub use markdown::{markdown, markdown_of};
 pub use of_run::{list_of_run, list_of_session, rows, table_of_session, tables_of_run, thousands};
 
 /// One table or view.

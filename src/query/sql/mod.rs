@@ -8,6 +8,7 @@ mod parameters;
 mod place;
 mod planner;
 mod prompt;
+mod requests;
 mod session;
 mod terminal;
 

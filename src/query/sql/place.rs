@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use datafusion::prelude::SessionContext;
 
 use super::bucket::Bucket;
+use selfrepair_core::address;
 use crate::catalog;
 use selfrepair_store::run_folder::{Manifest, STAGES};
 use selfrepair_core::files::files_below;
@@ -23,9 +24,12 @@ impl Place {
     /// # Errors
     /// If there are no tables.
     pub async fn open(out: &Path) -> Result<Self> {
-        let place = match out.to_str() {
-            Some(url) if url.starts_with("s3://") => Place::Bucket(Bucket::open(url)?),
-            _ => Place::Folder(out.to_path_buf()),
+        let place = match (address::scheme(out).as_deref(), out.to_str()) {
+            (None, _) => Place::Folder(out.to_path_buf()),
+            (Some("s3"), Some(url)) if url.contains("://") => Place::Bucket(Bucket::open(url)?),
+            (Some(scheme), _) => {
+                bail!("--out names an address ({scheme}:…); runs are read from a folder or from s3://bucket/prefix")
+            }
         };
         let exists = !matches!(&place, Place::Folder(root) if !root.join("tables").is_dir());
         ensure!(

@@ -106,7 +106,7 @@ fn memory_that_is_refused_in_the_middle_costs_speed_or_a_run_that_can_go_on_and_
         match output.status.success() {
             true => {
                 enough = limit;
-                *if said.contains("going on with") { &mut shrank } else { &mut unharmed } += 1;
+                *if said.contains("continuing with") { &mut shrank } else { &mut unharmed } += 1;
             }
             false => {
                 ended += 1;

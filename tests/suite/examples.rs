@@ -1,0 +1,27 @@
+//! The programs in `examples/` run, on the tiny model.
+
+use std::process::Command;
+
+use crate::support::*;
+
+fn example(name: &str, args: &[&str]) -> String {
+    let suite = std::env::current_exe().unwrap();
+    let path = suite.parent().unwrap().parent().unwrap().join("examples").join(name);
+    succeeded(Command::new(path).args(args).output().unwrap())
+}
+
+#[test]
+fn one_head_prints_tokens_and_repairs() {
+    let said = example("one_head", &[TINY, "L0H1", "the cat sat on the mat"]);
+    assert!(said.contains("self-repair") && said.contains("MLP0"), "{said}");
+}
+
+#[test]
+fn a_sweep_becomes_tables_that_sql_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let out = out.to_str().unwrap();
+    assert!(example("sweep_to_parquet", &[out, TINY, "L1"]).contains("query_a_run"));
+    let said = example("query_a_run", &[out]);
+    assert!(said.contains("self_repair") && said.matches("| 1 ").count() >= 4, "{said}");
+}
