@@ -8,6 +8,7 @@ use selfrepair_core::config::RuntimeConfig;
 use selfrepair_engine::rate::matmul_rate;
 use selfrepair_engine::batch::of_weights;
 use selfrepair_model::{Architecture, Model, Norm};
+use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
 
 /// Necessary floating-point operations of ablating every head once on `tokens` tokens in prompts of 128.
@@ -31,7 +32,7 @@ pub fn describe(model: &Model, tokens: usize) -> Result<String> {
     let rate = matmul_rate(a, &config)?;
     let flops = all_heads_flops(a, tokens);
     let mut text = String::new();
-    let mut row = |name: &str, value: String| writeln!(text, "{name:<14}{value}");
+    let mut row = |name: &str, value: String| writeln!(text, "{name:<14}{}", visible(&value));
     row("model", format!("{} ({})", model.source.origin().name, model.source.path().display()))?;
     let norm = match a.norm {
         Norm::Rms => "RMS norms",

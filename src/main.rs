@@ -1,6 +1,7 @@
 //! The program `pipeline`: its commands are in `cli/`, one file each. Everything process-wide is here and in
 //! `cli/signals.rs`: the allocator, the panic hook, signals and exit codes.
 
+mod allocator;
 mod bench;
 mod cli;
 mod describe;
@@ -12,30 +13,25 @@ use std::panic;
 use std::process::ExitCode;
 
 use clap::Parser;
-use mimalloc::MiMalloc;
 use selfrepair_core::interrupt::is_interruption;
-use selfrepair_core::{outside, progress, provenance};
+use selfrepair_core::{outside, plain, progress, provenance};
 use selfrepair_model::hub::without_token;
-
-/// Also of ONNX Runtime (the crate's feature `override` replaces `malloc`): activations of a megabyte and more are
-/// allocated and freed thousands of times a second by several threads. With the system's allocator, which fragments, a run
-/// took 45 % more memory. `no_thp` does without huge pages: clearing them took the kernel longer than page faults do.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     provenance::built_from(env!("PIPELINE_COMMIT"));
+    cli::signals::ignore_file_size_signal();
     silence_guarded_panics();
-    progress::report_to(cli::progress_bars::Terminal);
-    match cli::run(cli::Cli::parse()) {
+    progress::report_to(cli::terminal::Terminal);
+    match cli::run(arguments()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) if cli::is_broken_pipe(&e) => ExitCode::SUCCESS,
+        // `pipeline sql … | head` is no failure: whoever read has enough.
+        Err(_) if plain::Stdout::has_gone() => ExitCode::SUCCESS,
         Err(e) if is_interruption(&e) => {
-            eprintln!("{}", cli::RESUME);
+            cli::terminal::say(cli::RESUME);
             ExitCode::from(cli::signals::EXIT)
         }
         Err(e) => {
-            eprintln!("error: {}", without_token(&format!("{e:#}")));
+            cli::terminal::say(&without_token(&format!("error: {e:#}")));
             ExitCode::FAILURE
         }
     }
@@ -49,4 +45,16 @@ fn silence_guarded_panics() {
             before(info);
         }
     }));
+}
+
+/// The command line. An error repeats what was given, which a script may have from elsewhere.
+fn arguments() -> cli::Cli {
+    cli::Cli::try_parse().unwrap_or_else(|e| {
+        let text = e.to_string();
+        if matches!(plain::visible_lines(&text), std::borrow::Cow::Borrowed(_)) {
+            e.exit();
+        }
+        cli::terminal::say(&text);
+        std::process::exit(e.exit_code())
+    })
 }

@@ -10,6 +10,7 @@ use selfrepair_query::catalog;
 use selfrepair_query::catalog::thousands;
 use selfrepair_store::checksums::damaged;
 use selfrepair_core::config::Config;
+use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
 use selfrepair_store::run_folder::{Manifest, Parts, STAGES, Stage, manifest};
 use selfrepair_core::files::files_below;
@@ -147,7 +148,7 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
     let wanted = config.map(Prepared::of).transpose()?;
     let mut text = String::new();
     if !sharing::holders(out)?.is_empty() {
-        writeln!(text, "a run is going on in {}\n", sharing::named(out))?;
+        writeln!(text, "a run is going on in {}\n", visible(&sharing::named(out)))?;
     }
     writeln!(text, "{:8} {:10} {:>7} {:>13} {:>9} {:>9}  finished", "stage", "state", "files", "rows", "size", "time")?;
     for stage in STAGES {
@@ -185,10 +186,10 @@ fn row(text: &mut String, out: &Path, stage: Stage, state: &State, found: &Manif
         found.finished.map_or(String::new(), date),
     )?;
     if !matches!(state, State::Current | State::NotRun) {
-        writeln!(text, "{:8} {}", "", state.why())?;
+        writeln!(text, "{:8} {}", "", visible(&state.why()))?;
     }
     for warning in &found.warnings {
-        writeln!(text, "{:8} warning: {warning}", "")?;
+        writeln!(text, "{:8} warning: {}", "", visible(&warning))?;
     }
     Ok(())
 }

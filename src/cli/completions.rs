@@ -21,5 +21,5 @@ pub fn run(args: Args) -> Result<()> {
     // Into memory first: clap_complete panics when a pipe is closed.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::Cli::command(), "pipeline", &mut script);
-    super::say(&String::from_utf8(script)?)
+    super::say_exactly(&String::from_utf8(script)?)
 }

@@ -1,6 +1,7 @@
 //! `pipeline doctor`.
 
 use anyhow::Result;
+use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
 use selfrepair_engine::runtime;
 use selfrepair_model::provision::{assets, library, python};
@@ -19,7 +20,7 @@ pub fn run(_: Args) -> Result<()> {
 /// What was found, where, and in which version.
 fn doctor() -> Result<String> {
     let mut shown = Vec::new();
-    let mut row = |name: &str, text: String| shown.push(format!("{name:<16}{text}"));
+    let mut row = |name: &str, text: String| shown.push(format!("{name:<16}{}", visible(&text)));
     row("pipeline", format!("{} ({}-{})", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
     row("cores", std::thread::available_parallelism().map_or("unknown".into(), |n| n.to_string()));
     match python::interpreter() {

@@ -26,5 +26,5 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page)?;
-    super::say(&String::from_utf8(page)?)
+    super::say_exactly(&String::from_utf8(page)?)
 }

@@ -5,7 +5,6 @@ mod completions;
 mod doctor;
 mod man;
 mod model;
-pub mod progress_bars;
 mod prompts;
 mod push;
 mod report;
@@ -14,11 +13,14 @@ pub mod signals;
 mod sql;
 mod status;
 mod tables;
+pub mod terminal;
 
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use selfrepair_core::plain::{Stdout, visible_lines};
+use selfrepair_core::threads;
 
 /// Measures self-repair in language models: when one attention head is ablated, later parts of the model compensate.
 ///
@@ -46,7 +48,15 @@ enum Command {
     Man(man::Args),
 }
 
+/// Threads that a command starts beside those that compute: for signals, files, bars.
+const MORE_THREADS: usize = 8;
+
 pub fn run(cli: Cli) -> Result<()> {
+    threads::check_environment()?;
+    if !matches!(cli.command, Command::Completions(_) | Command::Man(_) | Command::Prompts(_)) {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        threads::check_available(cores + MORE_THREADS)?;
+    }
     match cli.command {
         Command::Run(args) => run::run(args),
         Command::Sql(args) => sql::run(args),
@@ -66,18 +76,14 @@ pub fn run(cli: Cli) -> Result<()> {
 /// Said of a run that was told to stop.
 pub const RESUME: &str = "interrupted; the same command goes on where this one stopped";
 
-/// Prints a result. Unlike `println!`, a reader that has gone (`| head`) is an error and no panic.
+/// Prints a result for a person. What it shows of names and settings from outside is text and nothing else.
 fn say(text: &str) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n'))?)
+    say_exactly(&visible_lines(text))
 }
 
-/// `pipeline sql … | head` is no failure.
-pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|e| match e.downcast_ref::<std::io::Error>() {
-        Some(e) => e.kind() == std::io::ErrorKind::BrokenPipe,
-        // arrow's CSV and JSON writers keep the words of the error only.
-        None => e.to_string().contains("Broken pipe"),
-    })
+/// Prints what another program reads, which has nothing from outside in it.
+fn say_exactly(text: &str) -> Result<()> {
+    writeln!(Stdout, "{}", text.trim_end_matches('\n')).context("cannot write to standard output")
 }
 
 #[cfg(test)]

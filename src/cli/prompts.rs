@@ -2,9 +2,10 @@
 
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use selfrepair_model::corpus::ioi;
+use selfrepair_core::plain::Stdout;
 
 /// Print a prompt set as JSON lines, to measure a narrow task with corpus.mode = "prompts"
 #[derive(clap::Args)]
@@ -31,11 +32,13 @@ const EXAMPLES: &str = "Examples:
   pipeline prompts ioi > ioi.jsonl
   pipeline run all --config pipeline/ioi.toml --out out/ioi";
 
+const PLACE: &str = "cannot write to standard output";
+
 pub fn run(args: Args) -> Result<()> {
     let Task::Ioi = args.task;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = std::io::BufWriter::new(Stdout);
     for prompt in ioi::prompts(args.count, args.seed) {
-        writeln!(stdout, "{}", serde_json::to_string(&prompt)?)?;
+        writeln!(stdout, "{}", serde_json::to_string(&prompt)?).context(PLACE)?;
     }
-    Ok(())
+    stdout.flush().context(PLACE)
 }

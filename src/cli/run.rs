@@ -8,6 +8,8 @@ use selfrepair_core::address;
 use selfrepair_core::config::Config;
 use selfrepair_store::run_folder::Stage;
 use selfrepair_core::shards::ShardSet;
+use selfrepair_core::threads;
+
 use crate::stages;
 
 /// Bring a stage up to date, running what it needs before it
@@ -110,6 +112,8 @@ pub fn run(args: Args) -> Result<()> {
     if args.dry_run {
         return super::say(&stages::dry_run(config, &args.out, args.stage.stage(), args.fresh)?);
     }
+    // The engines, and rayon's.
+    threads::check_available(2 * config.runtime.thread_count() + super::MORE_THREADS)?;
     rayon::ThreadPoolBuilder::new().num_threads(config.runtime.thread_count()).build_global()?;
     super::signals::watch(super::RESUME.to_string())?;
     let last = args.stage.stage();

@@ -5,8 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use arrow::array::RecordBatch;
-use selfrepair_query::sql::{DataFrame, Format, ROWS_ON_A_TERMINAL, Tables, Target, prompt};
 use selfrepair_core::address;
+use selfrepair_core::plain::visible;
+use selfrepair_query::sql::{DataFrame, Format, ROWS_ON_A_TERMINAL, Rights, Tables, Target, has_parameters, prompt};
+
+use super::{signals, terminal};
+use crate::allocator;
 
 /// Ask a run's tables a question in SQL
 ///
@@ -32,6 +36,16 @@ pub struct Args {
     /// Write the rows to a file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Let statements read and write files: create external table, copy, create table
+    ///
+    /// Otherwise a statement reads the run's tables and nothing else: select, explain, describe, show, and `create view`,
+    /// which names a query for this session. A run's own tables are never written to.
+    #[arg(long)]
+    allow_files: bool,
+    /// Bytes of memory that queries may take; what does not fit is put into temporary files, or is an error
+    /// [default: runtime.memory of the run, or four fifths of what is free]
+    #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true)]
+    memory: u64,
 }
 
 const EXAMPLES: &str = "Examples:
@@ -76,13 +90,21 @@ pub fn run(args: Args) -> Result<()> {
         address::refuse(output, "--output", "rows are written to a file")?;
     }
     let target = Target::new(format, args.output)?;
-    let tables = Tables::of_runs(&args.out)?;
+    let rights = if args.allow_files { Rights::Files } else { Rights::Tables };
+    let tables = Tables::of_runs_with(&args.out, rights, args.memory)?;
+    allocator::refuse_more_than(2 * tables.memory());
     for (run, stages) in tables.unfinished() {
-        eprintln!("warning: the run {run} is not finished ({}); its tables may lack rows", stages.join(", "));
+        let stages = stages.join(", ");
+        terminal::say(&format!(
+            "warning: the run {} is not finished ({stages}); its tables may lack rows",
+            visible(run)
+        ));
     }
     if from_terminal {
+        signals::end_with_the_terminal()?;
         return prompt(&tables);
     }
+    signals::end_at_once()?;
     let query = read_query(args.query, args.file)?;
     answer(&tables, &query, &target)
 }
@@ -102,7 +124,7 @@ fn read_query(query: Option<String>, file: Option<PathBuf>) -> Result<String> {
 fn answer(tables: &Tables, sql: &str, target: &Target) -> Result<()> {
     let statements = tables.statements(sql)?;
     ensure!(!statements.is_empty(), "there is no query; write it after `pipeline sql`, or name a file with -f");
-    let parameters = if sql.contains('$') { tables.parameters()? } else { Vec::new() };
+    let parameters = if has_parameters(sql) { tables.parameters()? } else { Vec::new() };
     let mut results = 0;
     for statement in &statements {
         let frame = tables.frame(statement, sql, &parameters)?;
@@ -136,7 +158,9 @@ fn write(tables: &Tables, frame: DataFrame, sql: &str, target: &Target) -> Resul
     };
     target.write(&schema, next)?;
     if more {
-        eprintln!("the first {ROWS_ON_A_TERMINAL} rows; --output FILE (.parquet, .csv, …) or a pipe gets all");
+        terminal::say(&format!(
+            "the first {ROWS_ON_A_TERMINAL} rows; --output FILE (.parquet, .csv, …) or a pipe gets all"
+        ));
     }
     Ok(())
 }

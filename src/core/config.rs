@@ -133,6 +133,9 @@ pub struct AnalysisConfig {
     pub sql: Option<String>,
     /// Tokens whose absolute direct effect exceeds each of these are summarised apart, in logits.
     pub thresholds: Vec<f64>,
+    /// Bytes of memory that queries may take, as `runtime.memory` says; 0 takes a share of what is free.
+    #[serde(skip)]
+    pub memory: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -271,7 +274,7 @@ impl Default for ResampleConfig {
 
 impl Default for AnalysisConfig {
     fn default() -> Self {
-        Self { top_fraction: 0.02, sql: None, thresholds: vec![0.1, 0.5, 1.0] }
+        Self { top_fraction: 0.02, sql: None, thresholds: vec![0.1, 0.5, 1.0], memory: 0 }
     }
 }
 
@@ -323,6 +326,7 @@ impl Config {
         let mut config: Config = table.try_into().context("in a --set option")?;
         config.ablation.kinds.sort();
         config.ablation.kinds.dedup();
+        config.analysis.memory = config.runtime.memory;
         config.validate()?;
         Ok(config)
     }

@@ -1,11 +1,17 @@
 //! Stopping early. Whoever runs the library calls [`stop`]; long work calls [`check`] between two batches and ends with
 //! [`Interrupted`]. Everything that was written by then is kept.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Error, Result};
+use anyhow::{Context, Error, Result};
+use tempfile::TempDir;
 
 static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Temporary folders, removed also where the process ends at once.
+static SCRATCH: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// The error that ends work which was told to stop.
 #[derive(Debug, thiserror::Error)]
@@ -26,4 +32,24 @@ pub fn check() -> Result<()> {
 /// Whether an error is no failure but the end of work that was told to stop.
 pub fn is_interruption(error: &Error) -> bool {
     error.chain().any(|e| e.is::<Interrupted>())
+}
+
+/// An empty temporary folder that is removed when it is dropped, and by [`remove_scratch_folders`].
+///
+/// # Errors
+/// If there is no place for it.
+pub fn scratch_folder(prefix: &str) -> Result<TempDir> {
+    let folder = tempfile::Builder::new().prefix(prefix).tempdir().context("cannot create a temporary folder")?;
+    let mut all = SCRATCH.lock().unwrap_or_else(PoisonError::into_inner);
+    all.retain(|path| path.exists());
+    all.push(folder.path().to_path_buf());
+    Ok(folder)
+}
+
+/// Removes all folders that [`scratch_folder`] made, for a program that ends without running destructors. It does not
+/// wait for another thread that holds their list.
+pub fn remove_scratch_folders() {
+    if let Ok(folders) = SCRATCH.try_lock() {
+        folders.iter().for_each(|folder| std::fs::remove_dir_all(folder).unwrap_or_default());
+    }
 }

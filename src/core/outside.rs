@@ -20,10 +20,20 @@ pub fn is_guarded() -> bool {
 /// # Errors
 /// Those of `read`; a panic of the library is one too.
 pub fn without_panic<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    caught(read).unwrap_or_else(|| Err(anyhow!("a part of it has the wrong form")))
+}
+
+/// What a library gives; nothing where it panics.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
     let outer = GUARDED.replace(true);
-    let result = panic::catch_unwind(AssertUnwindSafe(read));
+    let result = panic::catch_unwind(AssertUnwindSafe(work));
     GUARDED.set(outer);
-    result.unwrap_or_else(|_| Err(anyhow!("a part of it has the wrong form")))
+    result.ok()
+}
+
+/// From now on, panics of this thread count as caught: whoever waits for its work learns of them.
+pub fn quiet_this_thread() {
+    GUARDED.set(true);
 }
 
 #[cfg(test)]

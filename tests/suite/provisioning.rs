@@ -14,7 +14,7 @@ fn cold(cache: &Path) -> Command {
     // pip must not reach any index, and Python not find packages that happen to be installed on this machine: asked for
     // its search path (-c), this Python has none.
     let python = cache.join("python-without-packages");
-    std::fs::write(&python, "#!/bin/sh\n[ \"$1\" = -c ] && exit 0\nexec python3 \"$@\"\n").unwrap();
+    std::fs::write(&python, "#!/bin/sh\n[ \"$2\" = -c ] && exit 0\nexec python3 \"$@\"\n").unwrap();
     std::fs::set_permissions(&python, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     command.env("PIPELINE_PYTHON", python);
     command.env("PIPELINE_CACHE", cache).env("PIP_NO_INDEX", "1").env_remove("PIP_FIND_LINKS");
@@ -82,5 +82,34 @@ fn doctor_shows_the_library_and_its_providers() {
     let shown = succeeded(pipeline().arg("doctor").output().unwrap());
     for words in ["onnxruntime", "version 1.", "execution providers: CPU", "package:smollm2", "pip 2"] {
         assert!(shown.contains(words), "{words}: {shown}");
+    }
+}
+
+/// A folder that came from elsewhere may hold modules with the names of those that Python loads.
+#[test]
+fn python_runs_nothing_that_lies_in_the_working_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path();
+    for name in ["pip", "site", "sitecustomize", "usercustomize", "os", "runpy", "encodings"] {
+        std::fs::write(here.join(format!("{name}.py")), format!("open({:?}, 'w')\n", here.join("RAN"))).unwrap();
+    }
+    let fake = here.join("onnxruntime/capi");
+    std::fs::create_dir_all(&fake).unwrap();
+    std::fs::write(fake.join("libonnxruntime.so.9.9.9"), "").unwrap();
+    // What may name the folder: nothing, the variables that Python reads, and PATH.
+    let python = here.join("python3");
+    std::fs::write(&python, format!("#!/bin/sh\ntouch {}\n", here.join("RAN").display())).unwrap();
+    std::fs::set_permissions(&python, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let environments: [&[(&str, &str)]; 4] =
+        [&[], &[("PYTHONPATH", ".")], &[("PYTHONPATH", ""), ("PYTHONHOME", ".")], &[("PATH", &format!(".:{path}"))]];
+    for environment in environments {
+        let doctor = pipeline().arg("doctor").current_dir(here).envs(environment.iter().copied()).output().unwrap();
+        let shown = succeeded(doctor);
+        assert!(!shown.contains("9.9.9"), "{shown}");
+        let mut run = pipeline();
+        run.args(["run", "corpus", "--out", "out"]).env("PIPELINE_CACHE", "cache").env("PIP_NO_INDEX", "1");
+        run.env_remove("PIP_FIND_LINKS").current_dir(here).envs(environment.iter().copied()).output().unwrap();
+        assert!(!here.join("RAN").exists(), "{environment:?}");
     }
 }

@@ -9,6 +9,7 @@ use arrow::datatypes::SchemaRef;
 
 use super::{Query, derived_tables, is_built_in};
 use selfrepair_core::config::AnalysisConfig;
+use crate::sql::check_own;
 
 /// The queries of the folder `analysis.sql`, by name.
 ///
@@ -39,6 +40,7 @@ fn read(path: &Path) -> Result<Query> {
     ensure!(is_name, "{place}: a table has the file's name, which must be of a-z, 0-9 and _ and begin with a letter");
     ensure!(!is_built_in(name), "{place}: there is a built-in table `{name}`; give the file another name");
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {place}"))?;
+    check_own(&text).with_context(|| format!("in {place}"))?;
     let query =
         Query { name: Cow::Owned(name.to_string()), text: Cow::Owned(text), file: Cow::Owned(place.to_string()) };
     for (what, found) in [("Question", query.has("Question")), ("Grain", query.has("Grain"))] {

@@ -82,8 +82,10 @@ pub fn run(steps: Vec<Step>, threads: usize) -> Result<()> {
     let state = Mutex::new(State { pending: Pending::new(items.collect()), running: 0, error: None });
     let changed = Condvar::new();
     std::thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| work(&state, &changed));
+        let start = |_: &usize| std::thread::Builder::new().spawn_scoped(scope, || work(&state, &changed)).is_ok();
+        // Where the system gives no thread, this one does the work.
+        if (0..threads).filter(start).count() == 0 {
+            work(&state, &changed);
         }
     });
     match state.into_inner().unwrap_or_else(PoisonError::into_inner).error {

@@ -7,6 +7,7 @@ use datafusion::sql::sqlparser::ast;
 
 use super::{ColumnDoc, TableDoc, columns_of, type_name};
 use crate::analyze::{COMPUTED, DERIVED, PAPER, Query, VIEWS, authors_schema, in_order, kind_and_grain};
+use selfrepair_core::plain::visible;
 use crate::sql::Planner;
 use selfrepair_core::tables::{MEASURED, Table};
 
@@ -90,7 +91,7 @@ fn of_query(query: &Query, schema: &Schema) -> Result<TableDoc> {
 /// A query that runs on any run that has the table.
 pub fn example(name: &str) -> String {
     let known = EXAMPLES.iter().find(|(table, _)| *table == name);
-    known.map_or_else(|| format!("select * from {name} limit 10"), |(_, query)| query.to_string())
+    known.map_or_else(|| format!("select * from {} limit 10", visible(name)), |(_, query)| query.to_string())
 }
 
 /// Derived tables keep floats as Float32.

@@ -17,6 +17,8 @@ pub use builtin::built_in;
 pub use markdown::{markdown, markdown_of};
 pub use of_run::{list_of_run, list_of_session, rows, table_of_session, tables_of_run, thousands};
 
+use selfrepair_core::plain::visible;
+
 /// One table or view.
 pub struct TableDoc {
     pub name: String,
@@ -42,7 +44,7 @@ pub struct ColumnDoc {
 impl TableDoc {
     /// The whole documentation as text for a terminal.
     pub fn text(&self) -> String {
-        let mut text = format!("{} ({})\n", self.name, self.kind);
+        let mut text = format!("{} ({})\n", visible(&self.name), self.kind);
         let mut row = |name: &str, value: &str| {
             if !value.is_empty() {
                 writeln!(text, "  {name:<12}{}", wrapped(value, 14)).ok();
@@ -59,9 +61,9 @@ impl TableDoc {
             writeln!(
                 text,
                 "  {:names$}  {:types$}  {:units$}  {}",
-                column.name,
-                column.data_type,
-                column.unit,
+                visible(&column.name),
+                visible(&column.data_type),
+                visible(&column.unit),
                 wrapped(&column.description, indent)
             )
             .ok();
@@ -122,7 +124,7 @@ fn columns<'a>(header: &[&[&'a str]], rows: impl Iterator<Item = Vec<&'a str>>) 
     let line = |row: &Vec<&str>| {
         let mut text = String::new();
         for (cell, width) in row.iter().zip(&widths) {
-            write!(text, "{cell:width$}  ").ok();
+            write!(text, "{:width$}  ", visible(cell)).ok();
         }
         text.push_str(&wrapped(row.last().copied().unwrap_or_default(), indent));
         text.trim_end().to_string()
@@ -144,7 +146,7 @@ fn wrapped(text: &str, indent: usize) -> String {
             out.push(' ');
             used += 1;
         }
-        out.push_str(word);
+        out.push_str(&visible(word));
         used += length;
     }
     out

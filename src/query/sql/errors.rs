@@ -3,6 +3,9 @@
 use datafusion::common::{Column, SchemaError, Span};
 use datafusion::error::DataFusionError;
 
+use super::parse::without_texts;
+use super::stack::FAULT;
+
 /// What went wrong with `sql`, for a person to act on.
 pub fn explain(error: &DataFusionError, sql: &str, tables: &[String], functions: &[String]) -> String {
     let errors: Vec<&DataFusionError> = error.iter().collect();
@@ -10,17 +13,21 @@ pub fn explain(error: &DataFusionError, sql: &str, tables: &[String], functions:
     let span = error.diagnostic().and_then(|d| d.span);
     let root = error.find_root();
     let text = root.message().into_owned();
+    // What stands in texts and comments is not what an error is about.
+    let code = without_texts(sql);
     let (message, word) = match root {
-        DataFusionError::SchemaError(schema, _) => column_error(schema, sql),
+        DataFusionError::SchemaError(schema, _) => column_error(schema, &code),
         DataFusionError::SQL(parser, _) => return syntax_error(&parser.to_string(), sql),
         DataFusionError::Plan(plan) => plan_error(plan, tables, functions),
+        // It panicked.
+        DataFusionError::ExecutionJoin(join) => (format!("{FAULT} ({join})"), None),
         DataFusionError::Internal(_) => {
             let text = text.split("\nThis issue was likely").next().unwrap_or_default();
             (format!("{text} (a fault of the query engine)"), None)
         }
         _ => (text, None),
     };
-    let span = word.and_then(|word| place_of(&word, sql)).or_else(|| span.and_then(|s| on_one_line(&s)));
+    let span = word.and_then(|word| place_of(&word, &code)).or_else(|| span.and_then(|s| on_one_line(&s)));
     match span {
         Some((line, column, length)) => format!("{message}{}", excerpt(sql, line, column, length)),
         None => message,

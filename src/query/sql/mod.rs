@@ -1,22 +1,32 @@
 //! SQL over the tables of finished runs: where they lie, a session that reads them when a query asks for them, errors
 //! that a person can act on, the formats in which rows leave, and the interactive prompt.
 
+mod allowed;
 mod bucket;
+mod budget;
+mod cells;
 mod errors;
+mod functions;
 mod output;
 mod parameters;
+mod parse;
 mod place;
 mod planner;
 mod prompt;
 mod requests;
 mod session;
+mod size;
+mod stack;
 mod terminal;
 
+pub use allowed::Rights;
+pub(crate) use allowed::check_own;
 pub use datafusion::dataframe::DataFrame;
 pub(crate) use errors::no_such_table;
 pub use output::{Format, Target};
 pub(crate) use output::{head, table_text};
 pub use parameters::{Value, with_literals};
+pub use parse::has_parameters;
 pub(crate) use planner::Planner;
 pub use prompt::prompt;
 pub use session::{ROWS_ON_A_TERMINAL, Tables};

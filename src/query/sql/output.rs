@@ -13,14 +13,20 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
+use super::cells::{for_display, for_sheet};
 use super::terminal::for_terminal;
+use selfrepair_core::plain::{Stdout, VisibleWriter};
 use selfrepair_core::files::temporary;
+
+/// Columns are aligned over so many cells at once, which must be in memory; what is longer goes on as another table.
+const CELLS: usize = 1_000_000;
 
 /// How `pipeline sql` prints rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Aligned columns for reading.
+    /// Aligned columns for reading; control characters in texts are shown as \u{1b}.
     Table,
+    /// For spreadsheets: a text that begins with = + - @, a tab or a return has a ' before it, so that it is no formula.
     Csv,
     /// One JSON object a line.
     Json,
@@ -79,9 +85,14 @@ impl Target {
     /// Writes all rows that `next` gives, and returns how many they were.
     pub fn write(&self, schema: &SchemaRef, next: impl FnMut() -> Result<Option<RecordBatch>>) -> Result<u64> {
         let Some(path) = &self.file else {
-            let mut stdout = std::io::BufWriter::new(std::io::stdout());
+            // A terminal is sent text and no control characters, of every format.
+            let to: Box<dyn Write + Send> = match std::io::stdout().is_terminal() {
+                true => Box::new(VisibleWriter::new(Stdout)),
+                false => Box::new(Stdout),
+            };
+            let mut stdout = std::io::BufWriter::new(to);
             let rows = write_all(self.format, false, self.is_a_terminal(), schema, &mut stdout, next)?;
-            stdout.flush()?;
+            stdout.flush().context("cannot write to standard output")?;
             return Ok(rows);
         };
         let partial = temporary(path);
@@ -110,19 +121,28 @@ fn write_all(
     let rows;
     match format {
         Format::Table => {
-            let mut all = vec![RecordBatch::new_empty(schema.clone())];
+            let empty = || vec![RecordBatch::new_empty(schema.clone())];
+            let (mut part, mut cells) = (empty(), 0);
+            let text = |part: &[RecordBatch]| if on_a_terminal { for_terminal(part, None) } else { table_text(part) };
             rows = drain(&mut next, |batch| {
-                all.push(batch.clone());
+                part.push(batch.clone());
+                cells += batch.num_rows() * batch.num_columns();
+                if cells > CELLS {
+                    writeln!(out, "{}", text(&part)?)?;
+                    (part, cells) = (empty(), 0);
+                }
                 Ok(())
             })?;
-            let text = if on_a_terminal { for_terminal(&all, None)? } else { table_text(&all)? };
-            writeln!(out, "{text}")?;
+            // No rows are still a header.
+            if part.len() > 1 || rows == 0 {
+                writeln!(out, "{}", text(&part)?)?;
+            }
         }
         Format::Csv => {
             let mut writer = arrow::csv::Writer::new(&mut out);
             // No rows are still a header.
-            writer.write(&RecordBatch::new_empty(schema.clone()))?;
-            rows = drain(&mut next, |batch| Ok(writer.write(batch)?))?;
+            writer.write(&for_sheet(&RecordBatch::new_empty(schema.clone()))?)?;
+            rows = drain(&mut next, |batch| Ok(writer.write(&for_sheet(batch)?)?))?;
         }
         Format::Json => {
             let mut writer = arrow::json::LineDelimitedWriter::new(&mut out);
@@ -162,8 +182,10 @@ fn drain(
     Ok(rows)
 }
 
+/// Rows as aligned columns, control characters shown.
 pub fn table_text(rows: &[RecordBatch]) -> Result<String> {
-    Ok(pretty_format_batches(rows)?.to_string())
+    let shown = rows.iter().map(for_display).collect::<Result<Vec<_>>>()?;
+    Ok(pretty_format_batches(&shown)?.to_string())
 }
 
 /// The first `n` rows.

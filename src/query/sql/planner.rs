@@ -8,6 +8,8 @@ use datafusion::datasource::empty::EmptyTable;
 use datafusion::prelude::SessionContext;
 use tokio::runtime::Runtime;
 
+use super::stack::on_large_stack;
+
 /// A session over tables that have columns and no rows.
 pub struct Planner {
     context: SessionContext,
@@ -27,7 +29,7 @@ impl Planner {
 
     /// The columns of a query's result.
     pub fn schema(&self, sql: &str) -> Result<Schema> {
-        let plan = self.runtime.block_on(self.context.state().create_logical_plan(sql));
+        let plan = on_large_stack(|| self.runtime.block_on(self.context.state().create_logical_plan(sql)))?;
         Ok(plan.map_err(|e| anyhow!("{}", e.strip_backtrace()))?.schema().as_arrow().clone())
     }
 }

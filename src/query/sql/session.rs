@@ -7,29 +7,34 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, FieldRef, Int64Type, Schema, SchemaRef};
+use arrow::datatypes::{Int64Type, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::execution::context::SQLOptions;
 use datafusion::execution::options::ReadOptions;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::logical_expr::{ident, lit};
 use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
-use datafusion::sql::parser::{DFParser, Statement};
+use datafusion::sql::parser::Statement;
 use datafusion::sql::resolve::resolve_table_references;
-use datafusion::sql::sqlparser::ast;
-use tokio::runtime::Runtime;
+use tempfile::TempDir;
+use tokio::runtime::Handle;
 
-use super::errors;
+use super::allowed::{self, Rights};
+use super::budget::{Budget, Kept};
+use super::cells::with_plain_texts;
 use super::parameters::{Value, scalars};
+use super::parse;
 use super::place::Place;
+use super::stack::{FAULT, Workers, on_large_stack};
+use super::{errors, functions, size};
 use crate::analyze::{Query, VIEWS, kind_and_grain, parameters};
 use selfrepair_core::config::AnalysisConfig;
+use selfrepair_core::outside::caught;
 
 /// As many rows as the prompt and a terminal are shown of a result, unless more are asked for.
 pub const ROWS_ON_A_TERMINAL: usize = 500;
@@ -40,9 +45,19 @@ const RUN: &str = "run";
 /// The tables of one run or of several, ready for SQL.
 pub struct Tables {
     context: SessionContext,
-    runtime: Runtime,
+    runtime: Workers,
     runs: Vec<Run>,
+    rights: Rights,
+    budget: Budget,
+    /// For rows that do not fit into memory; removed with the session.
+    _scratch: Option<TempDir>,
 }
+
+/// Planning of a statement, which may take long and call itself often.
+pub(super) type Planning = Box<dyn FnOnce() -> Result<DataFrame, DataFusionError> + Send>;
+
+/// Queries that a session may name with `create view`: each may read the one before, which plans ever deeper.
+const MOST_VIEWS: usize = 100;
 
 /// One run. Of several, each has a session of its own, so that a view over two tables never joins two runs.
 struct Run {
@@ -62,16 +77,23 @@ impl Tables {
 
     /// The tables of several runs: each has a leading column `run`, the name of its folder.
     pub fn of_runs(folders: &[PathBuf]) -> Result<Self> {
-        Self::with_config(folders, SessionConfig::new())
+        Self::of_runs_with(folders, Rights::Tables, 0)
+    }
+
+    /// As [`Tables::of_runs`], with what statements may do and how many bytes of memory they may take; 0 takes what the
+    /// runs' own `runtime.memory` says, or a share of what is free.
+    pub fn of_runs_with(folders: &[PathBuf], rights: Rights, memory: u64) -> Result<Self> {
+        let tables = Self::with_config(folders, SessionConfig::new(), memory)?;
+        Ok(Self { rights, ..tables })
     }
 
     /// As [`Tables::open`], on one core: rows come in the order of the files, and sums are taken in it, so that the same
     /// run gives the same figures.
     pub fn open_in_order(out: &Path) -> Result<Self> {
-        Self::with_config(&[out.to_path_buf()], SessionConfig::new().with_target_partitions(1))
+        Self::with_config(&[out.to_path_buf()], SessionConfig::new().with_target_partitions(1), 0)
     }
 
-    fn with_config(folders: &[PathBuf], config: SessionConfig) -> Result<Self> {
+    fn with_config(folders: &[PathBuf], config: SessionConfig, memory: u64) -> Result<Self> {
         ensure!(!folders.is_empty(), "no run is named; name one with --out");
         let mut config = config.with_information_schema(true);
         let parquet = &mut config.options_mut().execution.parquet;
@@ -79,16 +101,36 @@ impl Tables {
         parquet.schema_force_view_types = false;
         // A question is often about one head: of the other columns only its rows are read.
         parquet.pushdown_filters = true;
-        let (context, runtime) = new_session(config.clone())?;
+        let runtime = Workers::new()?;
+        let mut places = Vec::new();
+        for folder in folders {
+            let place = runtime.block_on(Place::open(folder))?;
+            let analysis = runtime.block_on(settings(&place));
+            places.push((place, analysis));
+        }
+        let of_runs = places.iter().map(|(_, analysis)| (analysis.memory, "runtime.memory of the run"));
+        let asked = if memory > 0 { vec![(memory, "--memory")] } else { of_runs.collect() };
+        let budget = Budget::of(&asked);
+        budget.fit(&mut config);
+        let (environment, scratch) = budget.environment()?;
+        let context = new_session(config.clone(), &environment, &budget);
         let mut runs = Vec::new();
-        for (folder, name) in folders.iter().zip(run_names(folders)) {
-            let of_run = if folders.len() == 1 { context.clone() } else { new_session(config.clone())?.0 };
-            let run = runtime.block_on(Run::open(folder, name, of_run))?;
+        for ((place, analysis), name) in places.into_iter().zip(run_names(folders)) {
+            let of_run = match folders.len() {
+                1 => context.clone(),
+                _ => new_session(config.clone(), &environment, &budget),
+            };
+            let run = runtime.block_on(Run::open(place, analysis, name, of_run))?;
             // A query over several runs is run here.
             run.place.register(&context)?;
             runs.push(run);
         }
-        Ok(Self { context, runtime, runs })
+        Ok(Self { context, runtime, runs, rights: Rights::Tables, budget, _scratch: scratch })
+    }
+
+    /// Bytes of memory that are counted of queries. They may take as much again for rows on their way.
+    pub fn memory(&self) -> u64 {
+        self.budget.counted
     }
 
     /// The measured tables alone, on one core: sums are then taken in one order, so that the same run gives the same
@@ -100,11 +142,14 @@ impl Tables {
         parquet.schema_force_view_types = true;
         // These queries want most rows, which are read faster without asking for each.
         parquet.pushdown_filters = false;
-        let (context, runtime) = new_session(config)?;
+        let budget = Budget::of(&[(analysis.memory, "runtime.memory")]);
+        budget.fit(&mut config);
+        let (environment, scratch) = budget.environment()?;
+        let (context, runtime) = (new_session(config, &environment, &budget), Workers::new()?);
         let (name, tables, analysis) = (String::new(), BTreeSet::new(), analysis.clone());
         let place = runtime.block_on(Place::open(out))?;
         let run = Run { name, place, tables, context: context.clone(), analysis };
-        let tables = Self { context, runtime, runs: vec![run] };
+        let tables = Self { context, runtime, runs: vec![run], rights: Rights::Tables, budget, _scratch: scratch };
         let there = tables.runtime.block_on(tables.runs[0].place.tables())?;
         for table in selfrepair_core::tables::MEASURED {
             match there.contains(table.name) {
@@ -204,13 +249,22 @@ impl Tables {
         let mut statements = self.statements(sql)?;
         ensure!(statements.len() == 1, "expected one query and found {} in: {sql}", statements.len());
         let frame = self.frame_of(&statements.remove(0), sql, parameters)?;
-        self.runtime.block_on(collect(frame)).map_err(|e| self.explain(&e, sql))
+        let schema = Arc::new(frame.schema().as_arrow().clone());
+        let mut kept = Kept::of(&frame);
+        let mut stream = self.stream(frame, sql)?;
+        while let Some(batch) = self.next(&mut stream, sql)? {
+            kept.add(batch).map_err(|e| self.explain(&e, sql))?;
+        }
+        if kept.rows.is_empty() {
+            // An empty result still tells its columns.
+            kept.rows.push(RecordBatch::new_empty(schema));
+        }
+        kept.rows.into_iter().map(with_plain_texts).collect()
     }
 
     /// The statements of a text, which `;` separates.
     pub fn statements(&self, sql: &str) -> Result<Vec<Statement>> {
-        let statements = DFParser::parse_sql(sql).map_err(|e| self.explain(&e, sql))?;
-        Ok(statements.into_iter().collect())
+        parse::statements(sql)
     }
 
     /// A statement made ready to run. `sql` is the text that it comes from, for errors that show the place.
@@ -219,39 +273,63 @@ impl Tables {
     }
 
     fn frame_of(&self, statement: &Statement, sql: &str, parameters: &[(&str, Value)]) -> Result<DataFrame> {
-        if let Statement::Statement(inner) = statement
-            && matches!(inner.as_ref(), ast::Statement::ShowTables { .. })
-        {
-            return self.list();
+        on_large_stack(self.planning(statement, sql, parameters)?)?.map_err(|e| self.explain(&e, sql))
+    }
+
+    /// The work of [`Tables::frame`], once the tables that the statement reads are open.
+    pub(super) fn planning(&self, statement: &Statement, sql: &str, parameters: &[(&str, Value)]) -> Result<Planning> {
+        allowed::check(statement, self.rights, |name| self.runs.iter().any(|run| run.owns(name)))?;
+        if allowed::lists_tables(statement) {
+            let list = self.list()?;
+            return Ok(Box::new(|| Ok(list)));
         }
-        let (references, _) = resolve_table_references(statement, true).map_err(|e| self.explain(&e, sql))?;
+        if allowed::names_a_query(statement) {
+            self.check_views()?;
+        }
+        let (references, _) =
+            on_large_stack(|| resolve_table_references(statement, true))?.map_err(|e| self.explain(&e, sql))?;
         let of_session = references.iter().any(|t| t.schema().is_some_and(|s| s == "information_schema"));
-        if of_session || statement.to_string().to_uppercase().starts_with("SHOW ") {
+        if of_session || allowed::asks_about_the_session(statement) {
             self.names().iter().try_for_each(|name| self.provide(name).map(|_| ()))?;
         }
         for table in references {
             self.provide(table.table())?;
         }
-        let plan = async {
-            let plan = self.context.state().statement_to_plan(statement.clone()).await?;
-            SQLOptions::new().with_allow_dml(false).verify_plan(&plan)?;
-            self.context.execute_logical_plan(plan.with_param_values(scalars(parameters))?).await
+        let (context, handle, rights) = (self.context.clone(), Handle::clone(&self.runtime), self.rights);
+        let (statement, values) = (statement.clone(), scalars(parameters));
+        let plan = async move {
+            let plan = context.state().statement_to_plan(statement.clone()).await?;
+            allowed::check_plan(&plan, &statement, rights)?;
+            size::check_plan_size(&plan)?;
+            parse::check_bits(&plan)?;
+            context.execute_logical_plan(plan.with_param_values(values)?).await
         };
-        self.runtime.block_on(plan).map_err(|e| self.explain(&e, sql))
+        Ok(Box::new(move || handle.block_on(plan)))
+    }
+
+    /// # Errors
+    /// If the session has named so many queries that another one may be too deep.
+    fn check_views(&self) -> Result<()> {
+        let there = self.context.catalog("datafusion").and_then(|c| c.schema("public"));
+        let is_own = |name: &&String| !self.runs.iter().any(|run| run.owns(name));
+        let own = there.map_or(0, |s| s.table_names().iter().filter(is_own).count());
+        ensure!(own < MOST_VIEWS, "a session names at most {MOST_VIEWS} queries with `create view`");
+        Ok(())
     }
 
     /// Runs a statement, its rows as a stream.
     pub fn stream(&self, frame: DataFrame, sql: &str) -> Result<SendableRecordBatchStream> {
-        self.runtime.block_on(frame.execute_stream()).map_err(|e| self.explain(&e, sql))
+        on_large_stack(|| self.runtime.block_on(frame.execute_stream()))?.map_err(|e| self.explain(&e, sql))
     }
 
     /// The next rows of a stream.
     pub fn next(&self, stream: &mut SendableRecordBatchStream, sql: &str) -> Result<Option<RecordBatch>> {
         let next = std::future::poll_fn(|cx| stream.as_mut().poll_next(cx));
-        self.runtime.block_on(next).transpose().map_err(|e| self.explain(&e, sql))
+        let next = caught(|| self.runtime.block_on(next)).context(FAULT)?;
+        next.transpose().map_err(|e| self.explain(&e, sql))
     }
 
-    pub(super) fn runtime(&self) -> &Runtime {
+    pub(super) fn runtime(&self) -> &Workers {
         &self.runtime
     }
 
@@ -261,7 +339,10 @@ impl Tables {
     }
 
     /// An error as a person can act on it.
-    pub(super) fn explain(&self, error: &DataFusionError, sql: &str) -> anyhow::Error {
+    pub(super) fn explain(&self, error: &DataFusionError, sql: &str) -> Error {
+        if let DataFusionError::ResourcesExhausted(why) = error.find_root() {
+            return self.budget.exceeded(why);
+        }
         anyhow!(errors::explain(error, sql, &self.names(), &self.functions()))
     }
 
@@ -306,10 +387,14 @@ impl Tables {
 }
 
 impl Run {
-    async fn open(folder: &Path, name: String, context: SessionContext) -> Result<Self> {
-        let place = Place::open(folder).await?;
+    async fn open(place: Place, analysis: AnalysisConfig, name: String, context: SessionContext) -> Result<Self> {
         place.register(&context)?;
-        Ok(Self { name, tables: place.tables().await?, analysis: settings(&place).await, place, context })
+        Ok(Self { name, tables: place.tables().await?, analysis, place, context })
+    }
+
+    /// Whether the name is that of a table or a view of the run's own.
+    fn owns(&self, name: &str) -> bool {
+        self.tables.contains(name) || VIEWS.iter().any(|view| view.name == name)
     }
 
     fn provides(&self, name: &str) -> bool {
@@ -319,7 +404,7 @@ impl Run {
         is_open || self.tables.contains(name) || VIEWS.iter().any(|view| view.name == name && reads_what_is_there(view))
     }
 
-    fn provide(&self, name: &str, runtime: &Runtime) -> Result<()> {
+    fn provide(&self, name: &str, runtime: &Workers) -> Result<()> {
         if self.context.table_exist(name)? {
             return Ok(());
         }
@@ -341,28 +426,31 @@ impl Run {
 async fn settings(place: &Place) -> AnalysisConfig {
     let text = place.read("report/config.toml").await;
     let mut table: toml::Table = text.and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();
-    table.remove("analysis").and_then(|section| section.try_into().ok()).unwrap_or_default()
+    let memory = table.get("runtime").and_then(|section| section.get("memory")?.as_integer());
+    let analysis = table.remove("analysis").and_then(|section| section.try_into().ok()).unwrap_or_default();
+    AnalysisConfig { memory: memory.and_then(|m| u64::try_from(m).ok()).unwrap_or(0), ..analysis }
 }
 
-fn numbers<'a>(parameters: &[(&'a str, f64)]) -> Vec<(&'a str, Value)> {
+pub(super) fn numbers<'a>(parameters: &[(&'a str, f64)]) -> Vec<(&'a str, Value)> {
     parameters.iter().map(|&(name, number)| (name, number.into())).collect()
 }
 
 /// Names of the tables a query reads.
 fn references(sql: &str) -> Result<Vec<String>> {
     let explain = |e: DataFusionError| anyhow!(errors::explain(&e, sql, &[], &[]));
-    let mut statements = DFParser::parse_sql(sql).map_err(explain)?;
-    let Some(statement) = statements.pop_front() else { bail!("the query is empty") };
-    let (tables, _) = resolve_table_references(&statement, true).map_err(explain)?;
+    let statements = parse::statements(sql)?;
+    let Some(statement) = statements.first() else { bail!("the query is empty") };
+    let (tables, _) = on_large_stack(|| resolve_table_references(statement, true))?.map_err(explain)?;
     Ok(tables.iter().map(|t| t.table().to_string()).collect())
 }
 
-fn new_session(mut config: SessionConfig) -> Result<(SessionContext, Runtime)> {
+fn new_session(mut config: SessionConfig, environment: &Arc<RuntimeEnv>, budget: &Budget) -> SessionContext {
     let options = config.options_mut();
     // Errors can then point at the place in the text.
     options.sql_parser.collect_spans = true;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    Ok((SessionContext::new_with_config(config), runtime))
+    let context = SessionContext::new_with_config_rt(config, Arc::clone(environment));
+    functions::limit(&context, budget.counted / 4);
+    context
 }
 
 async fn open_table(context: &SessionContext, place: &Place, name: &str) -> Result<Arc<dyn TableProvider>> {
@@ -406,33 +494,6 @@ async fn union(runs: &[&Run], name: &str) -> Result<DataFrame, DataFusionError> 
         });
     }
     all.ok_or_else(|| DataFusionError::Plan(format!("table '{name}' not found")))
-}
-
-async fn collect(frame: DataFrame) -> Result<Vec<RecordBatch>, DataFusionError> {
-    // An empty result still tells its columns.
-    let schema = Arc::new(frame.schema().as_arrow().clone());
-    let mut batches = frame.collect().await?;
-    if batches.is_empty() {
-        batches.push(RecordBatch::new_empty(schema));
-    }
-    batches.into_iter().map(with_plain_texts).collect()
-}
-
-/// Texts as plain strings, however they were read.
-fn with_plain_texts(batch: RecordBatch) -> Result<RecordBatch, DataFusionError> {
-    let schema = batch.schema();
-    if schema.fields().iter().all(|f| f.data_type() != &DataType::Utf8View) {
-        return Ok(batch);
-    }
-    let plain = |f: &FieldRef| match f.data_type() {
-        DataType::Utf8View => Arc::new(f.as_ref().clone().with_data_type(DataType::Utf8)),
-        _ => f.clone(),
-    };
-    let fields: Vec<FieldRef> = schema.fields().iter().map(plain).collect();
-    let columns = batch.columns().iter().zip(&fields).map(|(column, f)| cast(column, f.data_type()));
-    let columns = columns.collect::<Result<Vec<_>, _>>()?;
-    let schema = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
-    Ok(RecordBatch::try_new(schema, columns)?)
 }
 
 /// The folders' own names; where two agree, with their parents until they differ.

@@ -12,17 +12,22 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use arrow::array::RecordBatch;
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
 use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
 use rustyline::{CompletionType, Config, Editor};
+use tokio::runtime::Handle;
 
+use super::budget::Kept;
 use super::output::head;
-use super::session::{ROWS_ON_A_TERMINAL, Tables};
+use super::parse::has_parameters;
+use super::session::{ROWS_ON_A_TERMINAL, Tables, numbers};
+use super::stack::{FAULT, apart, runtime};
 use super::terminal::for_terminal;
+use selfrepair_core::plain::{Stdout, visible_lines, visible_paragraph};
 use selfrepair_core::progress;
 use commands::Next;
 use complete::Assistant;
@@ -71,7 +76,7 @@ pub fn prompt(tables: &Tables) -> Result<()> {
                 match answer(tables, &interrupts, &text, &mut settings) {
                     Ok(Next::Leave) => return Ok(()),
                     Ok(Next::GoOn) => {}
-                    Err(e) => say(&format!("error: {e:#}"))?,
+                    Err(e) => say(&visible_paragraph(&format!("error: {e:#}")))?,
                 }
                 // `create view …` is completed from now on.
                 if editor.helper().is_some_and(|assistant| assistant.tables != tables.names()) {
@@ -91,11 +96,16 @@ fn answer(tables: &Tables, interrupts: &Interrupts, text: &str, settings: &mut S
     if text.trim_start().starts_with('\\') {
         return commands::run(tables, text.trim(), settings);
     }
-    let parameters = if text.contains('$') { tables.parameters()? } else { Vec::new() };
+    let parameters = if has_parameters(text) { tables.parameters()? } else { Vec::new() };
     for statement in tables.statements(text)? {
         let started = Instant::now();
-        let frame = tables.frame(&statement, text, &parameters)?;
-        match rows(tables, interrupts, frame, settings.limit) {
+        let planned = interrupts.unless_pressed(apart(tables.planning(&statement, text, &numbers(&parameters))?)?);
+        let frame = match planned {
+            Some(Ok(Some(frame))) => Some(frame.map_err(|e| tables.explain(&e, text))?),
+            Some(_) => bail!(FAULT),
+            None => None,
+        };
+        match frame.and_then(|frame| rows(tables, interrupts, frame, settings.limit)) {
             Some(result) => show(&result.map_err(|e| tables.explain(&e, text))?, settings)?,
             None => {
                 say("cancelled")?;
@@ -133,22 +143,33 @@ fn rows(
     frame: DataFrame,
     limit: usize,
 ) -> Option<Result<Vec<RecordBatch>, DataFusionError>> {
+    let mut kept = Kept::of(&frame);
+    kept.rows.push(RecordBatch::new_empty(std::sync::Arc::new(frame.schema().as_arrow().clone())));
+    let handle = Handle::clone(tables.runtime());
+    // Planning cannot be stopped: when it is not waited for any more, it goes on beside the next statement.
+    let planned = match apart(move || handle.block_on(frame.execute_stream())) {
+        Ok(planned) => planned,
+        Err(e) => return Some(Err(DataFusionError::External(e.into()))),
+    };
     let query = tables.runtime().spawn(async move {
-        let mut rows = vec![RecordBatch::new_empty(std::sync::Arc::new(frame.schema().as_arrow().clone()))];
-        let mut stream = frame.execute_stream().await?;
+        let mut stream = match planned.await {
+            Ok(Some(stream)) => stream?,
+            _ => return Err(DataFusionError::Plan(FAULT.to_string())),
+        };
         let mut count = 0;
         while limit == 0 || count <= limit {
             let Some(batch) = std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await else { break };
             let batch = batch?;
             count += batch.num_rows();
-            rows.push(batch);
+            kept.add(batch)?;
         }
-        Ok::<_, DataFusionError>(rows)
+        Ok(kept.rows)
     });
     let abort = query.abort_handle();
     match interrupts.unless_pressed(query) {
         Some(Ok(rows)) => Some(rows),
-        Some(Err(e)) => Some(Err(DataFusionError::ExecutionJoin(Box::new(e)))),
+        // It panicked.
+        Some(Err(_)) => Some(Err(DataFusionError::Plan(FAULT.to_string()))),
         None => {
             abort.abort();
             None
@@ -162,7 +183,7 @@ struct Interrupts(tokio::runtime::Runtime);
 impl Interrupts {
     /// From now on, Ctrl-C does not end the process.
     fn listen() -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime = runtime(1)?;
         // The first look installs the handler, and it stays.
         runtime.block_on(unless(tokio::signal::ctrl_c(), std::future::ready(())));
         Ok(Self(runtime))
@@ -187,7 +208,7 @@ async fn unless<T>(work: impl Future<Output = T>, stop: impl Future) -> Option<T
 
 /// Prints a line; unlike `println!`, a terminal that has gone is an error and no panic.
 fn say(text: &str) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{text}")?)
+    Ok(writeln!(Stdout, "{}", visible_lines(text))?)
 }
 
 /// `12 ms`, `3.4 s`.

@@ -1,14 +1,31 @@
-//! Progress on a terminal: bars with rate and time left. In a pipe only lines are printed.
+//! What a person sees on standard error: bars with rate and time left on a terminal, lines in a pipe.
 
+use std::io::Write;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use selfrepair_core::plain::{visible, visible_paragraph};
 use selfrepair_core::progress::{BarReporter, Reporter};
+
+/// Writes text to standard error. A reader that has gone or a full disk does not end a run: nothing depends on it.
+pub fn say(text: &str) {
+    writeln!(std::io::stderr(), "{}", visible_paragraph(text)).ok();
+}
 
 /// Draws on standard error.
 pub struct Terminal;
 
 struct Drawn(ProgressBar);
+
+impl Drawn {
+    fn new(bar: ProgressBar) -> Box<dyn BarReporter> {
+        // The clock of a bar is a thread, which a bar that is not drawn can do without.
+        if !bar.is_hidden() {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        Box::new(Self(bar))
+    }
+}
 
 impl Reporter for Terminal {
     fn bar(&self, name: &str, total: u64, unit: &str) -> Box<dyn BarReporter> {
@@ -17,19 +34,15 @@ impl Reporter for Terminal {
         ))
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━╸─");
-        let bar = ProgressBar::new(total).with_style(style).with_prefix(name.to_string());
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Box::new(Drawn(bar))
+        Drawn::new(ProgressBar::new(total).with_style(style).with_prefix(visible(name).into_owned()))
     }
 
     fn spinner(&self, message: &str) -> Box<dyn BarReporter> {
-        let bar = ProgressBar::new_spinner().with_message(message.to_string());
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Box::new(Drawn(bar))
+        Drawn::new(ProgressBar::new_spinner().with_message(visible(message).into_owned()))
     }
 
     fn line(&self, name: &str, text: &str) {
-        eprintln!("{name:>8} {text}");
+        say(&format!("{name:>8} {text}"));
     }
 }
 
@@ -47,7 +60,7 @@ impl BarReporter for Drawn {
     }
 
     fn set_message(&self, message: &str) {
-        self.0.set_message(message.to_string());
+        self.0.set_message(visible(message).into_owned());
     }
 
     fn finish(&self) {

@@ -1,0 +1,80 @@
+//! Threads: whether the system gives them, and what the environment says of their number.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+
+/// Said where the system gives no more threads.
+pub const NONE_LEFT: &str = "cannot start a thread: this user or control group may have no more processes and threads \
+                             (ulimit -u, pids.max), or there is no memory for its stack";
+
+/// What libraries read, some of which panic on what is no number, or on more threads than there can be.
+const VARIABLES: [&str; 3] = ["TOKIO_WORKER_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS"];
+
+/// More than any machine has use for.
+const MOST: usize = 4096;
+
+/// # Errors
+/// If a variable that says how many threads a library starts does not hold such a number.
+pub fn check_environment() -> Result<()> {
+    VARIABLES.iter().try_for_each(|name| match std::env::var_os(name) {
+        Some(value) => check_variable(name, &value.to_string_lossy()),
+        None => Ok(()),
+    })
+}
+
+fn check_variable(name: &str, value: &str) -> Result<()> {
+    let is_count = value.trim().parse().is_ok_and(|n: usize| (1..=MOST).contains(&n));
+    // rayon takes 0 as no number at all, and so does a variable that is empty.
+    let is_unset = value.is_empty() || name.starts_with("RAYON") && value == "0";
+    ensure!(
+        is_count || is_unset,
+        "the environment variable {name} is `{value}`; expected a whole number from 1 to {MOST}, or leave it out"
+    );
+    Ok(())
+}
+
+/// Starts so many threads that do nothing, so that it is known before anything is computed whether there will be any:
+/// libraries that get none panic.
+///
+/// # Errors
+/// If the system does not give them.
+pub fn check_available(count: usize) -> Result<()> {
+    let gate = Arc::new(RwLock::new(()));
+    let closed = gate.write().unwrap_or_else(PoisonError::into_inner);
+    let mut waiting = Vec::new();
+    let start = |_| {
+        let gate = Arc::clone(&gate);
+        let wait = move || drop(gate.read().unwrap_or_else(PoisonError::into_inner));
+        waiting.push(thread::Builder::new().spawn(wait)?);
+        Ok::<_, std::io::Error>(())
+    };
+    let started = (0..count).try_for_each(start);
+    drop(closed);
+    waiting.into_iter().for_each(|thread| thread.join().unwrap_or_default());
+    started.context(NONE_LEFT).with_context(|| format!("{count} threads are needed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_of_threads_is_a_number() {
+        for (name, value) in
+            [("TOKIO_WORKER_THREADS", "4"), ("RAYON_NUM_THREADS", "0"), ("POLARS_MAX_THREADS", "4096"), ("X", "")]
+        {
+            check_variable(name, value).unwrap();
+        }
+        for value in ["0", "x", "-1", "1.5", "4097", "99999999999999999999"] {
+            let error = check_variable("TOKIO_WORKER_THREADS", value).unwrap_err().to_string();
+            assert!(error.contains("TOKIO_WORKER_THREADS") && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn threads_that_there_are_are_found_and_given_back() {
+        check_available(20).unwrap();
+    }
+}
