@@ -12,8 +12,9 @@ use selfrepair_store::checksums::damaged;
 use selfrepair_core::config::Config;
 use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
-use selfrepair_store::run_folder::{Manifest, Parts, STAGES, Stage, manifest};
-use selfrepair_core::files::files_below;
+use crate::records;
+use selfrepair_store::run_folder;
+use selfrepair_store::run_folder::{Manifest, Parts, STAGES, Stage, has_size, manifest};
 use selfrepair_store::sharing;
 use crate::stages::Prepared;
 
@@ -63,7 +64,7 @@ pub fn state(root: &Path, stage: Stage, wanted: Option<(&str, &Parts)>) -> State
     let Some(found) = manifest(root, stage) else { return State::NotRun };
     let reasons = match wanted {
         Some((fingerprint, _)) if found.fingerprint == fingerprint => Vec::new(),
-        Some((_, parts)) => reasons(&found.parts, parts),
+        Some((_, parts)) => differences(&found.parts, parts),
         None => disagreements(root, stage, &found),
     };
     if !reasons.is_empty() {
@@ -72,8 +73,8 @@ pub fn state(root: &Path, stage: Stage, wanted: Option<(&str, &Parts)>) -> State
     if !found.complete {
         return State::Incomplete;
     }
-    let whole = |(file, size): &&(String, u64)| !fs::metadata(root.join(file)).is_ok_and(|m| m.len() == *size);
-    let damaged: Vec<String> = found.files.iter().filter(whole).map(|(file, _)| file.clone()).collect();
+    let damaged = found.files.iter().filter(|file| !has_size(root, file));
+    let damaged: Vec<String> = damaged.map(|(file, _)| file.clone()).collect();
     if damaged.is_empty() { State::Current } else { State::Damaged(damaged) }
 }
 
@@ -95,7 +96,8 @@ fn shown(value: &str) -> String {
     }
 }
 
-fn reasons(before: &Parts, now: &Parts) -> Vec<String> {
+/// Why what was made from the one is not what the other asks for.
+pub fn differences(before: &Parts, now: &Parts) -> Vec<String> {
     if before.is_empty() {
         return vec!["made by a version of this program that did not record from what".to_string()];
     }
@@ -145,6 +147,7 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
         out.display(),
         out.display()
     );
+    run_folder::check(out)?;
     let wanted = config.map(Prepared::of).transpose()?;
     let mut text = String::new();
     if !sharing::holders(out)?.is_empty() {
@@ -161,19 +164,30 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
             None => writeln!(text, "{:8} {}", stage.name(), state.name())?,
         }
     }
+    foreign(&mut text, out, checksums)?;
     Ok(text)
+}
+
+/// Files that are not the run's, and that no reader takes: a few, or all.
+fn foreign(text: &mut String, out: &Path, all: bool) -> Result<()> {
+    let foreign = records::foreign(out)?;
+    let names: Vec<String> = foreign.iter().map(|p| p.strip_prefix(out).unwrap_or(p).display().to_string()).collect();
+    match (names.is_empty(), all) {
+        (true, _) => {}
+        (_, true) => writeln!(text, "\nnot written by this run, and not read:\n  {}", names.join("\n  "))?,
+        _ => writeln!(text, "\nnot written by this run, and not read: {}", few(&names))?,
+    }
+    Ok(())
 }
 
 fn row(text: &mut String, out: &Path, stage: Stage, state: &State, found: &Manifest) -> Result<()> {
     let (mut rows, mut bytes, mut files) = (0, 0, 0);
     for folder in &found.folders {
-        let folder = out.join(folder);
-        for path in files_below(&folder)? {
-            files += 1;
-            bytes += fs::metadata(&path).map_or(0, |m| m.len());
-        }
-        // A file that is being written, or spoilt, has no rows yet.
-        rows += catalog::rows(&folder).unwrap_or(0);
+        let paths = records::files_in(out, stage, &out.join(folder))?;
+        files += paths.len();
+        bytes += paths.iter().map(|path| fs::metadata(path).map_or(0, |m| m.len())).sum::<u64>();
+        // A spoilt file has no rows.
+        rows += catalog::rows(&paths).unwrap_or(0);
     }
     writeln!(
         text,
@@ -225,7 +239,7 @@ mod tests {
         let (before, now): (Parts, Parts) =
             (parts(&[("corpus.tokens", "4096"), ("seed", "0")]), parts(&[("corpus.tokens", "8192"), ("seed", "0")]));
         assert_eq!(changes(&before, &now), ["corpus.tokens 4096 → 8192"]);
-        assert_eq!(reasons(&now, &now), ["what it depends on has changed"]);
+        assert_eq!(differences(&now, &now), ["what it depends on has changed"]);
         assert_eq!(changes(&parts(&[]), &parts(&[("x", "1")])), ["x (default) → 1"]);
     }
 }

@@ -9,6 +9,7 @@ pub mod files;
 pub mod interrupt;
 pub mod memory;
 pub mod outside;
+pub mod own_files;
 pub mod pairing;
 pub mod plain;
 pub mod precision;

@@ -14,7 +14,9 @@ use super::query::{Asked, ask};
 use super::settings::Settings;
 use super::{Rows, files, folder, report};
 use selfrepair_query::analyze::Tables;
+use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::is_run;
+use selfrepair_store::sharing::ReportLock;
 
 const THEME: &str = "Runs compared";
 
@@ -24,6 +26,9 @@ const THEME: &str = "Runs compared";
 /// If a folder has no finished run's tables, or `to` holds anything that is not a comparison's.
 pub fn compare(runs: &[PathBuf], to: &Path) -> Result<String> {
     if let [one] = runs {
+        run_folder::check(one)?;
+        // A run may be writing its report at the same time.
+        let _lock = one.join("tables").is_dir().then(|| ReportLock::shared(one)).transpose()?;
         return report(one);
     }
     ensure!(!is_run(to), "--to {} is the folder of a run; name another folder for the comparison", to.display());

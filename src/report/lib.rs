@@ -12,6 +12,8 @@ mod query;
 mod rows;
 mod settings;
 mod summary;
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 use std::fs;
@@ -25,6 +27,8 @@ pub use summary::summary;
 pub use rows::Rows;
 
 use selfrepair_query::analyze::Tables;
+use selfrepair_store::checksums::Ledger;
+use selfrepair_store::run_folder::{self, Stage};
 
 /// Raised when the report would look different on the same tables.
 pub const VERSION: u32 = 4;
@@ -34,19 +38,28 @@ pub const VERSION: u32 = 4;
 /// # Errors
 /// If the folder has no tables of a finished run.
 pub fn report(out: &Path) -> Result<String> {
+    run_folder::check(out)?;
     let tables = Tables::open_in_order(out)?;
     if !tables.has("head_summary")? {
         anyhow::bail!("{} has no table head_summary; run `pipeline run all` to the end first", out.display());
     }
     let figures = figures::all(&tables, out)?;
-    files::write(&figures, &out.join("figures"))?;
     let page = out.join("report").join("index.html");
+    let files = figures.iter().flat_map(files::names).map(|name| out.join("figures").join(name));
+    announce(out, files.chain([page.clone()]))?;
+    files::write(&figures, &out.join("figures"))?;
     files::put(&page, html::run_page(&tables, &figures, out)?.as_bytes())?;
     Ok(format!("{} figures in {}", figures.len(), page.display()))
 }
 
-#[cfg(test)]
-mod tests;
+/// Records what is about to be written, if the folder is one of a run with records.
+fn announce(out: &Path, files: impl Iterator<Item = std::path::PathBuf>) -> Result<()> {
+    if !out.join("stages").is_dir() {
+        return Ok(());
+    }
+    let ledger = Ledger::open(out, Stage::Report);
+    files.into_iter().try_for_each(|file| ledger.announce(&file))
+}
 
 /// A run of two layers with one head each, two prompts of two positions, through `analyze`: the head of layer 0 has
 /// direct effects 1, 1, 1, 1 and is repaired by 0.5, 0.5, 1, 1; that of layer 1 has 2, 0, 0, 0 and −0.5, 0, 0, 0. All

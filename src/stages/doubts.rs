@@ -11,7 +11,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::Run;
 use selfrepair_core::config::Mode;
-use selfrepair_core::files::files_below;
+use selfrepair_store::run_folder::Stage;
 
 /// A doubt if the targets are less probable than by a guess. Of a prompt set nothing is said: an answer may be wrong on
 /// purpose, and with `wrong` there is no probability.
@@ -20,7 +20,7 @@ pub fn about_predictions(run: &Run) -> Result<Option<String>> {
         return Ok(None);
     }
     let (mut sum, mut count) = (0.0, 0);
-    for path in files_below(&run.folder.table("clean"))? {
+    for path in run.folder.files_in(Stage::Trace, &run.folder.table("clean"))? {
         let values = log_probs(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         sum += values.iter().map(|&v| f64::from(v)).sum::<f64>();
         count += values.len();

@@ -15,8 +15,9 @@ use arrow::array::{ArrayRef, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::{Config, Mode};
-use selfrepair_core::files::{files_below, fingerprint, sha256_of, sha256_of_file, write_atomically};
+use selfrepair_core::files::{fingerprint, sha256_of, sha256_of_file, write_atomically};
 use selfrepair_core::interrupt;
+use selfrepair_core::own_files;
 use selfrepair_core::progress;
 use selfrepair_core::prompts::{Prompts, Targets};
 use selfrepair_core::shards::ShardSet;
@@ -30,9 +31,11 @@ use selfrepair_model::corpus::{self, TextTokenizer};
 use selfrepair_model::{Model, ModelSource, hub};
 use selfrepair_query::analyze;
 use selfrepair_report as report;
+use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::{Parts, RunFolder, STAGES, Stage};
 use selfrepair_store::{Metadata, StageFiles, TableWriter, prompt_tables};
 
+use selfrepair_store::sharing::ReportLock;
 use crate::status::state;
 
 pub use plan::{Estimate, dry_run};
@@ -76,6 +79,7 @@ type Work = fn(&Run) -> Result<String>;
 /// Brings `last` up to date, running what it needs before it. Returns the summary for the terminal.
 pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<String> {
     let run = Run::open(config, out)?;
+    run.refuse_foreign(last, fresh)?;
     if fresh {
         run.folder.forget()?;
     }
@@ -141,6 +145,7 @@ impl Run {
 
     /// As [`Run::open`]; of a set of shards, without taking the folder yet.
     fn open_with(config: Config, out: &Path, set: Option<ShardSet>) -> Result<Self> {
+        run_folder::check(out)?;
         let Prepared { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id } =
             Prepared::of(config)?;
         let folder = RunFolder::open(out, run_id, &inputs, set)?.with_parts(parts);
@@ -213,6 +218,7 @@ impl Run {
                     stage.name(),
                     &format!("cleared: {}", state(self.folder.root(), stage, Some(wanted)).why()),
                 );
+                let _report = self.lock_of_report(stage)?;
                 self.folder.clear(stage, &self.folders(stage))?;
             }
         }
@@ -246,7 +252,7 @@ impl Run {
         let Some(reader) = STAGES.into_iter().filter(|&s| s <= last && !current(s)).max() else { return Ok(()) };
         let spinner = progress::spinner("comparing checksums");
         for stage in STAGES.into_iter().filter(|&s| s < reader && current(s)) {
-            for path in self.folder.damaged(stage) {
+            for path in self.folder.damaged(stage).into_iter().filter(|path| own_files::is_file(path)) {
                 progress::line(
                     stage.name(),
                     &format!("{} has changed since it was written; made anew", path.display()),
@@ -264,12 +270,40 @@ impl Run {
             return Ok(());
         }
         let folders = self.folders(stage);
+        let report = self.lock_of_report(stage)?;
         let started = Instant::now();
         self.folder.begin(stage, self.fingerprint(stage), &folders)?;
+        report.as_ref().map_or(Ok(()), ReportLock::share)?;
         interrupt::check()?;
         let done = work(self)?;
         self.folder.finish(stage, self.fingerprint(stage), &folders)?;
         progress::line(stage.name(), &format!("{done}, {}", progress::seconds(started.elapsed().as_secs_f64())));
+        Ok(())
+    }
+
+    /// `pipeline report` may be writing there at the same time.
+    fn lock_of_report(&self, stage: Stage) -> Result<Option<ReportLock>> {
+        (stage == Stage::Report).then(|| ReportLock::alone(self.folder.root())).transpose()
+    }
+
+    /// # Errors
+    /// If files that are not the run's lie where a stage would write that is cleared or has to run. Asked before anything
+    /// is removed. Such files beside a finished stage's are only named: readers leave them out.
+    fn refuse_foreign(&self, last: Stage, fresh: bool) -> Result<()> {
+        for stage in STAGES {
+            let (fingerprint, folders) = (self.fingerprint(stage), self.folders(stage));
+            let runs = stage <= last && (fresh || !self.folder.is_current(stage, fingerprint));
+            if runs || self.folder.is_stale(stage, fingerprint) {
+                self.folder.refuse_foreign(stage, &folders)?;
+            } else {
+                for path in self.folder.foreign(stage, &folders)? {
+                    progress::line(
+                        "warning",
+                        &format!("{} was not written by this run and is not read", path.display()),
+                    );
+                }
+            }
+        }
         Ok(())
     }
 
@@ -317,7 +351,15 @@ impl Run {
     }
 
     fn export(&self) -> Result<String> {
-        export::export(&self.model, self.config.corpus.prompt_len, &self.folder.model())?;
+        let (folder, ledger) = (self.folder.model(), self.folder.ledger(Stage::Export));
+        // A graph gets its name once it is on record.
+        let scratch = own_files::scratch_in(&folder).with_context(|| format!("cannot write {}", folder.display()))?;
+        export::export(&self.model, self.config.corpus.prompt_len, scratch.path())?;
+        for (from, _) in own_files::walk(scratch.path())? {
+            let to = folder.join(from.file_name().unwrap_or_default());
+            ledger.announce(&to)?;
+            std::fs::rename(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+        }
         self.write_model_table()?;
         let a = &self.model.architecture;
         Ok(format!(
@@ -371,23 +413,21 @@ impl Run {
     }
 
     fn analyze(&self) -> Result<String> {
-        let done = analyze::analyze(self.folder.root(), &self.config.analysis, &self.meta(Stage::Analyze));
-        if done.is_err() {
-            // What a failed check speaks against must not be there to be read.
-            for folder in self.folders(Stage::Analyze) {
-                for path in files_below(&folder)? {
-                    std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-                }
+        // What a failed check speaks against must not be there to be read.
+        let discard = || {
+            let tables = self.folder.root().join("tables");
+            for path in self.folder.files_in(Stage::Analyze, &tables)? {
+                std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }
-        }
-        done
+            Ok(())
+        };
+        analyze::analyze(self.folder.root(), &self.config.analysis, &self.meta(Stage::Analyze), discard)
     }
 
     fn report(&self) -> Result<String> {
-        write_atomically(
-            &self.folder.root().join("report").join("config.toml"),
-            toml::to_string(&self.config)?.as_bytes(),
-        )?;
+        let path = self.folder.root().join("report").join("config.toml");
+        self.folder.ledger(Stage::Report).announce(&path)?;
+        write_atomically(&path, toml::to_string(&self.config)?.as_bytes())?;
         report::report(self.folder.root())
     }
 

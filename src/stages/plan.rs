@@ -13,7 +13,7 @@ use selfrepair_engine::rate::matmul_rate;
 use selfrepair_model::Architecture;
 use selfrepair_core::progress;
 use selfrepair_measure::iterate;
-use selfrepair_store::run_folder::{STAGES, Stage};
+use selfrepair_store::run_folder::{STAGES, Stage, check};
 use crate::status::{State, state};
 
 /// What additions reach of the bare matrix product's rate, as measured on SmolLM2-135M: their calls are small.
@@ -56,6 +56,7 @@ impl Estimate {
 
 /// Which stages would run and why, and what they would take. The folder is only read.
 pub fn dry_run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<String> {
+    check(out)?;
     let run = Prepared::of(config)?;
     let mut text = String::new();
     let mut runs = Vec::new();

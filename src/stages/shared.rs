@@ -12,9 +12,10 @@ use selfrepair_core::config::Config;
 use selfrepair_core::interrupt;
 use selfrepair_measure::ablate;
 use selfrepair_core::progress;
-use selfrepair_store::run_folder::{STAGES, Stage};
+use selfrepair_store::run_folder::{STAGES, Stage, manifest};
 use selfrepair_core::shards::ShardSet;
 use selfrepair_store::sharing::named;
+use crate::status::differences;
 
 /// How a process has the folder.
 enum Access {
@@ -30,7 +31,7 @@ pub fn run_set(config: Config, out: &Path, last: Stage, set: ShardSet) -> Result
     ensure!(last >= Stage::Ablate, "--shard divides ablate, which comes after {}; leave it out", last.name());
     let run = Run::open_with(config, out, Some(set))?;
     run.announce();
-    if let Access::Shared = take_when_begun(&run)? {
+    if let Access::Shared = take_when_begun(&run, last)? {
         let (prompts, files, graphs) = (run.prompts()?, run.files(Stage::Ablate), run.folder.model());
         let context = run.context(&graphs, &files);
         ablate::ablate_set(&context, &prompts, set)?;
@@ -56,13 +57,14 @@ pub fn run_set(config: Config, out: &Path, last: Stage, set: ShardSet) -> Result
 
 /// Takes the folder together with others once shards can be computed, after bringing it there or waiting for another
 /// process that does.
-fn take_when_begun(run: &Run) -> Result<Access> {
+fn take_when_begun(run: &Run, last: Stage) -> Result<Access> {
     let lock = &run.folder.lock;
     let mut told = false;
     loop {
         interrupt::check()?;
         if lock.try_share()? {
             run.folder.reload();
+            refuse_another_configuration(run)?;
             if is_current_before_ablate(run) && has_begun(run) {
                 return Ok(Access::Shared);
             }
@@ -70,6 +72,8 @@ fn take_when_begun(run: &Run) -> Result<Access> {
         }
         if lock.try_alone()? {
             run.folder.reload();
+            refuse_another_configuration(run)?;
+            run.refuse_foreign(last, false)?;
             run.clear_what_is_stale()?;
             run.bring_up_to(Stage::Trace)?;
             if run.folder.is_current(Stage::Ablate, run.fingerprint(Stage::Ablate)) {
@@ -94,6 +98,32 @@ fn has_begun(run: &Run) -> bool {
     let (files, graphs) = (run.files(Stage::Ablate), run.folder.model());
     run.folder.has_begun(Stage::Ablate, run.fingerprint(Stage::Ablate))
         && ablate::has_begun(&run.context(&graphs, &files))
+}
+
+/// # Errors
+/// If processes with another configuration share the run and have not finished: what they computed would be cleared.
+fn refuse_another_configuration(run: &Run) -> Result<()> {
+    let root = run.folder.root();
+    let Some(begun) = manifest(root, Stage::Ablate).filter(|m| !m.complete) else { return Ok(()) };
+    let Some(of_analyze) = begun.shared else { return Ok(()) };
+    let mut differ = Vec::new();
+    for stage in STAGES.into_iter().filter(|&s| s <= Stage::Ablate && run.folder.is_stale(s, run.fingerprint(s))) {
+        let found = manifest(root, stage).map(|m| m.parts).unwrap_or_default();
+        differ.extend(differences(&found, run.folder.parts(stage)));
+    }
+    if &of_analyze != run.folder.parts(Stage::Analyze) {
+        differ.extend(differences(&of_analyze, run.folder.parts(Stage::Analyze)));
+    }
+    differ.sort();
+    differ.dedup();
+    ensure!(
+        differ.is_empty(),
+        "{} is shared by --shard processes with another configuration, and is not finished: {}; nothing was cleared. Give \
+         this process their configuration, choose another --out, or give up what they computed with a run without --shard",
+        root.display(),
+        differ.join(", ")
+    );
+    Ok(())
 }
 
 fn is_current_before_ablate(run: &Run) -> bool {

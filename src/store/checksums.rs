@@ -1,23 +1,32 @@
 //! Checksums of every file a stage wrote: `<out>/stages/<stage>.sha256`, which `sha256sum -c` understands from inside the
 //! run folder. A file is hashed while it is written, and what a stage reads is compared first, so that a byte that
 //! changed on disk means that a shard is computed again and not that a number is wrong.
+//!
+//! A file is in the ledger before it has its name, so that the ledger tells which files are the run's.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
 
+use selfrepair_core::own_files::{self, create_beside};
+use crate::records;
 use crate::run_folder::Stage;
 use selfrepair_core::files::{hex, sha256_of_file, write_atomically};
+
+/// Stands for the checksum of a file that is being written.
+const UNFINISHED: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// The checksums of one stage, in memory and on disk.
 pub struct Ledger {
     root: PathBuf,
+    stage: Stage,
     path: PathBuf,
     /// By path under the run folder.
     sums: Mutex<BTreeMap<String, String>>,
@@ -26,10 +35,10 @@ pub struct Ledger {
 impl Ledger {
     /// What an earlier run recorded, if anything.
     pub fn open(root: &Path, stage: Stage) -> Self {
-        let path = path(root, stage);
+        let path = root.join(records::ledger_name(stage));
         // A ledger that cannot be read has no lines: what it spoke of is computed again.
-        let sums = Mutex::new(read(&path).unwrap_or_default());
-        Self { root: root.to_path_buf(), path, sums }
+        let sums = Mutex::new(records::ledger(root, stage).unwrap_or_default());
+        Self { root: root.to_path_buf(), stage, path, sums }
     }
 
     fn sums(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
@@ -38,7 +47,7 @@ impl Ledger {
 
     /// Reads anew what is on disk.
     pub fn reload(&self) {
-        *self.sums() = read(&self.path).unwrap_or_default();
+        *self.sums() = records::ledger(&self.root, self.stage).unwrap_or_default();
     }
 
     /// Forgets everything.
@@ -52,12 +61,37 @@ impl Ledger {
         }
     }
 
-    /// Adds a finished file. One line is appended; a line that a kill cuts short counts as none.
+    /// Adds a file that is about to be written; its checksum follows when the stage is sealed.
+    ///
+    /// # Errors
+    /// If a file is there that was not recorded: it is somebody else's.
+    pub fn announce(&self, file: &Path) -> Result<()> {
+        let name = self.relative(file);
+        if self.sums().contains_key(&name) {
+            return Ok(());
+        }
+        if fs::symlink_metadata(file).is_ok() {
+            // Another process that writes the report may have announced it.
+            self.reload();
+            ensure!(
+                self.sums().contains_key(&name),
+                "{} was not written by this run; move it elsewhere",
+                file.display()
+            );
+            return Ok(());
+        }
+        self.record(file, UNFINISHED.to_string())
+    }
+
+    /// Adds a file that is finished but for its name. One line is appended; a line that a kill cuts short counts as none.
     pub fn record(&self, file: &Path, sha256: String) -> Result<()> {
         let name = self.relative(file);
         // The line break comes first, so that a line that was cut short spoils no other.
         let line = format!("\n{sha256}  {name}\n");
-        let append = || File::options().create(true).append(true).open(&self.path)?.write_all(line.as_bytes());
+        let append = || {
+            let mut options = OpenOptions::new();
+            own_files::open_to_change(&self.path, options.create(true).append(true))?.write_all(line.as_bytes())
+        };
         append().with_context(|| format!("cannot write {}", self.path.display()))?;
         self.sums().insert(name, sha256);
         Ok(())
@@ -74,7 +108,8 @@ impl Ledger {
         let recorded = std::mem::take(&mut *self.sums());
         let sums = files.par_iter().map(|file| {
             let name = self.relative(file);
-            let sha256 = recorded.get(&name).cloned().map_or_else(|| sha256_of_file(file), Ok)?;
+            let sha256 = recorded.get(&name).filter(|sum| *sum != UNFINISHED).cloned();
+            let sha256 = sha256.map_or_else(|| sha256_of_file(file), Ok)?;
             Ok((name, sha256))
         });
         let sums: BTreeMap<String, String> = sums.collect::<Result<_>>()?;
@@ -89,27 +124,13 @@ impl Ledger {
     }
 }
 
-fn path(root: &Path, stage: Stage) -> PathBuf {
-    root.join("stages").join(format!("{}.sha256", stage.name()))
-}
-
-fn read(path: &Path) -> Option<BTreeMap<String, String>> {
-    // Bytes that are no text make a line that speaks of no file.
-    let text = String::from_utf8_lossy(&fs::read(path).ok()?).into_owned();
-    let is_hash = |sum: &str| sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit());
-    let line =
-        |l: &str| l.split_once("  ").filter(|(sum, _)| is_hash(sum)).map(|(s, n)| (n.to_string(), s.to_string()));
-    Some(text.lines().filter_map(line).collect())
-}
-
 /// Those of a finished stage's files that have other bytes than were written, or are gone. Nothing, if the stage was
 /// finished by a version of this program that recorded no checksums.
 pub fn damaged(root: &Path, stage: Stage, files: &[(String, u64)]) -> Vec<String> {
-    let path = path(root, stage);
-    if !path.exists() {
+    if !own_files::is_file(&root.join(records::ledger_name(stage))) {
         return Vec::new();
     }
-    let sums = read(&path).unwrap_or_default();
+    let sums = records::ledger(root, stage).unwrap_or_default();
     let is_damaged = |name: &str| {
         let recorded = sums.get(name);
         recorded.is_none() || sha256_of_file(&root.join(name)).ok().as_ref() != recorded
@@ -117,21 +138,28 @@ pub fn damaged(root: &Path, stage: Stage, files: &[(String, u64)]) -> Vec<String
     files.par_iter().map(|(name, _)| name).filter(|name| is_damaged(name)).cloned().collect()
 }
 
-/// A file that is hashed while it is written.
+/// A file that is hashed while it is written, under a temporary name. It is removed when dropped unless it was finished.
 pub struct Hashed {
-    file: File,
+    file: NamedTempFile,
+    path: PathBuf,
     hasher: Sha256,
 }
 
 impl Hashed {
+    /// A file that will be called `path`.
     pub fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: File::create(path)?, hasher: Sha256::new() })
+        Ok(Self { file: create_beside(path)?, path: path.to_path_buf(), hasher: Sha256::new() })
     }
 
-    /// Has everything reach the disk, and returns the SHA-256 of it in hexadecimal.
-    pub fn finish(&self) -> io::Result<String> {
-        self.file.sync_all()?;
-        Ok(hex(&self.hasher.clone().finalize()))
+    /// Has everything reach the disk, records the checksum, and gives the file its name.
+    pub fn finish(self, ledger: Option<&Ledger>) -> Result<()> {
+        let place = || format!("cannot write {}", self.path.display());
+        self.file.as_file().sync_all().with_context(place)?;
+        if let Some(ledger) = ledger {
+            ledger.record(&self.path, hex(&self.hasher.finalize()))?;
+        }
+        self.file.persist(&self.path).map_err(|e| e.error).with_context(place)?;
+        Ok(())
     }
 }
 
@@ -155,7 +183,8 @@ mod tests {
     fn a_changed_byte_a_lost_file_and_a_cut_line_are_noticed() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("stages")).unwrap();
-        let file = |name: &str| dir.path().join(name);
+        let file = |name: &str| dir.path().join("work").join(name);
+        fs::create_dir(dir.path().join("work")).unwrap();
         for name in ["a", "b", "c"] {
             fs::write(file(name), name).unwrap();
         }
@@ -163,25 +192,47 @@ mod tests {
         ledger.record(&file("a"), sha256_of_file(&file("a")).unwrap()).unwrap();
         ledger.seal(&[file("a"), file("b")]).unwrap();
         let whole = |files: &[&str]| {
-            let files: Vec<(String, u64)> = files.iter().map(|f| (f.to_string(), 1)).collect();
+            let files: Vec<(String, u64)> = files.iter().map(|f| (format!("work/{f}"), 1)).collect();
             damaged(dir.path(), Stage::Trace, &files)
         };
         assert_eq!(whole(&["a", "b"]), [""; 0]);
-        assert_eq!(whole(&["a", "c"]), ["c"], "not recorded");
+        assert_eq!(whole(&["a", "c"]), ["work/c"], "not recorded");
         fs::write(file("a"), "A").unwrap();
-        assert_eq!(whole(&["a", "b"]), ["a"], "the same size, another byte");
+        assert_eq!(whole(&["a", "b"]), ["work/a"], "the same size, another byte");
         fs::remove_file(file("b")).unwrap();
-        assert_eq!(whole(&["a", "b"]), ["a", "b"]);
+        assert_eq!(whole(&["a", "b"]), ["work/a", "work/b"]);
         fs::write(file("a"), "a").unwrap();
 
         // A line that a kill cut short, and one after it.
-        let path = path(dir.path(), Stage::Trace);
+        let path = dir.path().join(records::ledger_name(Stage::Trace));
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, &text[..40]).unwrap();
         let ledger = Ledger::open(dir.path(), Stage::Trace);
         assert!(!ledger.holds(&file("a")));
         ledger.record(&file("c"), sha256_of_file(&file("c")).unwrap()).unwrap();
         assert!(Ledger::open(dir.path(), Stage::Trace).holds(&file("c")));
+    }
+
+    /// So that what a kill leaves is known to be the run's; and nobody else's file is written over.
+    #[test]
+    fn a_file_is_on_record_before_it_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        ["stages", "model"].iter().for_each(|f| fs::create_dir(dir.path().join(f)).unwrap());
+        let (ledger, file) = (Ledger::open(dir.path(), Stage::Export), dir.path().join("model/weights.bin"));
+        ledger.announce(&file).unwrap();
+        ledger.announce(&file).unwrap();
+        assert!(records::recorded(dir.path(), Stage::Export).unwrap().contains("model/weights.bin"));
+        fs::write(&file, "weights").unwrap();
+        assert!(!ledger.holds(&file));
+        assert!(!Ledger::open(dir.path(), Stage::Export).holds(&file));
+        ledger.announce(&file).unwrap();
+        ledger.seal(std::slice::from_ref(&file)).unwrap();
+        assert!(ledger.holds(&file));
+
+        let theirs = dir.path().join("model/mine.bin");
+        fs::write(&theirs, "mine").unwrap();
+        let error = ledger.announce(&theirs).unwrap_err().to_string();
+        assert!(error.contains("mine.bin was not written by this run"), "{error}");
     }
 
     #[test]

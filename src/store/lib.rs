@@ -4,6 +4,7 @@
 
 pub mod checksums;
 pub mod prompt_tables;
+pub mod records;
 pub mod run_folder;
 pub mod sharing;
 mod stage_files;
@@ -12,4 +13,4 @@ mod table_writer;
 pub mod test_tables;
 
 pub use stage_files::StageFiles;
-pub use table_writer::{Metadata, TableWriter, is_whole};
+pub use table_writer::{Metadata, TableWriter, is_of_table, is_whole};

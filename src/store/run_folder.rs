@@ -2,10 +2,12 @@
 //!
 //! A stage is current when its manifest names the fingerprint of everything it depends on and every file it listed is
 //! still there with its size. What was written under another fingerprint is removed before anything runs, so tables of
-//! two configurations are never mixed. A folder that has such sub-folders without being a run is refused, not cleared.
+//! two configurations are never mixed. Only files that the records list are removed: a stage that has to run is refused
+//! while other files lie where it writes. A folder that has such sub-folders without being a run is refused too.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
@@ -13,9 +15,12 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use selfrepair_core::files::{files_below, remove_temporary_files, write_atomically};
+use selfrepair_core::files::write_atomically;
+use selfrepair_core::own_files::{self, MARKER, OWNED};
 use selfrepair_core::progress;
+
 use crate::checksums::{self, Ledger};
+use crate::records;
 use crate::sharing::Lock;
 use selfrepair_core::shards::ShardSet;
 
@@ -73,13 +78,10 @@ pub struct Manifest {
     /// What a reader of the results must know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// If processes share the stage (`--shard`): what the fingerprint of `analyze` is made of, which the last of them runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<Parts>,
 }
-
-/// Marks a folder as a run's, whose sub-folders may be cleared.
-const MARKER: &str = ".self-repair-run";
-
-/// Everything a run writes lies in these.
-const OWNED: [&str; 8] = ["tables", "stages", "model", "work", "sums", "activations", "report", "figures"];
 
 pub struct RunFolder {
     root: PathBuf,
@@ -103,15 +105,14 @@ impl RunFolder {
     /// If the folder has a sub-folder of a run's names but is none, or an input lies in one of them: clearing it would
     /// destroy what is not ours.
     pub fn open(root: &Path, run_id: String, inputs: &[PathBuf], set: Option<ShardSet>) -> Result<Self> {
+        check(root)?;
         refuse_what_is_not_ours(root, inputs)?;
         let created =
             |folder: &Path| fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()));
         created(root)?;
         // Before the folders: one that has them is a run's, whatever happens now.
         if !is_run(root) {
-            let path = root.join(MARKER);
-            let marked = fs::write(&path, "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n");
-            marked.with_context(|| format!("cannot write {}", path.display()))?;
+            mark(&root.join(MARKER))?;
         }
         created(&root.join("tables"))?;
         created(&root.join("stages"))?;
@@ -174,7 +175,7 @@ impl RunFolder {
     }
 
     fn manifest_path(&self, stage: Stage) -> PathBuf {
-        self.root.join("stages").join(format!("{}.json", stage.name()))
+        self.root.join(records::manifest_name(stage))
     }
 
     fn manifest(&self, stage: Stage) -> Option<Manifest> {
@@ -183,7 +184,7 @@ impl RunFolder {
 
     /// Whether the stage was finished under this fingerprint and its files are still whole.
     pub fn is_current(&self, stage: Stage, fingerprint: &str) -> bool {
-        let whole = |(file, size): &(String, u64)| fs::metadata(self.root.join(file)).is_ok_and(|m| m.len() == *size);
+        let whole = |file: &(String, u64)| has_size(&self.root, file);
         self.manifest(stage).is_some_and(|m| m.complete && m.fingerprint == fingerprint && m.files.iter().all(whole))
     }
 
@@ -204,35 +205,76 @@ impl RunFolder {
     }
 
     /// Removes what a stage wrote, also into folders that it no longer has.
+    ///
+    /// # Errors
+    /// If files lie there that no record lists. Then nothing is removed.
     pub fn clear(&self, stage: Stage, folders: &[PathBuf]) -> Result<()> {
-        let before = self.manifest(stage).map(|m| m.folders).unwrap_or_default();
-        let before = before.iter().filter(|f| OWNED.iter().any(|o| Path::new(f).starts_with(o)) && !f.contains(".."));
-        let mut folders = folders.to_vec();
-        folders.extend(before.map(|f| self.root.join(f)));
-        for folder in folders.iter().filter(|f| f.exists()) {
-            fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-        }
-        self.ledger(stage).clear()?;
-        fs::remove_file(self.manifest_path(stage))
-            .with_context(|| format!("cannot remove the manifest of {}", stage.name()))
+        self.refuse_foreign(stage, folders)?;
+        self.remove(stage, folders)?;
+        let path = self.manifest_path(stage);
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
     }
 
     /// Begins (or resumes) a stage that writes into `folders`, removing what another fingerprint left there.
+    ///
+    /// # Errors
+    /// If files lie there that no record lists. Then nothing is removed.
     pub fn begin(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
+        self.refuse_foreign(stage, folders)?;
         let resumes = self.has_begun(stage, fingerprint);
         if !resumes {
-            self.ledger(stage).clear()?;
+            self.remove(stage, folders)?;
         }
         for folder in folders {
-            if !resumes && folder.exists() {
-                fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-            }
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-            remove_temporary_files(folder)?;
+            own_files::remove_temporary(folder)?;
         }
+        own_files::remove_temporary(&self.root.join("stages"))?;
         *self.began.lock().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
         self.warnings.lock().unwrap_or_else(|e| e.into_inner()).clear();
-        self.write_manifest(stage, &Manifest { began: now(), ..self.new_manifest(stage, fingerprint, folders) })
+        // What was finished before is still the stage's.
+        let files = self.manifest(stage).filter(|_| resumes).map(|m| m.files).unwrap_or_default();
+        self.write_manifest(stage, &Manifest { began: now(), files, ..self.new_manifest(stage, fingerprint, folders) })
+    }
+
+    /// Removes the files that a stage has recorded, and its folders if nothing else is in them.
+    fn remove(&self, stage: Stage, folders: &[PathBuf]) -> Result<()> {
+        let folders = self.with_earlier(stage, folders)?;
+        folders.iter().try_for_each(|folder| own_files::remove_temporary(folder))?;
+        own_files::remove_files(&self.root, &records::to_remove(&self.root, stage, &folders)?)?;
+        folders.iter().for_each(|folder| own_files::remove_empty(&self.root, folder));
+        self.ledger(stage).clear()
+    }
+
+    /// `folders`, and those that the stage wrote into before.
+    fn with_earlier(&self, stage: Stage, folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let before = records::any_manifest(&self.root, stage)?.map(|m| m.folders).unwrap_or_default();
+        Ok(folders.iter().cloned().chain(before.iter().map(|folder| self.root.join(folder))).collect())
+    }
+
+    /// Files in a stage's folders that are not the run's.
+    pub fn foreign(&self, stage: Stage, folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        records::foreign_in(&self.root, stage, &self.with_earlier(stage, folders)?)
+    }
+
+    /// # Errors
+    /// If a stage would write where there are links, or files that no record lists.
+    pub fn refuse_foreign(&self, stage: Stage, folders: &[PathBuf]) -> Result<()> {
+        own_files::refuse_links(&self.root)?;
+        let foreign = self.foreign(stage, folders)?;
+        let Some(first) = foreign.first() else { return Ok(()) };
+        let more = if foreign.len() > 1 { format!(" (and {} more)", foreign.len() - 1) } else { String::new() };
+        bail!(
+            "{}{more} was not written by this run, and the stage {} writes into that folder: move it elsewhere or choose \
+             another --out; nothing was removed",
+            first.display(),
+            stage.name()
+        )
+    }
+
+    /// Files that a stage has recorded, as far as they lie in a folder.
+    pub fn files_in(&self, stage: Stage, folder: &Path) -> Result<Vec<PathBuf>> {
+        records::files_in(&self.root, stage, folder)
     }
 
     fn new_manifest(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Manifest {
@@ -241,6 +283,7 @@ impl RunFolder {
             fingerprint: fingerprint.into(),
             folders,
             parts: self.parts[stage as usize].clone(),
+            shared: self.lock.is_of_set().then(|| self.parts(Stage::Analyze).clone()),
             ..Manifest::default()
         }
     }
@@ -250,13 +293,16 @@ impl RunFolder {
         path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned()
     }
 
-    /// Marks the stage finished, with every file that lies in `folders`.
+    /// Marks the stage finished, with every file in `folders` that it has recorded.
     pub fn finish(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
         let mut files = Vec::new();
         for folder in folders {
-            files.extend(files_below(folder)?);
+            files.extend(self.files_in(stage, folder)?);
         }
         files.sort();
+        for path in self.foreign(stage, folders)? {
+            progress::line("warning", &format!("{} was not written by this run and is left out", path.display()));
+        }
         self.ledger(stage).seal(&files)?;
         let sized = |path: &PathBuf| Ok((self.relative(path), fs::metadata(path)?.len()));
         let files = files.iter().map(sized).collect::<Result<_>>()?;
@@ -276,12 +322,11 @@ impl RunFolder {
         self.warnings.lock().unwrap_or_else(|e| e.into_inner()).push(warning);
     }
 
-    /// Forgets that stages were finished, so that they run anew (`--fresh`).
+    /// Forgets that stages were finished, so that they run anew (`--fresh`). What they wrote stays on record.
     pub fn forget(&self) -> Result<()> {
         for stage in STAGES {
-            let path = self.manifest_path(stage);
-            if path.exists() {
-                fs::remove_file(path)?;
+            if let Some(manifest) = records::any_manifest(&self.root, stage)? {
+                self.write_manifest(stage, &Manifest { fingerprint: String::new(), complete: false, ..manifest })?;
             }
         }
         Ok(())
@@ -294,12 +339,34 @@ impl RunFolder {
 
 /// Whether a folder is a run's.
 pub fn is_run(root: &Path) -> bool {
-    root.join(MARKER).exists()
+    own_files::is_file(&root.join(MARKER))
+}
+
+/// # Errors
+/// If a folder cannot be a run's, or holds something that a run's may not. Nothing is written.
+pub fn check(root: &Path) -> Result<()> {
+    own_files::check_path(root)?;
+    records::check(root)
+}
+
+/// Marks a folder as a run's.
+fn mark(path: &Path) -> Result<()> {
+    let text = "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n";
+    match fs::File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes())) {
+        // Another process was faster.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && own_files::is_file(path) => Ok(()),
+        other => other.with_context(|| format!("cannot write {}", path.display())),
+    }
+}
+
+/// Whether a file that a manifest lists is there, with its size.
+pub fn has_size(root: &Path, (name, size): &(String, u64)) -> bool {
+    fs::symlink_metadata(root.join(name)).is_ok_and(|m| m.is_file() && m.len() == *size)
 }
 
 fn refuse_what_is_not_ours(root: &Path, inputs: &[PathBuf]) -> Result<()> {
     if !is_run(root)
-        && let Some(name) = OWNED.iter().find(|name| root.join(name).exists())
+        && let Some(name) = OWNED.iter().find(|name| root.join(name).symlink_metadata().is_ok())
         // Another process may have begun the run between the two looks.
         && !is_run(root)
     {
@@ -325,8 +392,7 @@ fn refuse_what_is_not_ours(root: &Path, inputs: &[PathBuf]) -> Result<()> {
 
 /// What a stage of the run in this folder has recorded of itself, if it has begun.
 pub fn manifest(root: &Path, stage: Stage) -> Option<Manifest> {
-    let path = root.join("stages").join(format!("{}.json", stage.name()));
-    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
+    records::any_manifest(root, stage).ok().flatten().filter(|m| !m.fingerprint.is_empty())
 }
 
 /// What the finished stages of a run warned of, in their order.
@@ -340,65 +406,4 @@ fn now() -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stage_is_current_until_its_fingerprint_or_a_file_changes() {
-        let dir = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(dir.path(), "id".into(), &[], None).unwrap();
-        let folders = [run.table("tokens")];
-        run.begin(Stage::Corpus, "a", &folders).unwrap();
-        assert!(!run.is_current(Stage::Corpus, "a"));
-        let file = folders[0].join("0.parquet");
-        fs::write(&file, "12345").unwrap();
-        run.finish(Stage::Corpus, "a", &folders).unwrap();
-        assert!(run.is_current(Stage::Corpus, "a") && !run.is_current(Stage::Corpus, "b"));
-        fs::write(&file, "123").unwrap();
-        assert!(!run.is_current(Stage::Corpus, "a"));
-    }
-
-    #[test]
-    fn another_fingerprint_removes_the_old_files_and_the_same_one_keeps_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let run = RunFolder::open(dir.path(), "id".into(), &[], None).unwrap();
-        let folders = [run.table("ablations")];
-        run.begin(Stage::Ablate, "a", &folders).unwrap();
-        fs::write(folders[0].join("0.parquet"), "whole").unwrap();
-        fs::write(folders[0].join("1.parquet.partial"), "half").unwrap();
-        run.begin(Stage::Ablate, "a", &folders).unwrap();
-        assert_eq!(files_below(&folders[0]).unwrap().len(), 1);
-        run.begin(Stage::Ablate, "b", &folders).unwrap();
-        assert_eq!(files_below(&folders[0]).unwrap().len(), 0);
-    }
-
-    #[test]
-    fn a_folder_that_is_no_run_is_refused_and_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let model = dir.path().join("model");
-        fs::create_dir(&model).unwrap();
-        fs::write(model.join("model.safetensors"), "weights").unwrap();
-        let error = RunFolder::open(dir.path(), "id".into(), &[], None).err().unwrap().to_string();
-        assert!(error.contains("holds `model` but is no run"), "{error}");
-        assert!(model.join("model.safetensors").exists());
-    }
-
-    #[test]
-    fn an_input_inside_the_run_is_refused_and_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(RunFolder::open(dir.path(), "id".into(), &[], None).unwrap());
-        let input = dir.path().join("tables/corpus.txt");
-        fs::write(&input, "text").unwrap();
-        let error =
-            RunFolder::open(dir.path(), "id".into(), std::slice::from_ref(&input), None).err().unwrap().to_string();
-        assert!(error.contains("lies in `tables`") && input.exists(), "{error}");
-    }
-
-    #[test]
-    fn a_second_run_into_the_same_folder_is_refused_and_names_the_first() {
-        let dir = tempfile::tempdir().unwrap();
-        let _first = RunFolder::open(dir.path(), "id".into(), &[], None).unwrap();
-        let error = RunFolder::open(dir.path(), "id".into(), &[], None).err().unwrap().to_string();
-        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
-    }
-}
+mod tests;

@@ -3,27 +3,32 @@
 //! Locks are the operating system's, so those of a dead process are gone. A process that may write anything holds `.lock`
 //! alone. Those that each ablate a set of shards hold it together, and each a file of its own set besides.
 
-use std::fs::{self, File, TryLockError};
-use std::io::Write;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use selfrepair_core::files::files_in;
+use selfrepair_core::interrupt;
+use selfrepair_core::own_files::{self, LOCK, REPORT_LOCK};
 use selfrepair_core::shards::ShardSet;
+use selfrepair_core::progress;
+use selfrepair_core::files::files_in;
 
 /// The locks of one process on one folder.
 pub struct Lock {
     root: PathBuf,
     file: File,
     /// Of its own set, if it is one of several.
-    _set: Option<File>,
+    set: Option<File>,
 }
 
 impl Lock {
     /// Takes the folder for this process alone.
     pub fn alone(root: &Path) -> Result<Self> {
-        let lock = Self { root: root.to_path_buf(), file: open(&root.join(".lock"))?, _set: None };
+        let lock = Self { root: root.to_path_buf(), file: open(&root.join(LOCK))?, set: None };
         if !lock.try_alone()? {
             bail!("{} is in use by another run ({}); wait for it or choose another --out", root.display(), named(root));
         }
@@ -45,16 +50,20 @@ impl Lock {
         let path = root.join(format!(".lock.{}", set.name()));
         let own = open(&path)?;
         if !tried(own.try_lock(), &path)? {
-            let process = fs::read_to_string(&path).unwrap_or_default();
-            bail!("the shards {set} of {} are being computed by process {}", root.display(), process.trim());
+            bail!("the shards {set} of {} are being computed by process {}", root.display(), signed(&path));
         }
         sign(&own, &path)?;
-        Ok(Self { root: root.to_path_buf(), file: open(&root.join(".lock"))?, _set: Some(own) })
+        Ok(Self { root: root.to_path_buf(), file: open(&root.join(LOCK))?, set: Some(own) })
+    }
+
+    /// Whether this process is one of several that share the run.
+    pub fn is_of_set(&self) -> bool {
+        self.set.is_some()
     }
 
     /// Whether this process now has the folder alone.
     pub fn try_alone(&self) -> Result<bool> {
-        let path = self.root.join(".lock");
+        let path = self.root.join(LOCK);
         let taken = tried(self.file.try_lock(), &path)?;
         if taken {
             sign(&self.file, &path)?;
@@ -64,16 +73,62 @@ impl Lock {
 
     /// Whether this process now has the folder together with others that do.
     pub fn try_share(&self) -> Result<bool> {
-        tried(self.file.try_lock_shared(), &self.root.join(".lock"))
+        tried(self.file.try_lock_shared(), &self.root.join(LOCK))
     }
 
     pub fn release(&self) -> Result<()> {
-        self.file.unlock().with_context(|| format!("cannot unlock {}", self.root.join(".lock").display()))
+        self.file.unlock().with_context(|| format!("cannot unlock {}", self.root.join(LOCK).display()))
+    }
+}
+
+/// Held together by all who write the report, and alone by a run that removes an old one.
+pub struct ReportLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl ReportLock {
+    /// Waits until nobody removes the report.
+    pub fn shared(root: &Path) -> Result<Self> {
+        let lock = Self::open(root)?;
+        lock.share()?;
+        Ok(lock)
+    }
+
+    /// Waits until nobody writes the report.
+    pub fn alone(root: &Path) -> Result<Self> {
+        let lock = Self::open(root)?;
+        lock.wait(File::try_lock)?;
+        Ok(lock)
+    }
+
+    /// From now on others may write it too.
+    pub fn share(&self) -> Result<()> {
+        self.wait(File::try_lock_shared)
+    }
+
+    fn open(root: &Path) -> Result<Self> {
+        let path = root.join(REPORT_LOCK);
+        Ok(Self { file: open(&path)?, path })
+    }
+
+    fn wait(&self, take: impl Fn(&File) -> Result<(), TryLockError>) -> Result<()> {
+        let mut told = false;
+        while !tried(take(&self.file), &self.path)? {
+            interrupt::check()?;
+            if !told {
+                progress::line("report", &format!("waiting for process {}, which writes it", signed(&self.path)));
+                told = true;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        sign(&self.file, &self.path)
     }
 }
 
 fn open(path: &Path) -> Result<File> {
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(path);
+    let mut options = OpenOptions::new();
+    let file = own_files::open_to_change(path, options.create(true).truncate(false).read(true).write(true));
     file.with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -92,6 +147,12 @@ fn sign(mut file: &File, path: &Path) -> Result<()> {
     signed.with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// The number of the process that wrote itself down in a lock.
+fn signed(path: &Path) -> String {
+    let text = own_files::read_own(path).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+    text.trim().parse::<u32>().map_or("(unknown)".to_string(), |process| process.to_string())
+}
+
 /// Lock files of sets that are held, and by which process.
 fn held_sets(root: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut held = Vec::new();
@@ -99,9 +160,10 @@ fn held_sets(root: &Path) -> Result<Vec<(PathBuf, String)>> {
         if !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".lock.")) {
             continue;
         }
-        let file = File::open(&path).map_err(|e| anyhow!(e).context(format!("cannot open {}", path.display())))?;
+        let file = own_files::open_own(&path, OpenOptions::new().read(true));
+        let file = file.map_err(|e| anyhow!(e).context(format!("cannot open {}", path.display())))?;
         if !tried(file.try_lock_shared(), &path)? {
-            let process = fs::read_to_string(&path).unwrap_or_default().trim().to_string();
+            let process = signed(&path);
             held.push((path, process));
         }
     }
@@ -110,10 +172,13 @@ fn held_sets(root: &Path) -> Result<Vec<(PathBuf, String)>> {
 
 /// The processes that are at work in a folder: one that has it alone, or those that share it.
 pub fn holders(root: &Path) -> Result<Vec<String>> {
-    let path = root.join(".lock");
-    let Ok(file) = File::open(&path) else { return Ok(vec![]) };
+    let path = root.join(LOCK);
+    let file = match own_files::open_own(&path, OpenOptions::new().read(true)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        other => other.with_context(|| format!("cannot open {}", path.display()))?,
+    };
     if !tried(file.try_lock_shared(), &path)? {
-        return Ok(vec![fs::read_to_string(&path).unwrap_or_default().trim().to_string()]);
+        return Ok(vec![signed(&path)]);
     }
     file.unlock()?;
     Ok(held_sets(root)?.into_iter().map(|(_, process)| process).collect())
@@ -148,5 +213,53 @@ mod tests {
         assert!(!first.try_alone().unwrap());
         second.release().unwrap();
         assert!(first.try_alone().unwrap() && !second.try_share().unwrap());
+    }
+
+    #[test]
+    fn a_report_is_written_by_many_and_removed_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (ReportLock::shared(dir.path()).unwrap(), ReportLock::shared(dir.path()).unwrap());
+        let root = dir.path().to_path_buf();
+        let remover = std::thread::spawn(move || ReportLock::alone(&root));
+        drop(first);
+        std::thread::sleep(Duration::from_millis(120));
+        assert!(!remover.is_finished());
+        drop(second);
+        let remover = remover.join().unwrap().unwrap();
+        let root = dir.path().to_path_buf();
+        let third = std::thread::spawn(move || ReportLock::shared(&root).map(|_| ()));
+        std::thread::sleep(Duration::from_millis(120));
+        assert!(!third.is_finished());
+        remover.share().unwrap();
+        third.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_is_refused_and_its_target_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, keys) = (dir.path().join("out"), dir.path().join("keys"));
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(&keys, "secret").unwrap();
+        for name in [".lock", ".lock.1-of-2", ".report.lock"] {
+            let link = root.join(name);
+            std::os::unix::fs::symlink(&keys, &link).unwrap();
+            let error = match name {
+                ".lock" => Lock::alone(&root).map(|_| ()),
+                ".report.lock" => ReportLock::alone(&root).map(|_| ()),
+                _ => Lock::of_set(&root, "1/2".parse().unwrap()).map(|_| ()),
+            };
+            let error = format!("{:#}", error.unwrap_err());
+            assert!(error.contains(name) && error.contains("symbolic link"), "{error}");
+            std::fs::remove_file(&link).unwrap();
+            std::fs::hard_link(&keys, &link).unwrap();
+            let error = match name {
+                ".lock" => Lock::alone(&root).map(|_| ()),
+                ".report.lock" => ReportLock::alone(&root).map(|_| ()),
+                _ => Lock::of_set(&root, "1/2".parse().unwrap()).map(|_| ()),
+            };
+            assert!(format!("{:#}", error.unwrap_err()).contains("hard-linked"), "{name}");
+            std::fs::remove_file(&link).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(keys).unwrap(), "secret");
     }
 }

@@ -1,6 +1,6 @@
 //! The files of one stage as the place where measured rows go.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,18 +10,20 @@ use arrow::ipc::writer::FileWriter;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use selfrepair_core::files::{Partial, files_below, sha256_of, temporary, write_atomically};
+use selfrepair_core::files::{sha256_of, write_atomically};
+use selfrepair_core::own_files::{open_own, read_own};
 use selfrepair_core::sink::{Part, RowSink, RowWriter, Rows};
 use selfrepair_core::tables::Table;
 
 use crate::checksums::{Hashed, Ledger};
-use crate::run_folder::{RunFolder, Stage};
+use crate::run_folder::{RunFolder, STAGES, Stage};
 use crate::table_writer::{Metadata, TableWriter, is_whole};
 
 /// A stage of a run folder. Tables are Parquet below `tables/`, arrays Arrow IPC files below `activations/`; every file's
 /// checksum is recorded.
 pub struct StageFiles<'a> {
     folder: &'a RunFolder,
+    stage: Stage,
     ledger: Arc<Ledger>,
     meta: Metadata,
 }
@@ -35,7 +37,7 @@ impl<'a> StageFiles<'a> {
             fingerprint: fingerprint.to_string(),
             ledger: Some(ledger.clone()),
         };
-        Self { folder, ledger, meta }
+        Self { folder, stage, ledger, meta }
     }
 
     /// What every file of the stage says of itself.
@@ -58,6 +60,17 @@ impl<'a> StageFiles<'a> {
     fn kept_path(&self, name: &str) -> PathBuf {
         self.folder.root().join(name)
     }
+
+    /// The files in a folder that this stage or one before it has recorded. Nobody else's are read.
+    fn recorded_in(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for stage in STAGES.into_iter().filter(|&stage| stage <= self.stage) {
+            paths.extend(self.folder.files_in(stage, folder)?);
+        }
+        paths.sort();
+        paths.dedup();
+        Ok(paths)
+    }
 }
 
 impl RowSink for StageFiles<'_> {
@@ -78,7 +91,7 @@ impl RowSink for StageFiles<'_> {
     fn read(&self, table: &Table, part: Option<Part>, columns: &[&str], rows: usize) -> Result<Rows> {
         let paths = match part {
             Some(part) => vec![self.path(table, part)],
-            None => files_below(&self.folder.table(table.name))?,
+            None => self.recorded_in(&self.folder.table(table.name))?,
         };
         let columns: Vec<String> = columns.iter().map(|c| c.to_string()).collect();
         let batches = move |path: PathBuf| -> Rows {
@@ -101,8 +114,8 @@ impl RowSink for StageFiles<'_> {
     fn keep(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.kept_path(name);
         create_folder_of(&path)?;
-        write_atomically(&path, bytes)?;
-        self.ledger.record(&path, sha256_of(bytes))
+        self.ledger.record(&path, sha256_of(bytes))?;
+        write_atomically(&path, bytes)
     }
 
     fn has_kept(&self, name: &str) -> bool {
@@ -111,13 +124,13 @@ impl RowSink for StageFiles<'_> {
 
     fn kept(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.kept_path(name);
-        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+        read_own(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
     fn kept_names(&self, folder: &str) -> Result<Vec<String>> {
         let root = self.folder.root();
         let relative = |path: PathBuf| path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
-        Ok(files_below(&root.join(folder))?.into_iter().map(relative).collect())
+        Ok(self.recorded_in(&root.join(folder))?.into_iter().map(relative).collect())
     }
 
     fn remove_kept(&self, name: &str) -> Result<()> {
@@ -136,7 +149,8 @@ fn create_folder_of(path: &Path) -> Result<()> {
 }
 
 fn parquet_batches(path: &Path, columns: &[String], rows: usize) -> Result<Rows> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file = open_own(path, OpenOptions::new().read(true));
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     let damaged = format!("{} is not a complete Parquet file", path.display());
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(|| damaged.clone())?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().map(String::as_str));
@@ -163,15 +177,13 @@ struct ArrayWriter {
     writer: FileWriter<Hashed>,
     path: PathBuf,
     ledger: Arc<Ledger>,
-    _partial: Partial,
 }
 
 impl ArrayWriter {
     fn create(path: PathBuf, schema: &SchemaRef, ledger: Arc<Ledger>) -> Result<Self> {
         create_folder_of(&path)?;
-        let file = Hashed::create(&temporary(&path)).with_context(|| format!("cannot create {}", path.display()))?;
-        let (writer, _partial) = (FileWriter::try_new(file, schema)?, Partial::of(&path));
-        Ok(Self { writer, path, ledger, _partial })
+        let file = Hashed::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self { writer: FileWriter::try_new(file, schema)?, path, ledger })
     }
 }
 
@@ -180,11 +192,8 @@ impl RowWriter for ArrayWriter {
         self.writer.write(rows).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
-    fn finish(mut self: Box<Self>) -> Result<()> {
-        let place = || format!("cannot write {}", self.path.display());
-        self.writer.finish().with_context(place)?;
-        let sha256 = self.writer.get_ref().finish().with_context(place)?;
-        fs::rename(temporary(&self.path), &self.path).with_context(place)?;
-        self.ledger.record(&self.path, sha256)
+    fn finish(self: Box<Self>) -> Result<()> {
+        let file = self.writer.into_inner().with_context(|| format!("cannot write {}", self.path.display()))?;
+        file.finish(Some(&self.ledger))
     }
 }

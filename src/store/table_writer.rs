@@ -1,6 +1,6 @@
 //! Parquet as all tables have it: sorted, zstd, byte-stream-split floats, page statistics, self-describing.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use selfrepair_core::files::{Partial, temporary};
+use selfrepair_core::own_files;
 use selfrepair_core::provenance::{self, MEASUREMENT_VERSION};
 use selfrepair_core::tables::{MEASURED, SCHEMA_VERSION, Table};
 
@@ -33,6 +33,7 @@ pub struct Metadata {
 }
 
 const FINGERPRINT: &str = "pipeline.fingerprint";
+const TABLE: &str = "pipeline.table";
 const ROWS_IN_GROUP: usize = 512 * 1024;
 /// Small pages, so that a query for one head reads little more than that head. Smaller ones compress worse.
 const ROWS_IN_PAGE: usize = 8 * 1024;
@@ -44,7 +45,6 @@ const FEWEST_ROWS_IN_GROUP: usize = 16_000;
 pub struct TableWriter {
     writer: ArrowWriter<Hashed>,
     path: PathBuf,
-    _partial: Partial,
     ledger: Option<Arc<Ledger>>,
     /// Whether every number must be one.
     finite: bool,
@@ -70,12 +70,11 @@ impl TableWriter {
         path: &Path,
         meta: &Metadata,
     ) -> Result<Self> {
-        let file = Hashed::create(&temporary(path)).with_context(|| format!("cannot create {}", path.display()))?;
+        let file = Hashed::create(path).with_context(|| format!("cannot create {}", path.display()))?;
         let properties = properties(name, &schema, key, rows_in_page(block), meta)?;
         let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))?;
         let finite = MEASURED.iter().any(|t| t.name == name);
-        let (ledger, _partial) = (meta.ledger.clone(), Partial::of(path));
-        Ok(Self { writer, path: path.to_path_buf(), _partial, ledger, finite })
+        Ok(Self { writer, path: path.to_path_buf(), ledger: meta.ledger.clone(), finite })
     }
 
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
@@ -96,9 +95,7 @@ impl TableWriter {
 
     pub fn finish(self) -> Result<()> {
         let place = || format!("cannot write {}", self.path.display());
-        let sha256 = self.writer.into_inner().with_context(place)?.finish().with_context(place)?;
-        fs::rename(temporary(&self.path), &self.path).with_context(place)?;
-        self.ledger.map_or(Ok(()), |ledger| ledger.record(&self.path, sha256))
+        self.writer.into_inner().with_context(place)?.finish(self.ledger.as_deref())
     }
 }
 
@@ -130,7 +127,7 @@ fn properties(
         ))
         .set_key_value_metadata(Some(vec![
             pair("pipeline.schema_version", SCHEMA_VERSION),
-            pair("pipeline.table", name),
+            pair(TABLE, name),
             pair("pipeline.run_id", &meta.run_id),
             pair(FINGERPRINT, &meta.fingerprint),
             pair("pipeline.measurement_version", &MEASUREMENT_VERSION.to_string()),
@@ -166,9 +163,18 @@ fn refuse_what_is_no_number(batch: &RecordBatch) -> Result<()> {
 
 /// Whether `path` is the complete Parquet file that the stage of `meta` wrote, byte for byte.
 pub fn is_whole(path: &Path, meta: &Metadata) -> bool {
-    let Ok(file) = File::open(path) else { return false };
+    says(path, FINGERPRINT, &meta.fingerprint) && meta.ledger.as_ref().is_none_or(|ledger| ledger.holds(path))
+}
+
+/// Whether `path` is a complete Parquet file of that table, as [`TableWriter`] writes it.
+pub fn is_of_table(path: &Path, table: &str) -> bool {
+    says(path, TABLE, table)
+}
+
+/// Whether a Parquet file has that in its metadata.
+fn says(path: &Path, key: &str, value: &str) -> bool {
+    let Ok(file) = own_files::open_own(path, File::options().read(true)) else { return false };
     let Ok(reader) = ParquetRecordBatchReaderBuilder::try_new(file) else { return false };
     let metadata = reader.metadata().file_metadata().key_value_metadata();
-    let mine = |kv: &KeyValue| kv.key == FINGERPRINT && kv.value.as_deref() == Some(&meta.fingerprint);
-    metadata.is_some_and(|pairs| pairs.iter().any(mine)) && meta.ledger.as_ref().is_none_or(|ledger| ledger.holds(path))
+    metadata.is_some_and(|pairs| pairs.iter().any(|kv| kv.key == key && kv.value.as_deref() == Some(value)))
 }

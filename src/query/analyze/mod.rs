@@ -78,9 +78,18 @@ pub fn queries_fingerprint(config: &AnalysisConfig) -> Result<String> {
     fingerprint(&(built_in, bootstrap::VERSION, sha256_of(paper::AUTHORS), own))
 }
 
-/// Runs the checks and computes every derived table, each after the tables that it reads.
-pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<String> {
-    let tables = open(out, config)?;
+/// Runs the checks and computes every derived table, each after the tables that it reads. If a check or a built-in query
+/// fails, `discard` removes the tables. If one of the user's own fails, the built-in ones, which passed, stay.
+pub fn analyze(
+    out: &Path,
+    config: &AnalysisConfig,
+    meta: &Metadata,
+    discard: impl FnOnce() -> Result<()>,
+) -> Result<String> {
+    let tables = match open(out, config) {
+        Ok(tables) => tables,
+        Err(e) => return discard().and(Err(e)),
+    };
     let own = own::own_queries(config)?;
     let bar = progress::bar("analyze", (CHECKS.len() + derived_tables().len() + own.len()) as u64, "queries");
     let step = |name: &str| {
@@ -97,7 +106,12 @@ pub fn analyze(out: &Path, config: &AnalysisConfig, meta: &Metadata) -> Result<S
             }),
         })
     });
-    let compared = derive(&tables, out, config, meta, checks.collect::<Result<_>>()?, &step)?;
+    let checks = checks.collect::<Result<Vec<Step>>>();
+    let compared = checks.and_then(|checks| derive(&tables, out, config, meta, checks, &step));
+    let compared = match compared {
+        Ok(compared) => compared,
+        Err(e) => return discard().and(Err(e)),
+    };
     // The user's own come last: they may read views, which read any built-in table.
     for query in in_order(own.iter().collect())? {
         step(&query.name);

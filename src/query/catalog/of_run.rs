@@ -1,16 +1,15 @@
 //! The tables of a run: how large they are, and those that only this run has.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::{TableDoc, built_in, columns, columns_of, unknown};
 use crate::analyze::kind_and_grain;
+use selfrepair_core::own_files;
 use selfrepair_core::progress;
-use selfrepair_core::files::files_below;
 use crate::sql::Tables;
 
 /// Every table and view of a run with its kind, rows and size.
@@ -83,11 +82,11 @@ fn grain_of_file(tables: &Tables, name: &str) -> String {
     tables.schema(name).ok().and_then(|s| s.metadata().get("grain").cloned()).unwrap_or_default()
 }
 
-/// Rows of a table's files, from their footers.
-pub fn rows(folder: &Path) -> Result<u64> {
+/// Rows of Parquet files, from their footers. Other files have none.
+pub fn rows(files: &[PathBuf]) -> Result<u64> {
     let mut rows = 0;
-    for path in files_below(folder)?.iter().filter(|p| p.extension().is_some_and(|e| e == "parquet")) {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "parquet")) {
+        let file = own_files::open_regular(path).with_context(|| format!("cannot open {}", path.display()))?;
         let reader = ParquetRecordBatchReaderBuilder::try_new(file)
             .with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
         rows += reader.metadata().file_metadata().num_rows() as u64;

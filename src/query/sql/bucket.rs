@@ -1,9 +1,9 @@
 //! A run that lies in an object store with S3's interface.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::prelude::SessionContext;
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ListResult, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{BackoffConfig, ListResult, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use url::Url;
 
 use super::requests::Connector;
@@ -42,6 +42,8 @@ pub struct Bucket {
     prefix: Path,
     /// The server did not answer; it is not asked again for what can be done without.
     is_lost: AtomicBool,
+    /// What was read, so that the records of a run are fetched once and not with every table.
+    read: Mutex<BTreeMap<String, Option<Vec<u8>>>>,
 }
 
 impl Bucket {
@@ -59,7 +61,7 @@ impl Bucket {
             let builder = AmazonS3Builder::from_env().with_bucket_name(&name).with_retry(patience());
             let store = builder.with_http_connector(Connector).build().map_err(|e| help(&url, &e))?;
             let prefix = parsed.prefix().clone();
-            Ok(Self { store: Arc::new(store), prefix, url: url.clone(), is_lost: AtomicBool::new(false) })
+            Ok(Self { store: Arc::new(store), prefix, url: url.clone(), is_lost: AtomicBool::new(false), read: Mutex::default() })
         })
         .with_context(|| format!("cannot set up {url}"))
     }
@@ -76,22 +78,37 @@ impl Bucket {
         Ok(names.map(str::to_string).collect())
     }
 
-    pub async fn table(&self, name: &str) -> Result<(String, String)> {
-        let files = self.list(&format!("tables/{name}")).await?.objects;
-        let is_read = |p: &Path| p.extension() == Some("parquet") && p.filename().is_some_and(is_a_name);
-        let first = files.into_iter().map(|f| f.location).filter(is_read).min();
-        let first = first.with_context(|| format!("{}/tables/{name} has no files; has the run finished?", self.url))?;
-        let folder = format!("{}/tables/{name}", self.url);
-        let first = format!("{folder}/{}", first.filename().unwrap_or_default());
-        Ok((folder, first))
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
-    pub async fn size(&self, name: &str) -> Result<u64> {
+    /// The URL of a table's folder, and its Parquet files.
+    pub async fn table(&self, name: &str) -> Result<(String, Vec<String>)> {
         let files = self.list(&format!("tables/{name}")).await?.objects;
-        Ok(files.iter().fold(0, |sum, f| sum.saturating_add(f.size)))
+        let is_read = |p: &&Path| p.extension() == Some("parquet") && p.filename().is_some_and(is_a_name);
+        let files = files.iter().map(|f| &f.location).filter(is_read);
+        let names = files.filter_map(|p| p.filename().map(str::to_string)).collect();
+        Ok((format!("{}/tables/{name}/", self.url), names))
+    }
+
+    /// Bytes of a table's files but some.
+    pub async fn size(&self, name: &str, but: &[String]) -> Result<u64> {
+        let files = self.list(&format!("tables/{name}")).await?.objects;
+        let counts = |file: &&ObjectMeta| file.location.filename().is_none_or(|name| !but.iter().any(|b| b == name));
+        Ok(files.iter().filter(counts).fold(0, |sum, file| sum.saturating_add(file.size)))
     }
 
     pub async fn read(&self, relative: &str) -> Option<Vec<u8>> {
+        let known = self.read.lock().unwrap_or_else(PoisonError::into_inner).get(relative).cloned();
+        if let Some(known) = known {
+            return known;
+        }
+        let bytes = self.fetch(relative).await;
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(relative.to_string(), bytes.clone());
+        bytes
+    }
+
+    async fn fetch(&self, relative: &str) -> Option<Vec<u8>> {
         if self.is_lost.load(Relaxed) {
             return None;
         }

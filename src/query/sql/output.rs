@@ -1,8 +1,11 @@
 //! The formats in which rows leave.
 
-use std::fs::{self, File};
-use std::io::{IsTerminal, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use arrow::array::RecordBatch;
@@ -16,7 +19,10 @@ use parquet::file::properties::WriterProperties;
 use super::cells::{for_display, for_sheet};
 use super::terminal::for_terminal;
 use selfrepair_core::plain::{Stdout, VisibleWriter};
-use selfrepair_core::files::temporary;
+use selfrepair_core::own_files::create_beside;
+
+/// How long a FIFO that nobody reads is waited for.
+const READER: Duration = Duration::from_secs(30);
 
 /// Columns are aligned over so many cells at once, which must be in memory; what is longer goes on as another table.
 const CELLS: usize = 1_000_000;
@@ -53,7 +59,8 @@ impl Format {
     }
 }
 
-/// Where rows go. A file has its name only when it is whole.
+/// Where rows go. A file has its name only when it is whole. What is there and is no file, such as a FIFO or a device, is
+/// written to; a link is followed and stays.
 pub struct Target {
     format: Format,
     file: Option<PathBuf>,
@@ -95,18 +102,68 @@ impl Target {
             stdout.flush().context("cannot write to standard output")?;
             return Ok(rows);
         };
-        let partial = temporary(path);
-        let file = File::create(&partial).with_context(|| format!("cannot create {}", path.display()))?;
-        let mut file = std::io::BufWriter::new(file);
-        let written = write_all(self.format, true, false, schema, &mut file, next).and_then(|rows| {
-            file.into_inner().map_err(|e| e.into_error())?.sync_all()?;
-            fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))?;
-            Ok(rows)
-        });
-        if written.is_err() {
-            fs::remove_file(&partial).ok();
+        let place = || format!("cannot write {}", path.display());
+        match Existing::of(path).with_context(place)? {
+            Existing::File(path) => {
+                let mut file = BufWriter::new(create_beside(&path).with_context(place)?);
+                let rows = write_all(self.format, true, false, schema, &mut file, next)?;
+                let file = file.into_inner().map_err(|e| e.into_error()).with_context(place)?;
+                file.as_file().sync_all().with_context(place)?;
+                file.persist(&path).map_err(|e| e.error).with_context(place)?;
+                Ok(rows)
+            }
+            Existing::Opened(file) => {
+                let mut file = BufWriter::new(file);
+                let rows = write_all(self.format, true, false, schema, &mut file, next)?;
+                file.flush().with_context(place)?;
+                Ok(rows)
+            }
         }
-        written
+    }
+}
+
+/// What rows are written to.
+enum Existing {
+    /// A file, or the place of one. Not a link.
+    File(PathBuf),
+    /// Something else, which is never replaced.
+    Opened(File),
+}
+
+impl Existing {
+    fn of(path: &Path) -> io::Result<Self> {
+        let is_link = fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink());
+        match fs::metadata(path) {
+            Ok(there) if there.is_file() && is_link => Ok(Self::File(path.canonicalize()?)),
+            Ok(there) if there.is_file() => Ok(Self::File(path.to_path_buf())),
+            Ok(there) if there.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            Ok(there) if there.file_type().is_fifo() => Ok(Self::Opened(open_fifo(path)?)),
+            Ok(_) => Ok(Self::Opened(OpenOptions::new().write(true).open(path)?)),
+            // A link to what is not there yet: the file comes to be where it points to.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && is_link => Ok(Self::Opened(File::create(path)?)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::File(path.to_path_buf())),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Opens a FIFO once something reads it.
+fn open_fifo(path: &Path) -> io::Result<File> {
+    let started = Instant::now();
+    loop {
+        match OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path) {
+            // It has a reader, so that this one does not wait; and writing to it waits for the reader to keep up.
+            Ok(_has_reader) => return OpenOptions::new().write(true).open(path),
+            Err(e) if e.raw_os_error() != Some(libc::ENXIO) => return Err(e),
+            Err(_) if started.elapsed() > READER => {
+                let seconds = READER.as_secs();
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("nothing has read the FIFO for {seconds} s"),
+                ));
+            }
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
     }
 }
 
@@ -198,4 +255,60 @@ pub fn head(rows: &[RecordBatch], n: usize) -> Vec<RecordBatch> {
         left -= take;
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use arrow::datatypes::{DataType, Field, Schema};
+
+    use super::*;
+
+    fn write(path: &Path) -> Result<u64> {
+        let schema = std::sync::Arc::new(Schema::new(vec![Field::new("a", DataType::Int32, false)]));
+        Target { format: Format::Csv, file: Some(path.to_path_buf()) }.write(&schema, || Ok(None))
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_a_link_stays_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["new.csv", "old.csv"] {
+            fs::write(path("old.csv"), "old").unwrap();
+            write(&path(name)).unwrap();
+            assert_eq!(fs::read_to_string(path(name)).unwrap(), "a\n", "{name}");
+        }
+        fs::create_dir(path("elsewhere")).unwrap();
+        fs::write(path("elsewhere/file.csv"), "old").unwrap();
+        for (target, link) in [("elsewhere/file.csv", "link.csv"), ("elsewhere/none.csv", "dangling.csv")] {
+            symlink(target, path(link)).unwrap();
+            write(&path(link)).unwrap();
+            assert!(path(link).symlink_metadata().unwrap().is_symlink());
+            assert_eq!(fs::read_to_string(path(target)).unwrap(), "a\n", "{link}");
+        }
+        assert!(format!("{:#}", write(&path("elsewhere")).unwrap_err()).contains("directory"));
+        assert!(write(&path("no/such/file.csv")).is_err());
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().contains("partial")), "{left:?}");
+    }
+
+    #[test]
+    fn devices_and_fifos_are_written_to_and_stay() {
+        write(Path::new("/dev/null")).unwrap();
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo.csv");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let reader = thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read_to_string(fifo).unwrap()
+        });
+        write(&fifo).unwrap();
+        assert_eq!(reader.join().unwrap(), "a\n");
+        assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(write(&socket).is_err() && socket.exists());
+    }
 }

@@ -29,12 +29,13 @@ use super::budget::{Budget, Kept};
 use super::cells::with_plain_texts;
 use super::parameters::{Value, scalars};
 use super::parse;
-use super::place::Place;
+use super::place::{Place, TableFiles};
 use super::stack::{FAULT, Workers, on_large_stack};
 use super::{errors, functions, size};
 use crate::analyze::{Query, VIEWS, kind_and_grain, parameters};
 use selfrepair_core::config::AnalysisConfig;
 use selfrepair_core::outside::caught;
+use selfrepair_core::progress;
 
 /// As many rows as the prompt and a terminal are shown of a result, unless more are asked for.
 pub const ROWS_ON_A_TERMINAL: usize = 500;
@@ -152,7 +153,8 @@ impl Tables {
         let tables = Self { context, runtime, runs: vec![run], rights: Rights::Tables, budget, _scratch: scratch };
         let there = tables.runtime.block_on(tables.runs[0].place.tables())?;
         for table in selfrepair_core::tables::MEASURED {
-            match there.contains(table.name) {
+            let has_files = || tables.runtime.block_on(tables.runs[0].place.has_files(table.name));
+            match there.contains(table.name) && has_files()? {
                 true => tables.add(table.name, out)?,
                 // What was not measured in this run is there without rows, so that every query can be asked.
                 false => tables.add_rows(table.name, RecordBatch::new_empty(table.schema()))?,
@@ -454,7 +456,13 @@ fn new_session(mut config: SessionConfig, environment: &Arc<RuntimeEnv>, budget:
 }
 
 async fn open_table(context: &SessionContext, place: &Place, name: &str) -> Result<Arc<dyn TableProvider>> {
-    let (folder, first) = place.table(name).await?;
+    let TableFiles { urls, first, first_shown, foreign, missing } = place.table(name).await?;
+    for (files, what) in [(foreign, "was not written by this run and is not read"), (missing, "is not there")] {
+        if let Some(file) = files.first() {
+            let more = if files.len() > 1 { format!(" (and {} more)", files.len() - 1) } else { String::new() };
+            progress::line("warning", &format!("tables/{name}/{file}{more} {what}"));
+        }
+    }
     let options = ParquetReadOptions::default()
         .to_listing_options(&context.copied_config(), context.copied_table_options())
         // Files tell by what they are sorted. To carry that through a plan takes a tenth of a short query's time and
@@ -462,23 +470,22 @@ async fn open_table(context: &SessionContext, place: &Place, name: &str) -> Resu
         // order, of no columns.
         .with_file_sort_order(vec![vec![]]);
     let schema = options.infer_schema(&context.state(), &ListingTableUrl::parse(&first)?).await;
-    let schema = schema.map_err(|e| anyhow!("{first} is not a complete Parquet file: {}", e.strip_backtrace()))?;
-    // Ends with a slash, as DataFusion tells a folder from a file.
-    let config = ListingTableConfig::new(ListingTableUrl::parse(format!("{folder}/"))?)
-        .with_listing_options(options)
-        .with_schema(schema);
+    let schema =
+        schema.map_err(|e| anyhow!("{first_shown} is not a complete Parquet file: {}", e.strip_backtrace()))?;
+    let urls = urls.iter().map(ListingTableUrl::parse).collect::<Result<_, _>>()?;
+    let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(schema);
     let cache = context.runtime_env().cache_manager.get_file_statistic_cache();
     Ok(Arc::new(ListingTable::try_new(config)?.with_cache(cache)))
 }
 
 /// The schema of a table's first file with its metadata, which a scan goes without.
 async fn described_schema(context: &SessionContext, place: &Place, name: &str) -> Result<SchemaRef> {
-    let (_, first) = place.table(name).await?;
+    let TableFiles { first, first_shown, .. } = place.table(name).await?;
     let options = ParquetReadOptions::default()
         .skip_metadata(false)
         .to_listing_options(&context.copied_config(), context.copied_table_options());
     let schema = options.infer_schema(&context.state(), &ListingTableUrl::parse(&first)?).await;
-    schema.map_err(|e| anyhow!("{first} is not a complete Parquet file: {}", e.strip_backtrace()))
+    schema.map_err(|e| anyhow!("{first_shown} is not a complete Parquet file: {}", e.strip_backtrace()))
 }
 
 /// One table of several runs, the run's name first.

@@ -4,7 +4,9 @@
 //! many more cases and says how many.
 
 mod faults;
+mod foreign;
 mod fuzz;
+mod hostile;
 mod interruptions;
 mod memory;
 mod numbers;
