@@ -12,7 +12,7 @@ use selfrepair_store::checksums::damaged;
 use selfrepair_core::config::Config;
 use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
-use crate::records;
+use selfrepair_store::records;
 use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::{Manifest, Parts, STAGES, Stage, has_size, manifest};
 use selfrepair_store::sharing;

@@ -140,7 +140,7 @@ impl<'a> Sweep<'a> {
     pub fn run_into(&self, prompts: &Prompts, sink: &dyn RowSink) -> Result<(), Error> {
         let a = &self.model.inner.architecture;
         let components = self.config.ablation.components(a.layers, a.heads).map_err(Error::Configuration)?;
-        let rows = RowsPerCall::new(&self.config, a);
+        let rows = RowsPerCall::new(&self.config, a, &components)?;
         let context = MeasureContext {
             config: &self.config,
             architecture: a,

@@ -4,13 +4,17 @@
 //! is named), and the `--set` options. Unknown keys are errors, because a misspelt key that is silently ignored is a
 //! wrong result.
 
+mod limits;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::components::{Ablatable, Component, Hold, Selection};
+use crate::outside::read_text;
 use crate::precision::Precision;
+use limits::{MOST_BYTES, check_depth};
 
 /// The configuration used when `--config` is not given.
 pub const QUICK: &str = include_str!("../../pipeline/quick.toml");
@@ -311,12 +315,13 @@ impl Config {
     pub fn load(file: Option<&Path>, overrides: &[String]) -> Result<Self> {
         let (text, name) = match file {
             Some(path) => (
-                std::fs::read_to_string(path)
+                read_text(path, MOST_BYTES)
                     .with_context(|| format!("cannot read the configuration {}", path.display()))?,
                 path.display().to_string(),
             ),
             None => (QUICK.to_string(), "pipeline/quick.toml (built in)".to_string()),
         };
+        check_depth(&text).with_context(|| format!("in the configuration {name}"))?;
         // Once on its own, so that an error points at a line of the file and not at a merged table.
         toml::from_str::<Config>(&text).with_context(|| format!("in the configuration {name}"))?;
         let mut table: toml::Table = toml::from_str(&text)?;
@@ -332,8 +337,8 @@ impl Config {
     }
 
     fn validate(&self) -> Result<()> {
+        self.check_limits()?;
         let c = &self.corpus;
-        ensure!(c.prompt_len >= 2, "corpus.prompt_len is {}; a prompt needs at least 2 tokens", c.prompt_len);
         ensure!(
             c.mode == Mode::Prompts || c.tokens / c.prompt_len >= 2,
             "corpus.tokens = {} gives {} prompt(s) of {} tokens; at least 2 are needed (raise corpus.tokens)",
@@ -342,9 +347,11 @@ impl Config {
             c.prompt_len
         );
         ensure!(!self.ablation.kinds.is_empty(), "ablation.kinds is empty; name one of resample, mean, zero");
-        ensure!(self.neurons.top_k >= 1, "neurons.top_k must be at least 1");
-        ensure!(self.iterative.multiples.iter().all(|m| m.is_finite()), "iterative.multiples must be numbers");
-        ensure!(self.ablation.resample.samples >= 1, "ablation.resample.samples must be at least 1");
+        let multiples = &self.iterative.multiples;
+        ensure!(
+            multiples.iter().all(|m| m.abs() <= 1e6),
+            "iterative.multiples are {multiples:?}; expected numbers from -1000000 to 1000000"
+        );
         ensure!(
             self.runtime.precision != Precision::Tf32 || self.runtime.device != "cpu",
             "runtime.precision = \"tf32\" is a mode of NVIDIA cards: it goes with runtime.device = \"cuda\""
@@ -362,6 +369,8 @@ fn apply_override(table: &mut toml::Table, item: &str) -> Result<()> {
     let Some((path, raw)) = item.split_once('=') else {
         bail!("--set {item}: expected key=value, for example --set corpus.tokens=2000");
     };
+    ensure!(item.len() as u64 <= MOST_BYTES, "--set {path}: it has more than {MOST_BYTES} bytes");
+    check_depth(item).with_context(|| "in a --set option")?;
     let value = toml::from_str::<toml::Table>(&format!("value = {raw}"))
         .ok()
         .and_then(|mut t| t.remove("value"))

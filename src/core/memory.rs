@@ -1,7 +1,10 @@
 //! Memory: what the machine has to give, and what a call of the graphs takes. A batch that does not fit is made smaller;
 //! the values stay the same to float32 rounding.
 
+mod group;
+
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Error, Result};
 
@@ -33,20 +36,15 @@ pub fn copied<T: Copy>(values: &[T]) -> Result<Vec<T>> {
     Ok(list)
 }
 
-/// Bytes that this process can still have: the machine's, its control group's and its own limit. `None` where none of
+/// Bytes that this process can still have: the machine's, its control groups' and its own limit. `None` where none of
 /// them can be asked.
 pub fn available() -> Option<u64> {
-    let limits = [of_machine(), of_group(), of_process()];
+    let limits = [of_machine(), group::left(Path::new("/")), of_process()];
     limits.into_iter().flatten().min()
 }
 
 fn of_machine() -> Option<u64> {
     kilobytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
-}
-
-fn of_group() -> Option<u64> {
-    let number = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
-    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
 }
 
 /// The limit on address space (`ulimit -v`), less what is in use.

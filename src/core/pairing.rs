@@ -11,11 +11,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 /// a sample, and no prompt meets the same partner twice. The draw depends on the seed and the number of prompts only,
 /// never on batches or shards.
 pub fn pairings(prompts: usize, samples: usize, seed: u64) -> Result<Vec<Vec<usize>>> {
-    ensure!(prompts >= 2, "resample ablation needs at least 2 prompts of equal length, not {prompts}");
-    ensure!(
-        samples < prompts,
-        "ablation.resample.samples = {samples} needs more than {samples} prompts of equal length; there are {prompts}"
-    );
+    check(prompts, samples)?;
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let circle = shuffled(0..prompts, &mut random);
     let steps = shuffled(1..prompts, &mut random);
@@ -29,8 +25,20 @@ pub fn pairings(prompts: usize, samples: usize, seed: u64) -> Result<Vec<Vec<usi
     Ok(steps.into_iter().take(samples).map(pairing).collect())
 }
 
+fn check(prompts: usize, samples: usize) -> Result<()> {
+    ensure!(prompts >= 2, "resample ablation needs at least 2 prompts of equal length, not {prompts}");
+    ensure!(
+        samples < prompts,
+        "ablation.resample.samples = {samples} needs more than {samples} prompts of equal length; there are {prompts}"
+    );
+    Ok(())
+}
+
 /// Pairings within each of some groups of prompts (those of equal length), as one `pairings[sample][prompt]`.
 pub fn pairings_within(groups: &[Vec<usize>], samples: usize, seed: u64) -> Result<Vec<Vec<usize>>> {
+    ensure!(!groups.is_empty(), "resample ablation needs at least 2 prompts of equal length, not 0");
+    // Before memory is taken for as many samples as were asked for.
+    groups.iter().try_for_each(|group| check(group.len(), samples))?;
     let count = groups.iter().map(Vec::len).sum();
     let mut out = vec![vec![0; count]; samples];
     for group in groups {
@@ -89,6 +97,10 @@ mod tests {
             assert!(groups.iter().all(|g| g.iter().all(|&p| g.contains(&pairing[p]) && pairing[p] != p)));
         }
         assert!(pairings_within(&[vec![0, 1], vec![2]], 1, 0).is_err());
+        for samples in [1_000_000_000, usize::MAX] {
+            assert!(pairings_within(&[vec![0, 1]], samples, 0).unwrap_err().to_string().contains("there are 2"));
+        }
+        assert!(pairings_within(&[], usize::MAX, 0).is_err());
     }
 
     #[test]

@@ -162,9 +162,11 @@ impl Stream {
         self.tokens.len()
     }
 
-    /// Adds the tokens of a document that has some. The separator between two documents is part of the first.
+    /// Adds tokens of a document, or more of them. The separator between two documents is part of the first.
     pub fn push(&mut self, document: u32, tokens: &[u32], separator: u32) {
-        if let Some(&last) = self.documents.last() {
+        if let Some(&last) = self.documents.last()
+            && last != document
+        {
             self.tokens.push(separator);
             self.documents.push(last);
         }
@@ -208,7 +210,8 @@ mod tests {
         let mut stream = Stream::default();
         stream.push(0, &[1, 2], 8);
         stream.push(3, &[4], 8);
-        stream.push(4, &[5, 6], 8);
+        stream.push(4, &[5], 8);
+        stream.push(4, &[6], 8);
         let packed = stream.pack(4, Some(9), 10);
         assert_eq!(packed.prompts.iter().collect::<Vec<_>>(), [[9, 1, 2, 8], [9, 4, 8, 5]]);
         let expected = [None, Some(0), Some(0), Some(0), None, Some(3), Some(3), Some(4)];

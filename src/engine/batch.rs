@@ -1,8 +1,13 @@
 //! How many rows one call of a graph has. A batch that does not fit into memory is made smaller; values stay the same to
 //! float32 rounding.
 
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::RuntimeConfig;
 use selfrepair_core::memory::available;
+use selfrepair_core::progress;
 use selfrepair_model::Architecture;
 
 /// Rows (runs × positions) in one call, unless the configuration says otherwise: activations of more rows fall out of
@@ -22,20 +27,66 @@ pub fn rows_wanted(config: &RuntimeConfig) -> usize {
     }
 }
 
-/// Bytes of weights while heads are ablated: once as they are mapped, the same again in the order that products want, and
+/// Bytes of weights while heads are ablated: once as they are read, the same again in the order that products want, and
 /// W_O γ W of every head.
 pub fn of_weights(a: &Architecture) -> f64 {
     4.0 * (2 * a.parameters() + a.first_reader_weights()) as f64
 }
 
+/// Bytes that any run takes beside weights and activations: the program, ONNX Runtime, its graphs and their buffers.
+const BASE: f64 = 100e6;
+
 /// Rows that fit into what a run may take, at least one prompt's.
-pub fn rows_that_fit(config: &RuntimeConfig, a: &Architecture, prompt_len: usize) -> usize {
-    let Some(bytes) = Some(config.memory).filter(|&m| m > 0).or_else(available) else { return usize::MAX };
-    // Half of what the weights leave may be activations.
-    let left = (bytes as f64 - of_weights(a)).max(0.0) / 2.0;
+///
+/// # Errors
+/// If not even a prompt at a time fits into `runtime.memory`, or the weights into what the machine has left.
+pub fn rows_that_fit(
+    config: &RuntimeConfig,
+    a: &Architecture,
+    prompt_len: usize,
+    ablated: &[Ablatable],
+) -> Result<usize> {
     let heads = a.heads * (3 * a.d_head + 3 * prompt_len);
-    let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads) * config.engine_count();
+    let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads);
     // Logits, their exponentials and a copy, in the clean pass.
     let at_the_end = 12 * a.vocab;
-    ((left / in_block.max(at_the_end) as f64) as usize).max(prompt_len)
+    let row = (in_block.max(at_the_end) * config.engine_count()) as f64;
+    // W_O γ W is there for the layers whose heads are ablated only.
+    let layers: BTreeSet<usize> = ablated.iter().filter(|c| c.head.is_some()).map(|c| c.layer).collect();
+    let share = layers.len() as f64 / a.layers as f64;
+    let twice = 4.0 * (2 * a.parameters()) as f64;
+    let weights = twice + (of_weights(a) - twice) * share;
+    let bytes = match config.memory {
+        0 => {
+            let Some(bytes) = available() else { return Ok(usize::MAX) };
+            if config.device == "cpu" {
+                check_room(
+                    bytes,
+                    BASE + twice,
+                    "this machine, or a control group that the program is in, has left only",
+                )?;
+            }
+            bytes
+        }
+        bytes => {
+            if config.device == "cpu" {
+                check_room(bytes, BASE + weights + prompt_len as f64 * row, "runtime.memory is only")?;
+            }
+            bytes
+        }
+    };
+    // Half of what the weights leave may be activations.
+    let left = (bytes as f64 - BASE - weights).max(0.0) / 2.0;
+    Ok(((left / row) as usize).max(prompt_len))
+}
+
+fn check_room(bytes: u64, needed: f64, who: &str) -> Result<()> {
+    ensure!(
+        bytes as f64 >= needed,
+        "{who} {}, and this run takes at least {} of memory: give it more, or choose a smaller model, a shorter \
+         corpus.prompt_len or fewer runtime.threads",
+        progress::bytes(bytes),
+        progress::bytes(needed as u64)
+    );
+    Ok(())
 }

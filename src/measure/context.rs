@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use anyhow::Result;
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::{Config, Kind};
 use selfrepair_core::progress;
@@ -27,13 +28,16 @@ pub struct RowsPerCall(AtomicUsize);
 
 impl RowsPerCall {
     /// As many as the configuration asks for and memory allows.
-    pub fn new(config: &Config, architecture: &Architecture) -> Self {
+    ///
+    /// # Errors
+    /// If the weights and one prompt do not fit into memory.
+    pub fn new(config: &Config, architecture: &Architecture, components: &[Ablatable]) -> Result<Self> {
         let wanted = batch::rows_wanted(&config.runtime);
-        let fit = batch::rows_that_fit(&config.runtime, architecture, config.corpus.prompt_len);
+        let fit = batch::rows_that_fit(&config.runtime, architecture, config.corpus.prompt_len, components)?;
         if fit < wanted {
             progress::line("memory", &format!("batches of {fit} rows instead of {wanted}: more would not fit"));
         }
-        Self(AtomicUsize::new(wanted.min(fit)))
+        Ok(Self(AtomicUsize::new(wanted.min(fit))))
     }
 }
 

@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
+use candle_core::DType;
 use candle_core::pickle::PthTensors;
-use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Tensor};
 use ndarray::{Array1, Array2};
 use serde_json::Value;
 
 use super::gguf::GgufFile;
-use super::pickle::refuse_calls;
-use super::source::{ModelSource, read_json, weight_files};
-use selfrepair_core::outside::without_panic;
+use super::pickle::check_pickle;
+use super::safetensors::SafetensorsFile;
+use super::source::{ModelSource, Weights, read_json, weights};
+use selfrepair_core::outside::{open_file, without_panic};
 
 /// An open checkpoint. Tensor names are Hugging Face's, also for a GGUF file.
 pub struct Checkpoint {
@@ -26,14 +26,48 @@ pub struct Checkpoint {
 }
 
 enum Tensors {
-    /// Which file has which tensor. A file is mapped only while one tensor is copied out of it: pages of a mapping that
-    /// stays would count as memory of this process, until it were as large as the checkpoint.
-    Safetensors(BTreeMap<String, PathBuf>),
+    Safetensors(Shards<SafetensorsFile>),
     /// PyTorch's own format, which is a pickle. candle reads the pickle's data and never runs what it calls.
-    Pickle(Vec<PthTensors>),
+    Pickle(Shards<PthTensors>),
     Gguf(GgufFile),
     /// A configuration without its weights, to be described and not run.
     Absent,
+}
+
+/// Files of one format, and which of them has which tensor.
+struct Shards<F> {
+    files: Vec<F>,
+    place: BTreeMap<String, usize>,
+}
+
+impl<F> Shards<F> {
+    /// Opens every file. A tensor must be in one file only, and in the one that the index names, if there is an index.
+    fn open(weights: &Weights, open: impl Fn(&Path) -> Result<F>, names: impl Fn(&F) -> Vec<String>) -> Result<Self> {
+        let (mut files, mut place) = (Vec::new(), BTreeMap::new());
+        for (i, path) in weights.files.iter().enumerate() {
+            let file = open(path)?;
+            for name in names(&file) {
+                if let Some(other) = place.insert(name.clone(), i) {
+                    let other = weights.files[other].display();
+                    bail!("the tensor `{name}` is there twice: in {other} and in {}", path.display());
+                }
+            }
+            files.push(file);
+        }
+        for (name, shard) in &weights.index {
+            let found = place.get(name).map(|&i| &weights.files[i]);
+            ensure!(
+                found.is_some_and(|path| path.ends_with(shard)),
+                "the index of {} says that the tensor `{name}` is in {shard}, where it is not",
+                weights.files[0].parent().unwrap_or(Path::new("")).display()
+            );
+        }
+        Ok(Self { files, place })
+    }
+
+    fn of(&self, name: &str) -> Option<&F> {
+        self.place.get(name).and_then(|&i| self.files.get(i))
+    }
 }
 
 impl Checkpoint {
@@ -56,6 +90,10 @@ impl Checkpoint {
     pub fn open_configuration(directory: &Path) -> Result<Self> {
         let config = read_json(&directory.join("config.json"))?;
         Ok(Self { path: directory.to_path_buf(), config, tensors: Tensors::Absent, read: Mutex::default() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     pub fn config(&self) -> &Value {
@@ -93,20 +131,33 @@ impl Checkpoint {
         }
     }
 
-    /// A number of the configuration, or its default.
+    /// A finite number of the configuration, or its default.
     pub fn number(&self, key: &str, default: f64) -> Result<f64> {
         match &self.config[key] {
             Value::Null => Ok(default),
-            value => value
-                .as_f64()
-                .with_context(|| format!("{}: `{key}` is {value}; expected a number", self.path.display())),
+            value => match value.as_f64() {
+                Some(number) if number.is_finite() => Ok(number),
+                _ => bail!("{}: `{key}` is {value}; expected a number", self.path.display()),
+            },
         }
+    }
+
+    /// The ε of a norm, or its default.
+    pub fn epsilon(&self, key: &str, default: f64) -> Result<f32> {
+        let epsilon = self.number(key, default)?;
+        let rounded = epsilon as f32;
+        ensure!(
+            (0.0..=1.0).contains(&epsilon) && (epsilon == 0.0 || rounded >= f32::MIN_POSITIVE),
+            "{}: `{key}` is {epsilon:e}; expected a number from 0 to 1 that a 32-bit float can hold",
+            self.path.display()
+        );
+        Ok(rounded)
     }
 
     pub fn has(&self, name: &str) -> bool {
         match &self.tensors {
-            Tensors::Safetensors(files) => files.contains_key(name),
-            Tensors::Pickle(files) => files.iter().any(|f| f.tensor_infos().contains_key(name)),
+            Tensors::Safetensors(shards) => shards.place.contains_key(name),
+            Tensors::Pickle(shards) => shards.place.contains_key(name),
             Tensors::Gguf(file) => file.has(name),
             Tensors::Absent => false,
         }
@@ -130,12 +181,12 @@ impl Checkpoint {
     /// The element type of a tensor, for the `model` table.
     pub fn dtype(&self, name: &str) -> Result<String> {
         match &self.tensors {
-            Tensors::Safetensors(files) => {
-                let file = map(files.get(name).with_context(|| self.missing(name))?)?;
-                Ok(file.get(name)?.dtype().to_string())
+            Tensors::Safetensors(shards) => {
+                let dtype = shards.of(name).and_then(|file| file.dtype(name));
+                Ok(dtype.with_context(|| self.missing(name))?.to_string())
             }
-            Tensors::Pickle(files) => {
-                let info = files.iter().find_map(|f| f.tensor_infos().get(name));
+            Tensors::Pickle(shards) => {
+                let info = shards.of(name).and_then(|f| f.tensor_infos().get(name));
                 Ok(info.with_context(|| self.missing(name))?.dtype.as_str().to_uppercase())
             }
             Tensors::Gguf(file) => file.dtype(name).with_context(|| self.missing(name)),
@@ -150,8 +201,8 @@ impl Checkpoint {
     /// unembedding that repeats the embedding.
     pub fn check_nothing_was_left_out(&self) -> Result<()> {
         let all: Vec<String> = match &self.tensors {
-            Tensors::Safetensors(files) => files.keys().cloned().collect(),
-            Tensors::Pickle(files) => files.iter().flat_map(|f| f.tensor_infos().keys().cloned()).collect(),
+            Tensors::Safetensors(shards) => shards.place.keys().cloned().collect(),
+            Tensors::Pickle(shards) => shards.place.keys().cloned().collect(),
             Tensors::Absent => return Ok(()),
             Tensors::Gguf(file) => {
                 return file.check_nothing_was_left_out(&self.read.lock().unwrap_or_else(|e| e.into_inner()));
@@ -180,32 +231,8 @@ impl Checkpoint {
     /// The only place where weights come in: shape and finiteness are checked here.
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.read.lock().unwrap_or_else(|e| e.into_inner()).insert(name.to_string());
-        let tensor = match &self.tensors {
-            Tensors::Pickle(files) => {
-                let file = files.iter().find(|f| f.tensor_infos().contains_key(name));
-                let file = file.with_context(|| self.missing(name))?;
-                // Before memory is taken for it: the sizes are what the file says.
-                let found = file.tensor_infos()[name].layout.dims();
-                ensure!(
-                    found == shape,
-                    "{}: the tensor `{name}` has the shape {found:?}; the configuration asks for {shape:?}",
-                    self.path.display()
-                );
-                file.get(name).and_then(|t| t.ok_or_else(|| candle_core::Error::Msg("it vanished".into())))
-            }
-            Tensors::Safetensors(files) => {
-                let file = files.get(name).with_context(|| self.missing(name))?;
-                map(file)?.load(name, &Device::Cpu)
-            }
-            Tensors::Absent => bail!(self.missing(name)),
-            Tensors::Gguf(file) => {
-                ensure!(file.has(name), self.missing(name));
-                file.tensor(name)
-            }
-        };
-        let values = tensor
-            .and_then(|t| expect_shape(t, shape))
-            .and_then(|t| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>())
+        ensure!(self.has(name), self.missing(name));
+        let values = without_panic(|| self.values(name, shape))
             .with_context(|| format!("{}: the tensor `{name}` cannot be read", self.path.display()))?;
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             bail!(
@@ -216,37 +243,51 @@ impl Checkpoint {
         }
         Ok(values)
     }
-}
 
-fn expect_shape(tensor: Tensor, shape: &[usize]) -> candle_core::Result<Tensor> {
-    if tensor.dims() != shape {
-        candle_core::bail!("its shape is {:?}; the configuration asks for {shape:?}", tensor.dims());
+    /// A tensor of that shape.
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor = match &self.tensors {
+            Tensors::Safetensors(shards) => return shards.of(name).context("it is missing")?.read(name, shape),
+            Tensors::Pickle(shards) => {
+                let file = shards.of(name).context("it is missing")?;
+                // Before memory is taken for it: the sizes are what the file says.
+                let found = file.tensor_infos()[name].layout.dims();
+                ensure!(found == shape, "its shape is {found:?}; the configuration asks for {shape:?}");
+                file.get(name)?.context("it vanished")?
+            }
+            Tensors::Gguf(file) => file.tensor(name)?,
+            Tensors::Absent => bail!("there are no weights"),
+        };
+        ensure!(tensor.dims() == shape, "its shape is {:?}; the configuration asks for {shape:?}", tensor.dims());
+        Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
     }
-    Ok(tensor)
 }
 
 fn open_directory(directory: &Path) -> Result<Tensors> {
-    let files = weight_files(directory)?;
-    if files[0].extension().is_some_and(|e| e == "bin") {
-        let open = |path: &PathBuf| -> Result<PthTensors> {
-            without_panic(|| refuse_calls(path)).with_context(|| format!("reading {}", path.display()))?;
-            without_panic(|| Ok(PthTensors::new(path, None)?))
-                .with_context(|| format!("{} is not a complete PyTorch file of plain tensors", path.display()))
-        };
-        return Ok(Tensors::Pickle(files.iter().map(open).collect::<Result<_>>()?));
+    let weights = weights(directory)?;
+    if weights.are_pickles() {
+        let names = |f: &PthTensors| f.tensor_infos().keys().cloned().collect();
+        return Ok(Tensors::Pickle(Shards::open(&weights, open_pickle, names)?));
     }
-    let mut out = BTreeMap::new();
-    for path in files {
-        for (name, _) in map(&path)?.tensors() {
-            out.entry(name).or_insert_with(|| path.clone());
-        }
-    }
-    Ok(Tensors::Safetensors(out))
+    let names = |f: &SafetensorsFile| f.names().cloned().collect();
+    Ok(Tensors::Safetensors(Shards::open(&weights, SafetensorsFile::open, names)?))
 }
 
-fn map(path: &Path) -> Result<MmapedSafetensors> {
-    #[allow(unsafe_code)]
-    // SAFETY: the file is mapped read-only; changing it while a run reads it is outside what we guard against.
-    let file = unsafe { MmapedSafetensors::new(path) };
-    file.with_context(|| format!("{} is not a complete safetensors file", path.display()))
+fn open_pickle(path: &Path) -> Result<PthTensors> {
+    let size = open_file(path)?.metadata()?.len();
+    without_panic(|| check_pickle(path)).with_context(|| format!("reading {}", path.display()))?;
+    let tensors = without_panic(|| Ok(PthTensors::new(path, None)?))
+        .with_context(|| format!("{} is not a complete PyTorch file of plain tensors", path.display()))?;
+    // PyTorch does not compress, and candle makes room for a tensor before it reads one.
+    for (name, info) in tensors.tensor_infos() {
+        let bytes =
+            info.layout.dims().iter().try_fold(info.dtype.size_in_bytes() as u64, |n, &d| n.checked_mul(d as u64));
+        ensure!(
+            bytes.is_some_and(|bytes| bytes <= size),
+            "{}: the tensor `{name}` of {:?} is larger than the file",
+            path.display(),
+            info.layout.dims()
+        );
+    }
+    Ok(tensors)
 }

@@ -13,7 +13,9 @@ mod gguf;
 pub mod hub;
 mod pickle;
 pub mod provision;
+mod safetensors;
 mod source;
+mod unique;
 
 use anyhow::{Context, Result};
 

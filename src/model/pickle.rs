@@ -3,81 +3,63 @@
 //! A pickle is a program: it can name any function and have it called. candle builds a description of those calls and
 //! makes none, but it also passes over entries that are no tensors, so that a file that was made to do harm would only
 //! seem to lack one. Such a file is refused here by the name of what it would have called.
+//!
+//! It can also nest without end and copy what it built any number of times. [`measure`] therefore runs the program
+//! first, with numbers in place of objects, and refuses it before candle builds anything.
 
-use std::fs::File;
+mod measure;
+
+use std::collections::BTreeSet;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::pickle::{Object, Stack};
 
-/// Refuses a file whose pickle names anything but what saved tensors are built of.
-pub fn refuse_calls(path: &Path) -> Result<()> {
+use selfrepair_core::outside::open_file;
+use measure::measure;
+
+/// A pickle says where tensors lie and has none of their numbers: large models' are below a megabyte.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// Refuses a file whose pickle is more than a description of tensors, each of which is there once.
+pub fn check_pickle(path: &Path) -> Result<()> {
+    let bytes = read_pickle(path)?;
     let place = || format!("{} is not a complete PyTorch file of plain tensors", path.display());
-    let mut archive =
-        zip::ZipArchive::new(BufReader::new(File::open(path).with_context(place)?)).with_context(place)?;
+    measure(&bytes).with_context(|| format!("{}: its pickle is refused", path.display()))?;
+    let mut reader = &bytes[..];
+    let mut stack = Stack::empty();
+    while !stack.read(&mut reader).with_context(place)? {
+        // A name is on top of the stack right after it was read, whatever becomes of it later.
+        if let Some(Object::Class { module_name, class_name }) = stack.stack().last() {
+            ensure!(
+                builds_tensors(module_name, class_name),
+                "{}: its pickle would call `{module_name}.{class_name}`, which is no part of a tensor. Nothing of it was \
+                 executed; do not load this file with other programs",
+                path.display()
+            );
+        }
+    }
+    check_tensors(&stack.finalize().with_context(place)?).with_context(|| path.display().to_string())
+}
+
+/// The pickle inside the zip archive that PyTorch writes.
+fn read_pickle(path: &Path) -> Result<Vec<u8>> {
+    let place = || format!("{} is not a complete PyTorch file of plain tensors", path.display());
+    let mut archive = zip::ZipArchive::new(BufReader::new(open_file(path)?)).with_context(place)?;
+    let mut found = None;
     for i in 0..archive.len() {
         let entry = archive.by_index(i).with_context(place)?;
         if !entry.is_file() || !entry.name().with_context(place)?.ends_with("data.pkl") {
             continue;
         }
+        ensure!(found.is_none(), "{}: it has two pickles; which one is meant cannot be known", path.display());
         let mut bytes = Vec::new();
         entry.take(MOST_BYTES + 1).read_to_end(&mut bytes).with_context(place)?;
         ensure!(bytes.len() as u64 <= MOST_BYTES, "{}: its pickle is larger than that of any model", path.display());
-        let mut reader = &bytes[..];
-        let mut stack = Stack::empty();
-        let mut ended = false;
-        while !ended {
-            let operation = reader.first().copied();
-            // candle makes room for as many bytes as a text says it has, before it looks whether they are there.
-            if let [b'X', a, b, c, d, rest @ ..] = reader {
-                let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
-                ensure!(length <= rest.len(), "{}: a text in its pickle ends after the pickle does", path.display());
-            }
-            ended = stack.read(&mut reader).with_context(place)?;
-            // A name is on top of the stack right after it was read, whatever becomes of it later.
-            if let Some(Object::Class { module_name, class_name }) = stack.stack().last() {
-                ensure!(
-                    builds_tensors(module_name, class_name),
-                    "{}: its pickle would call `{module_name}.{class_name}`, which is no part of a tensor. Nothing of it \
-                     was executed; do not load this file with other programs",
-                    path.display()
-                );
-            }
-            // What is remembered or recalled is copied: a few hundred bytes could ask for more memory than there is.
-            if operation.is_some_and(|o| REMEMBER_OR_RECALL.contains(&o)) {
-                let parts = stack.stack().last().map_or(0, |top| parts(top, MOST_PARTS));
-                ensure!(parts < MOST_PARTS, "{}: its pickle repeats itself beyond all measure", path.display());
-            }
-        }
+        found = Some(bytes);
     }
-    Ok(())
-}
-
-/// A pickle says where tensors lie and has none of their numbers: large models' are below a megabyte.
-const MOST_BYTES: u64 = 64 << 20;
-/// BINPUT, LONG_BINPUT, MEMOIZE, BINGET and LONG_BINGET.
-const REMEMBER_OR_RECALL: [u8; 5] = [b'q', b'r', 0x94, b'h', b'j'];
-/// More than anything that a saved tensor repeats is made of.
-const MOST_PARTS: usize = 4096;
-
-/// Of how many objects one is made, counted up to `most`.
-fn parts(object: &Object, most: usize) -> usize {
-    let inside: &mut dyn Iterator<Item = &Object> = match object {
-        Object::Tuple(items) | Object::List(items) => &mut items.iter(),
-        Object::Dict(pairs) => &mut pairs.iter().flat_map(|(key, value)| [key, value]),
-        Object::Reduce { callable, args } | Object::Build { callable, args } => &mut [&**callable, &**args].into_iter(),
-        Object::PersistentLoad(id) => &mut [&**id].into_iter(),
-        _ => return 1,
-    };
-    let mut count = 1;
-    for object in inside {
-        count += parts(object, most);
-        if count >= most {
-            break;
-        }
-    }
-    count
+    found.context("there is no data.pkl in it").with_context(place)
 }
 
 fn builds_tensors(module: &str, name: &str) -> bool {
@@ -90,6 +72,34 @@ fn builds_tensors(module: &str, name: &str) -> bool {
     }
 }
 
+/// No tensor is there twice, and none begins before its storage does (candle takes a negative offset for a large one).
+fn check_tensors(object: &Object) -> Result<()> {
+    let Object::Dict(entries) = object else { return Ok(()) };
+    let mut names = BTreeSet::new();
+    for (key, value) in entries {
+        let Object::Unicode(name) = key else { continue };
+        ensure!(names.insert(name), "the tensor `{name}` is there twice");
+        if let Some(offset) = offset(value)
+            && offset < 0
+        {
+            bail!("the tensor `{name}` begins at element {offset} of its storage");
+        }
+    }
+    Ok(())
+}
+
+/// The second argument of `_rebuild_tensor_v2`, also inside `_rebuild_parameter`.
+fn offset(value: &Object) -> Option<i64> {
+    let Object::Reduce { args, .. } = value else { return None };
+    let Object::Tuple(args) = &**args else { return None };
+    match (args.first()?, args.get(1)) {
+        (inner @ Object::Reduce { .. }, _) => offset(inner),
+        (_, Some(Object::Int(n))) => Some(i64::from(*n)),
+        (_, Some(Object::Long(n))) => Some(*n),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,9 +107,34 @@ mod tests {
     #[test]
     fn only_what_tensors_are_built_of_may_be_named() {
         let fixtures = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/pickles"));
-        refuse_calls(&fixtures.join("single/pytorch_model.bin")).unwrap();
-        let error = refuse_calls(&fixtures.join("evil/pytorch_model.bin")).unwrap_err().to_string();
+        check_pickle(&fixtures.join("single/pytorch_model.bin")).unwrap();
+        let error = check_pickle(&fixtures.join("evil/pytorch_model.bin")).unwrap_err().to_string();
         assert!(error.contains("would call `posix.system`"), "{error}");
         assert!(!builds_tensors("torch", "load") && !builds_tensors("builtins", "eval"));
+    }
+
+    fn check(pickle: &[u8]) -> Result<()> {
+        let mut reader = pickle;
+        let mut stack = Stack::empty();
+        measure(pickle)?;
+        stack.read_loop(&mut reader)?;
+        check_tensors(&stack.finalize()?)
+    }
+
+    #[test]
+    fn a_tensor_that_is_there_twice_or_begins_before_its_storage_is_refused() {
+        // {"a": f(None, offset)} with f = torch._utils._rebuild_tensor_v2
+        let entry = |offset: i32| {
+            let mut out = b"X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\nNJ".to_vec();
+            out.extend(offset.to_le_bytes());
+            out.extend(b"\x86R");
+            out
+        };
+        let dict = |entries: &[Vec<u8>]| [b"\x80\x02}(".as_slice(), &entries.concat(), b"u."].concat();
+        check(&dict(&[entry(0)])).unwrap();
+        let error = check(&dict(&[entry(0), entry(8)])).unwrap_err().to_string();
+        assert!(error.contains("`a` is there twice"), "{error}");
+        let error = check(&dict(&[entry(-1)])).unwrap_err().to_string();
+        assert!(error.contains("element -1"), "{error}");
     }
 }

@@ -1,13 +1,15 @@
 //! Where a model comes from: an asset, the hub, a directory, or a GGUF file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::unique::Unique;
 use selfrepair_core::config::ModelConfig;
 use crate::hub::{HubRepo, Kind};
+use selfrepair_core::outside::{open_file, read_bytes};
 use crate::provision;
 
 /// What to call a model in the tables.
@@ -56,6 +58,9 @@ impl ModelSource {
             );
             return Ok(Self::Gguf { path, origin });
         }
+        if path.exists() {
+            open_file(&path).with_context(|| format!("model.source = \"{source}\""))?;
+        }
         bail!(
             "model.source = \"{source}\": no such file or directory; use package:smollm2, hf:owner/name, a directory with \
              config.json and weights, or a .gguf file"
@@ -95,7 +100,7 @@ impl ModelSource {
             Self::Gguf { path, .. } => Ok(vec![path.clone()]),
             Self::Directory { path, .. } => {
                 let mut files = vec![path.join("config.json")];
-                files.extend(weight_files(path)?);
+                files.extend(weights(path)?.files);
                 files.extend(TOKENIZER.iter().map(|name| path.join(name)).filter(|f| f.is_file()));
                 Ok(files)
             }
@@ -122,7 +127,8 @@ fn fetch(name: &str, revision: &str) -> Result<PathBuf> {
         if has(single) {
             repo.get(single)?;
         } else if has(index) {
-            for shard in shard_names(&repo.get(index)?)? {
+            let names: BTreeSet<String> = read_index(&repo.get(index)?)?.into_values().collect();
+            for shard in names {
                 repo.get(&shard)?;
             }
         } else {
@@ -133,14 +139,26 @@ fn fetch(name: &str, revision: &str) -> Result<PathBuf> {
     bail!("hf:{name} has neither model.safetensors nor pytorch_model.bin (or an index of shards of either)")
 }
 
-/// The weight files of a directory: one file, or the shards that an index names, which must be plain file names.
-/// safetensors are preferred to PyTorch's `.bin`.
-pub fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
+/// The weight files of a directory, and which tensor is in which of them, if an index says so.
+pub struct Weights {
+    pub files: Vec<PathBuf>,
+    /// File names by tensor; empty without an index.
+    pub index: BTreeMap<String, String>,
+}
+
+impl Weights {
+    pub fn are_pickles(&self) -> bool {
+        self.files.iter().any(|f| f.extension().is_some_and(|e| e == "bin"))
+    }
+}
+
+/// One file, or the shards that an index names. safetensors are preferred to PyTorch's `.bin`.
+pub fn weights(directory: &Path) -> Result<Weights> {
     for (single, index) in
         [("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json")]
     {
         if directory.join(single).is_file() {
-            return Ok(vec![directory.join(single)]);
+            return Ok(Weights { files: vec![directory.join(single)], index: BTreeMap::new() });
         }
         if directory.join(index).is_file() {
             return shards(directory, &directory.join(index));
@@ -152,33 +170,47 @@ pub fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
     )
 }
 
-fn shards(directory: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for name in shard_names(index)? {
-        let path = directory.join(name);
-        ensure!(path.is_file(), "{}: the shard {} is missing", index.display(), path.display());
-        files.push(path);
+fn shards(directory: &Path, path: &Path) -> Result<Weights> {
+    let index = read_index(path)?;
+    let names: BTreeSet<&String> = index.values().collect();
+    let files: Vec<PathBuf> = names.into_iter().map(|name| directory.join(name)).collect();
+    for file in &files {
+        ensure!(file.is_file(), "{}: the shard {} is missing", path.display(), file.display());
     }
-    Ok(files)
+    Ok(Weights { files, index })
 }
 
-/// The files an index names, checked to be plain names.
-fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
-    let json = read_json(index)?;
-    let map = json["weight_map"].as_object().with_context(|| format!("{}: no `weight_map` object", index.display()))?;
-    let names: BTreeSet<String> = map.values().filter_map(Value::as_str).map(str::to_string).collect();
-    for name in &names {
+/// The most bytes that a JSON file of a checkpoint may have: an index of a million tensors has less.
+const MOST_JSON: u64 = 256 << 20;
+
+/// File names by tensor. The files must be plain names of files of the index's format, which lie beside the index.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: Unique<String>,
+    }
+    let Index { weight_map: Unique(map) } = serde_json::from_slice(&read_bytes(path, MOST_JSON)?)
+        .with_context(|| format!("{}: expected an object `weight_map` of file names by tensor", path.display()))?;
+    let format = if path.to_string_lossy().contains(".safetensors") { "safetensors" } else { "bin" };
+    for name in map.values() {
         ensure!(
             Path::new(name).file_name().is_some_and(|f| f == name.as_str()),
-            "{}: the shard `{name}` is not a plain file name; shards must lie beside the index",
-            index.display()
+            "{}: the shard {name:?} is not a plain file name; shards must lie beside the index",
+            path.display()
+        );
+        ensure!(
+            Path::new(name).extension().is_some_and(|e| e == format),
+            "{}: the shard {name:?} is not a .{format} file",
+            path.display()
         );
     }
-    ensure!(!names.is_empty(), "{}: names no shards", index.display());
-    Ok(names)
+    ensure!(!map.is_empty(), "{}: names no shards", path.display());
+    Ok(map)
 }
 
+/// A JSON object, none of whose keys is there twice.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not valid JSON", path.display()))
+    let object: Unique<Value> = serde_json::from_slice(&read_bytes(path, MOST_JSON)?)
+        .with_context(|| format!("{} is not valid JSON", path.display()))?;
+    Ok(object.0.into_iter().collect())
 }

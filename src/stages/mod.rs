@@ -150,7 +150,7 @@ impl Run {
             Prepared::of(config)?;
         let folder = RunFolder::open(out, run_id, &inputs, set)?.with_parts(parts);
         let analysis_tables = analyze::tables_of(&config.analysis)?;
-        let rows = RowsPerCall::new(&config, &model.architecture);
+        let rows = RowsPerCall::new(&config, &model.architecture, &components)?;
         Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components, analysis_tables, rows })
     }
 

@@ -9,6 +9,7 @@ use arrow::datatypes::UInt32Type;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use selfrepair_core::outside::{open_file, without_panic};
 use selfrepair_core::prompts::{Answer, Corpus, Prompts, Targets};
 use selfrepair_core::tables::{TARGETS, TOKENS};
 
@@ -57,40 +58,49 @@ pub fn write_targets(prompts: &Prompts, folder: &Path, meta: &Metadata) -> Resul
 /// The prompts as the `tokens` and `targets` tables have them: what was measured is what is written there.
 pub fn read(tokens: &Path, targets: &Path) -> Result<Prompts> {
     let [prompt, token] = int_columns(&tokens.join("tokens.parquet"), ["prompt", "token"])?;
+    let place = || format!("{} is not as the corpus stage writes it", tokens.display());
     let mut prompts: Vec<Vec<u32>> = Vec::new();
-    for (p, token) in prompt.iter().zip(token) {
-        let p = p.unwrap_or_default() as usize;
-        prompts.resize(prompts.len().max(p + 1), vec![]);
-        prompts[p].extend(token);
+    for (p, token) in prompt.into_iter().zip(token) {
+        let p = p.with_context(place)? as usize;
+        // Prompts come one after the other.
+        if p == prompts.len() {
+            prompts.push(vec![]);
+        }
+        ensure!(p + 1 == prompts.len(), place());
+        prompts[p].push(token.with_context(place)?);
     }
     let path = targets.join("targets.parquet");
     if !path.exists() {
         let length = prompts.first().map_or(1, Vec::len);
+        ensure!(prompts.iter().all(|p| p.len() == length), place());
         return Ok(Prompts::packed(length, prompts.concat()));
     }
     let [position, answer, wrong] = int_columns(&path, ["position", "answer", "wrong"])?;
     ensure!(position.len() == prompts.len(), "{} has another number of prompts than the tokens", path.display());
-    let answers = position.iter().zip(answer).zip(wrong).map(|((position, answer), wrong)| Answer {
-        position: position.unwrap_or_default() as usize,
-        answer: answer.unwrap_or_default(),
-        wrong,
-    });
+    let mut answers = Vec::new();
+    for (((position, answer), wrong), prompt) in position.into_iter().zip(answer).zip(wrong).zip(&prompts) {
+        let position = position.map(|p| p as usize).filter(|&p| p < prompt.len());
+        let place = || format!("{} is not as the corpus stage writes it", path.display());
+        answers.push(Answer { position: position.with_context(place)?, answer: answer.with_context(place)?, wrong });
+    }
     Ok(Prompts::with_answers(prompts.into_iter().zip(answers)))
 }
 
 /// UInt32 columns of a Parquet file.
 fn int_columns<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Vec<Option<u32>>; N]> {
-    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file)
-        .with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), names);
-    let mut out = [const { Vec::new() }; N];
-    for batch in builder.with_projection(mask).build()? {
-        let batch = batch.with_context(|| format!("{} cannot be read", path.display()))?;
-        for (out, name) in out.iter_mut().zip(names) {
-            let column = batch.column_by_name(name).with_context(|| format!("{} has no {name}", path.display()))?;
-            out.extend(column.as_primitive::<UInt32Type>().iter());
+    let file = open_file(path)?;
+    let read = || {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
+        let mask = ProjectionMask::columns(builder.parquet_schema(), names);
+        let mut out = [const { Vec::new() }; N];
+        for batch in builder.with_projection(mask).build()? {
+            let batch = batch?;
+            for (out, name) in out.iter_mut().zip(names) {
+                let column = batch.column_by_name(name).and_then(|c| c.as_primitive_opt::<UInt32Type>());
+                out.extend(column.with_context(|| format!("it has no {name} of 32 bits"))?.iter());
+            }
         }
-    }
-    Ok(out)
+        Ok(out)
+    };
+    without_panic(read).with_context(|| format!("{} is not a complete Parquet file of a run", path.display()))
 }

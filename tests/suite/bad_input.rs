@@ -88,6 +88,57 @@ fn settings_that_do_not_fit() {
     assert_says(&failed(output), &["cannot read the configuration no.toml"]);
 }
 
+/// A device has no end, and nobody writes into a FIFO.
+#[test]
+fn what_is_no_file_is_an_error_and_no_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = |name: &str| {
+        let path = dir.path().join(name);
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        path
+    };
+    for path in [fifo("a.toml"), "/dev/zero".into()] {
+        let output = pipeline().args(["run", "corpus", "--config"]).arg(&path).output().unwrap();
+        assert_says(&failed(output), &[path.to_str().unwrap(), "not a regular file"]);
+    }
+    for (key, name, words) in [
+        ("corpus.source", "a.txt", "a FIFO"),
+        ("model.source", "a.gguf", "a FIFO"),
+        ("corpus.source", "/dev/zero", "a device"),
+        ("model.source", "/dev/zero", "a device"),
+        ("model.source", "/dev", "has no config.json"),
+    ] {
+        let path = if name.starts_with('/') { name.into() } else { fifo(name) };
+        assert_says(&error_with(&[&format!("{key}={}", path.display())]), &[path.to_str().unwrap(), words]);
+    }
+    for name in ["tokenizer.json", "config.json", "model.safetensors"] {
+        let error = error_of_spoilt(|folder| {
+            fs::remove_file(folder.join(name)).unwrap();
+            std::os::unix::fs::symlink("/dev/zero", folder.join(name)).unwrap();
+        });
+        assert_says(&error, &["model"]);
+    }
+    let queries = dir.path().join("queries");
+    fs::create_dir(&queries).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", queries.join("mine.sql")).unwrap();
+    assert_says(&error_with(&[&format!("analysis.sql={}", queries.display())]), &["mine.sql", "a device"]);
+}
+
+#[test]
+fn keys_of_a_prompt_that_are_not_known_are_named_with_the_row_and_the_nearest_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompts.jsonl");
+    let error = |row: &str| {
+        fs::write(&path, format!("{{\"text\": \"Anna gave a map to\", \"answer\": \" Boris\"}}\n{row}\n")).unwrap();
+        error_with(&[&format!("corpus.source={}", path.display()), "corpus.mode=prompts", "corpus.prompt_len=64"])
+    };
+    for (key, nearest) in [("anwser", "answer"), ("wron", "wrong"), ("Position", "position"), ("ansewr", "answer")] {
+        let said = error(&format!("{{\"text\": \"Anna gave a map to\", \"{key}\": \" Boris\"}}"));
+        assert_says(&said, &["prompts.jsonl, row 2", &format!("\"{key}\" is not known"), &format!("`{nearest}`")]);
+    }
+    assert_says(&error("[1]"), &["row 2", "expected an object"]);
+}
+
 #[test]
 fn a_misspelt_key_in_a_file_is_shown_with_its_line() {
     let dir = tempfile::tempdir().unwrap();
@@ -157,6 +208,35 @@ fn shards_that_lie_elsewhere() {
             .unwrap();
     });
     assert_says(&error, &["../secret.safetensors", "not a plain file name"]);
+    for name in ["/etc/passwd", "a/b.safetensors", "..", "", "a.safetensors/"] {
+        let error = error_of_spoilt(|f| {
+            fs::remove_file(f.join("model.safetensors")).unwrap();
+            let index = serde_json::json!({ "weight_map": { "a": name } });
+            fs::write(f.join("model.safetensors.index.json"), index.to_string()).unwrap();
+        });
+        assert_says(&error, &["not a plain file name"]);
+    }
+}
+
+#[test]
+fn models_that_are_too_wide_are_refused_before_memory_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = copy_of_tiny(dir.path());
+    let describe = |sizes: [u64; 3]| {
+        let path = folder.join("config.json");
+        let text = fs::read_to_string(Path::new(TINY).join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for (key, size) in ["hidden_size", "intermediate_size", "num_attention_heads"].into_iter().zip(sizes) {
+            config[key] = size.into();
+        }
+        fs::write(path, config.to_string()).unwrap();
+        failed(pipeline().arg("model").arg(&folder).output().unwrap())
+    };
+    assert_says(&describe([1 << 24, 56, 4]), &["the stream is 16777216 wide", "at most 131072"]);
+    assert_says(&describe([32, 65_536, 4]), &["65536 neurons", "at most 65535"]);
+    assert_says(&describe([32, 56, 1 << 32]), &["num_attention_heads"]);
+    assert_says(&describe([32, 56, 70_000]), &["70000 heads", "at most 65535"]);
+    assert_says(&describe([131_072, 65_535, 4]), &["131072", "memory"]);
 }
 
 #[test]

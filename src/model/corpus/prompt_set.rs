@@ -51,7 +51,25 @@ pub fn prompts<'a>(
     Ok(Corpus { prompts, documents })
 }
 
+/// Keys that a row may have besides its text; the last two are what `pipeline prompts` says of its own.
+const KEYS: [&str; 5] = ["answer", "wrong", "position", "answer_first", "template"];
+
+/// A misspelt key would be passed over, and another token measured.
+fn check_keys(config: &CorpusConfig, row: &Row) -> Result<()> {
+    let known = || std::iter::once(config.text_column.as_str()).chain(KEYS);
+    let keys = row.json.as_object().context("expected an object of `text`, `answer`, `wrong` and `position`")?;
+    let Some(key) = keys.keys().find(|key| !known().any(|k| k == *key)) else { return Ok(()) };
+    let key: String = key.chars().take(80).collect();
+    let nearest = known().min_by_key(|k| strsim::damerau_levenshtein(k, &key)).unwrap_or_default();
+    bail!(
+        "the key {key:?} is not known; did you mean `{nearest}`? A row has `{}`, `answer`, `wrong` and `position`, and nothing \
+         else",
+        config.text_column
+    )
+}
+
 fn prompt(config: &CorpusConfig, row: &Row, bos: Option<u32>, tokenizer: &TextTokenizer) -> Result<(Vec<u32>, Answer)> {
+    check_keys(config, row)?;
     let text = row.text(&config.text_column)?;
     let mut tokens = Vec::from_iter(bos);
     tokens.extend(tokenizer.encode(text)?);

@@ -1,71 +1,124 @@
 //! Documents from text, JSON lines and Parquet, one at a time.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use arrow::array::{Array, AsArray};
-use arrow::compute::cast;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Field, Schema};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
-use selfrepair_core::outside::without_panic;
+use super::json_text::text_under;
+use super::lines::Lines;
+use selfrepair_core::outside::{open_file, without_panic};
 
-pub type Documents = Box<dyn Iterator<Item = Result<String>>>;
+/// A document, or a part of one that is too long to be read at once.
+#[derive(Debug, PartialEq)]
+pub struct Part {
+    pub text: String,
+    /// Whether the document ends here.
+    pub last: bool,
+}
+
+pub type Documents = Box<dyn Iterator<Item = Result<Part>>>;
+
+/// Bytes of a line of text that are read at a time.
+const PART: usize = 1 << 20;
+
+/// The most bytes that a line of JSON may have: it is read whole.
+const MOST_LINE: usize = 256 << 20;
+
+/// The most bytes that a row of a prompt set may have.
+const MOST_ROW: usize = 16 << 20;
 
 /// The documents of a file, by its extension. Empty documents are skipped.
 pub fn documents(path: &Path, text_column: &str) -> Result<Documents> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file = open_file(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let documents: Documents = match name.as_str() {
-        n if n.ends_with(".txt") || n.ends_with(".cor") => lines(path, file),
+    Ok(match name.as_str() {
+        n if n.ends_with(".txt") || n.ends_with(".cor") => texts(Lines::new(path, file, PART)),
         n if n.ends_with(".jsonl") => json_lines(path, file, text_column),
         n if n.ends_with(".jsonl.gz") => json_lines(path, flate2::read::MultiGzDecoder::new(file), text_column),
         n if n.ends_with(".jsonl.zst") => json_lines(path, zstd::Decoder::new(file)?, text_column),
-        n if n.ends_with(".parquet") => parquet_rows(path, file, text_column)?,
+        n if n.ends_with(".parquet") => whole(parquet_rows(path, file, text_column)?),
         _ => bail!(
             "{}: not a corpus; expected a name that ends in .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet",
             path.display()
         ),
-    };
-    Ok(Box::new(documents.filter(|d| !d.as_ref().is_ok_and(|t| t.trim().is_empty()))))
+    })
 }
 
-fn lines(path: &Path, reader: impl Read + 'static) -> Documents {
-    let name = path.display().to_string();
-    let lines = BufReader::new(reader).lines().enumerate();
-    Box::new(lines.map(move |(i, line)| line.with_context(|| format!("{name}, line {}: cannot be read", i + 1))))
+/// Documents that were read whole.
+fn whole(documents: impl Iterator<Item = Result<String>> + 'static) -> Documents {
+    let documents = documents.filter(|d| !d.as_ref().is_ok_and(|t| t.trim().is_empty()));
+    Box::new(documents.map(|d| d.map(|text| Part { text, last: true })))
+}
+
+/// Lines as documents. A blank part of a long line belongs to it.
+fn texts(lines: impl Iterator<Item = Result<(usize, Part)>> + 'static) -> Documents {
+    let mut inside = false;
+    let parts = lines.filter(move |part| {
+        let Ok((_, part)) = part else { return true };
+        let blank = !inside && part.last && part.text.trim().is_empty();
+        inside = !part.last;
+        !blank
+    });
+    Box::new(parts.map(|part| part.map(|(_, part)| part)))
 }
 
 fn json_lines(path: &Path, reader: impl Read + 'static, key: &str) -> Documents {
     let (name, key) = (path.display().to_string(), key.to_string());
-    let documents = lines(path, reader).enumerate().filter(|(_, l)| !l.as_ref().is_ok_and(|l| l.trim().is_empty()));
-    Box::new(documents.map(move |(i, line)| {
-        let place = || format!("{name}, line {}", i + 1);
-        let mut json: serde_json::Value =
-            serde_json::from_str(&line?).with_context(|| format!("{}: not valid JSON", place()))?;
-        match json.get_mut(&key).map(serde_json::Value::take) {
-            Some(serde_json::Value::String(text)) => Ok(text),
-            Some(other) => bail!("{}: `{key}` is {other}; expected a string", place()),
-            None => bail!("{}: no key `{key}` (name another with corpus.text_column)", place()),
-        }
+    whole(whole_lines(path, reader, MOST_LINE).map(move |line| {
+        let (number, line) = line?;
+        text_under(&key, &line).with_context(|| format!("{name}, line {number}"))
     }))
 }
 
+/// Numbered lines of at most `most` bytes, without blank ones.
+fn whole_lines<R: Read>(path: &Path, reader: R, most: usize) -> impl Iterator<Item = Result<(usize, String)>> + use<R> {
+    let name = path.display().to_string();
+    let lines = Lines::new(path, reader, most).map(move |line| {
+        let (number, part) = line?;
+        ensure!(part.last, "{name}, line {number}: it has more than {most} bytes; make several lines of it");
+        Ok((number, part.text))
+    });
+    lines.filter(|line| !line.as_ref().is_ok_and(|(_, text)| text.trim().is_empty()))
+}
+
 /// Columns have the types that Parquet itself says: the Arrow types that a writer may have put beside them are read by
-/// code that panics on spoilt bytes, and texts need none.
+/// code that panics on corrupt bytes, and texts need none.
 fn by_parquet_types() -> ArrowReaderOptions {
     ArrowReaderOptions::new().with_skip_arrow_metadata(true)
 }
 
-fn parquet_rows(path: &Path, file: File, column: &str) -> Result<Documents> {
+fn is_text(t: &DataType) -> bool {
+    matches!(t, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+}
+
+/// A Parquet file whose texts are read as views: a text that a dictionary has once is there once in memory too, however
+/// many rows repeat it.
+fn open_parquet(path: &Path, file: File) -> Result<ParquetRecordBatchReaderBuilder<File>> {
+    let open = || {
+        let plain = ArrowReaderMetadata::load(&file, by_parquet_types())?;
+        let view = |field: &Arc<Field>| match is_text(field.data_type()) {
+            true => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8View)),
+            false => field.clone(),
+        };
+        let views = Schema::new(plain.schema().fields().iter().map(view).collect::<Vec<_>>());
+        let options = by_parquet_types().with_schema(Arc::new(views));
+        let metadata = ArrowReaderMetadata::try_new(plain.metadata().clone(), options)?;
+        Ok(ParquetRecordBatchReaderBuilder::new_with_metadata(file.try_clone()?, metadata))
+    };
+    without_panic(open).with_context(|| format!("{} is not a complete Parquet file", path.display()))
+}
+
+fn parquet_rows(path: &Path, file: File, column: &str) -> Result<impl Iterator<Item = Result<String>> + use<>> {
     let name = path.display().to_string();
-    let open = || Ok(ParquetRecordBatchReaderBuilder::try_new_with_options(file, by_parquet_types())?);
-    let builder = without_panic(open).with_context(|| format!("{name} is not a complete Parquet file"))?;
+    let builder = open_parquet(path, file)?;
     let schema = builder.schema().clone();
-    let is_text = |t: &DataType| matches!(t, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
     let texts: Vec<&str> =
         schema.fields().iter().filter(|f| is_text(f.data_type())).map(|f| f.name().as_str()).collect();
     let Some(index) = schema.fields().iter().position(|f| f.name() == column && is_text(f.data_type())) else {
@@ -75,22 +128,28 @@ fn parquet_rows(path: &Path, file: File, column: &str) -> Result<Documents> {
         );
     };
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
-    let mut batches = builder.with_projection(mask).build().with_context(|| format!("{name}: cannot be read"))?;
+    let builder = builder.with_projection(mask).with_batch_size(ROWS_AT_ONCE);
+    let mut batches = without_panic(|| Ok(builder.build()?)).with_context(|| format!("{name}: cannot be read"))?;
     let batches = std::iter::from_fn(move || without_panic(|| Ok(batches.next().transpose()?)).transpose());
-    let rows = batches.flat_map(move |batch| -> Box<dyn Iterator<Item = Result<String>>> {
-        let texts = batch.and_then(|b| without_panic(|| Ok(cast(b.column(0), &DataType::LargeUtf8)?)));
-        match texts.with_context(|| format!("{name}: cannot be read")) {
-            Ok(texts) => {
-                let owned: Vec<_> =
-                    texts.as_string::<i64>().iter().map(|t| Ok(t.unwrap_or_default().to_string())).collect();
-                debug_assert_eq!(owned.len(), texts.len());
-                Box::new(owned.into_iter())
-            }
-            Err(e) => Box::new(std::iter::once(Err(e))),
-        }
-    });
-    Ok(Box::new(rows))
+    Ok(batches.flat_map(move |batch| {
+        let rows = match batch.with_context(|| format!("{name}: cannot be read")) {
+            Ok(batch) => (Some(batch.column(0).clone()), batch.num_rows(), None),
+            Err(e) => (None, 0, Some(Err(e))),
+        };
+        let (texts, count, error) = rows;
+        let name = name.clone();
+        // One row at a time is made a text of its own.
+        let row = move |i: usize| {
+            let texts = texts.as_ref().and_then(|t| t.as_string_view_opt());
+            let texts = texts.with_context(|| format!("{name}: its texts have another type than it says"))?;
+            Ok(if texts.is_valid(i) { texts.value(i).to_string() } else { String::new() })
+        };
+        (0..count).map(row).chain(error)
+    }))
 }
+
+/// Rows of a Parquet file that are read at a time. Texts are not copied, so that it says nothing about bytes.
+const ROWS_AT_ONCE: usize = 256;
 
 /// A row of a prompt set and where it came from.
 pub struct Row {
@@ -112,38 +171,60 @@ impl Row {
 
 /// The rows of a prompt set, which has several columns: JSON lines (also compressed) or Parquet.
 pub fn rows(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file = open_file(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let lines = match name.as_str() {
-        n if n.ends_with(".jsonl") => lines(path, file),
-        n if n.ends_with(".jsonl.gz") => lines(path, flate2::read::MultiGzDecoder::new(file)),
-        n if n.ends_with(".jsonl.zst") => lines(path, zstd::Decoder::new(file)?),
-        n if n.ends_with(".parquet") => lines(path, std::io::Cursor::new(parquet_as_json(path, file)?)),
+    type Numbered = Box<dyn Iterator<Item = Result<(usize, String)>>>;
+    let lines: Numbered = match name.as_str() {
+        n if n.ends_with(".jsonl") => Box::new(whole_lines(path, file, MOST_ROW)),
+        n if n.ends_with(".jsonl.gz") => Box::new(whole_lines(path, flate2::read::MultiGzDecoder::new(file), MOST_ROW)),
+        n if n.ends_with(".jsonl.zst") => Box::new(whole_lines(path, zstd::Decoder::new(file)?, MOST_ROW)),
+        n if n.ends_with(".parquet") => {
+            Box::new(whole_lines(path, std::io::Cursor::new(parquet_as_json(path, file)?), MOST_ROW))
+        }
         _ => bail!(
             "{}: not a prompt set; expected a name that ends in .jsonl, .jsonl.gz, .jsonl.zst or .parquet",
             path.display()
         ),
     };
     let file = path.display().to_string();
-    let numbered = lines.enumerate().filter(|(_, l)| !l.as_ref().is_ok_and(|l| l.trim().is_empty()));
-    Ok(Box::new(numbered.map(move |(i, line)| {
-        let place = format!("{file}, row {}", i + 1);
-        let json = serde_json::from_str(&line?).with_context(|| format!("{place}: not valid JSON"))?;
+    Ok(Box::new(lines.map(move |line| {
+        let (number, line) = line?;
+        let place = format!("{file}, row {number}");
+        let json = serde_json::from_str(&line).with_context(|| format!("{place}: not valid JSON"))?;
         Ok(Row { place, json })
     })))
 }
 
 /// Prompt sets are small: a whole Parquet file as JSON lines.
 fn parquet_as_json(path: &Path, file: File) -> Result<Vec<u8>> {
+    let builder = open_parquet(path, file)?;
     let read = || {
-        let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
-        for batch in ParquetRecordBatchReaderBuilder::try_new_with_options(file, by_parquet_types())?.build()? {
+        let mut writer = arrow::json::LineDelimitedWriter::new(Limited(Vec::new()));
+        // One row at a time: a text of a dictionary is written again for each.
+        for batch in builder.with_batch_size(1).build()? {
             writer.write(&batch?)?;
         }
         writer.finish()?;
-        Ok(writer.into_inner())
+        Ok(writer.into_inner().0)
     };
-    without_panic(read).with_context(|| format!("{} is not a complete Parquet file", path.display()))
+    without_panic(read).with_context(|| format!("{} cannot be read as a prompt set", path.display()))
+}
+
+/// Memory for so many bytes of JSON.
+struct Limited(Vec<u8>);
+
+impl std::io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MOST_LINE {
+            return Err(std::io::Error::other(format!("it has more than {MOST_LINE} bytes of prompts")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -151,10 +232,9 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::path::PathBuf;
-    use std::sync::Arc;
 
     fn read(path: &Path) -> Result<Vec<String>> {
-        documents(path, "text")?.collect()
+        documents(path, "text")?.map(|part| part.map(|p| p.text)).collect()
     }
 
     fn file(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {

@@ -5,17 +5,22 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
 use selfrepair_core::config::CorpusConfig;
 use crate::{GgufFile, Model, ModelSource};
-use selfrepair_core::outside::without_panic;
+use selfrepair_core::outside::{open_file, read_bytes, read_text, without_panic};
 
+use super::cuts::{Cuts, check_json};
 use super::gguf_tokenizer::from_gguf;
+use super::pieces::MOST_AT_ONCE;
 
 /// Text to token ids, without special tokens of the tokenizer's own.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
+    /// Where it came from, for errors.
+    place: String,
+    cuts: Cuts,
     /// How many tokens it knows.
     tokens: usize,
     /// Rows of the model's embedding.
@@ -34,32 +39,46 @@ impl TextTokenizer {
     /// The tokenizer that belongs to `model`.
     pub fn of(model: &Model) -> Result<Self> {
         let tokenizer = match (&model.source, model.gguf()) {
-            (_, Some(gguf)) => from_gguf(gguf)?,
+            (_, Some(gguf)) => guarded_from_gguf(gguf)?,
             (ModelSource::Directory { path, .. }, _) => from_directory(path)?,
             (ModelSource::Gguf { path, .. }, None) => bail!("{}: no tokenizer inside", path.display()),
         };
         let vocab = model.architecture.vocab;
-        let tokens = tokenizer.get_vocab(true);
-        let highest = tokens.values().max().copied().unwrap_or(0);
+        let place = model.source.path().display().to_string();
+        let special = |key: &str| special(model.config(), key).with_context(|| place.clone());
+        let (bos, eos) = (special("bos_token_id")?, special("eos_token_id")?);
+        let ours = Self { bos, eos, vocab, ..Self::new(tokenizer, &place)? };
+        let highest = ours.tokenizer.get_vocab(true).values().max().copied().unwrap_or(0);
         ensure!(
             (highest as usize) < vocab,
-            "{}: the tokenizer has token ids up to {highest}, but the embedding only {vocab} rows; it belongs to \
-             another model",
-            model.source.path().display()
+            "{place}: the tokenizer has token ids up to {highest}, but the embedding only {vocab} rows; it belongs to \
+             another model"
         );
-        let id = |key: &str| -> Option<u32> {
-            let value = &model.config()[key];
-            // Llama 3 lists several end tokens; the first is the one its documents end with.
-            value.as_array().map_or(value, |list| &list[0]).as_u64().map(|n| n as u32)
-        };
-        Ok(Self { tokenizer, tokens: tokens.len(), vocab, bos: id("bos_token_id"), eos: id("eos_token_id") })
+        Ok(ours)
     }
 
     /// The tokenizer inside a GGUF file, whatever model there is beside it.
     pub fn of_gguf(gguf: &GgufFile) -> Result<Self> {
-        let tokenizer = from_gguf(gguf)?;
+        Self::new(guarded_from_gguf(gguf)?, &gguf.path().display().to_string())
+    }
+
+    fn new(mut tokenizer: Tokenizer, place: &str) -> Result<Self> {
+        // Dropout leaves out merges at random, which is for training; what a model reads must not depend on chance.
+        if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            tokenizer.with_model(bpe);
+        }
+        let cuts = without_panic(|| Cuts::of(&tokenizer)).with_context(|| format!("{place}: the tokenizer"))?;
         let tokens = tokenizer.get_vocab_size(true);
-        Ok(Self { tokenizer, tokens, vocab: tokens, bos: None, eos: None })
+        Ok(Self { tokenizer, place: place.to_string(), cuts, tokens, vocab: tokens, bos: None, eos: None })
+    }
+
+    /// Where a document may be cut before it is tokenized.
+    pub fn cuts(&self) -> &Cuts {
+        &self.cuts
     }
 
     /// Signs that the tokenizer is another model's whose ids happen to fit. None of them is proof, so that a run goes on
@@ -86,13 +105,27 @@ impl TextTokenizer {
 
     /// Token ids of a text, with no token added by a template.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| anyhow!("cannot tokenize: {e}"))?;
-        Ok(encoding.get_ids().to_vec())
+        let place = || format!("{}: the tokenizer cannot take the text {:?}", self.place, beginning(text));
+        let most = MOST_AT_ONCE / self.cuts.growth();
+        ensure!(text.len() <= most, "{}: it has {} bytes; at most {most} are taken at a time", place(), text.len());
+        let encode = || {
+            let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| anyhow!("{e}"))?;
+            Ok(encoding.get_ids().to_vec())
+        };
+        without_panic(encode).with_context(place)
     }
 
     /// The text of one token. Bytes that are no whole character show as �.
     pub fn text_of(&self, id: u32) -> Result<String> {
-        self.tokenizer.decode(&[id], false).map_err(|e| anyhow!("cannot decode token {id}: {e}"))
+        let place = || format!("{}: the tokenizer cannot decode the token {id}", self.place);
+        let decode = || {
+            let length = self.tokenizer.id_to_token(id).map_or(0, |token| token.len());
+            ensure!(length <= MOST_OF_TOKEN, "it has {length} bytes; expected at most {MOST_OF_TOKEN}");
+            let text = self.tokenizer.decode(&[id], false).map_err(|e| anyhow!("{e}"))?;
+            ensure!(text.len() <= MOST_OF_TOKEN, "its text has {} bytes; expected at most {MOST_OF_TOKEN}", text.len());
+            Ok(text)
+        };
+        without_panic(decode).with_context(place)
     }
 
     /// `<|endoftext|>` if the vocabulary has it, else EOS, between documents; the configuration's BOS, else that
@@ -118,6 +151,34 @@ impl TextTokenizer {
         }
         Ok(Specials { separator, bos })
     }
+}
+
+/// The most bytes that a token may have, as the table of tokens shows it. In published vocabularies it is a few hundred.
+const MOST_OF_TOKEN: usize = 4096;
+
+/// Enough of a text to find it by.
+fn beginning(text: &str) -> String {
+    let short: String = text.chars().take(40).collect();
+    if short.len() < text.len() { short + "…" } else { short }
+}
+
+/// The id of a special token that a configuration names. Llama 3 lists several end tokens; the first is the one its
+/// documents end with.
+fn special(config: &serde_json::Value, key: &str) -> Result<Option<u32>> {
+    let wrong = || format!("`{key}` is {}; expected a token id, or a list of them", config[key]);
+    let id = |value: &serde_json::Value| value.as_u64().and_then(|n| u32::try_from(n).ok()).with_context(wrong);
+    match &config[key] {
+        serde_json::Value::Null => Ok(None),
+        serde_json::Value::Array(list) => {
+            let ids: Vec<u32> = list.iter().map(id).collect::<Result<_>>()?;
+            Ok(ids.first().copied())
+        }
+        value => id(value).map(Some),
+    }
+}
+
+fn guarded_from_gguf(gguf: &GgufFile) -> Result<Tokenizer> {
+    without_panic(|| from_gguf(gguf)).with_context(|| format!("{}: the tokenizer inside", gguf.path().display()))
 }
 
 /// A doubt if a tokenizer knows of much less than the embedding has rows for. Embeddings are padded, by 2 % at most among
@@ -157,25 +218,33 @@ fn from_directory(folder: &Path) -> Result<Tokenizer> {
 /// Reads `tokenizer.json`. The library that knows the format panics on some files that are cut off or have a value of
 /// another type, so the JSON is looked at first, and a panic is an error like any other.
 fn from_json(path: &Path) -> Result<Tokenizer> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = read_bytes(path, MOST_FILE)?;
     let place = || format!("{} is not a tokenizer", path.display());
-    serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).with_context(place)?;
+    check_json(&bytes).with_context(place)?;
     without_panic(|| Tokenizer::from_bytes(&bytes).map_err(|e| anyhow!("{e}"))).with_context(place)
 }
+
+/// The most bytes that a tokenizer's file may have.
+const MOST_FILE: u64 = 256 << 20;
 
 /// GPT-2's byte-level BPE, which is what a model with these two files has (GPT-2, GPT-Neo, OPT).
 fn from_vocab(vocab: &Path, merges: &Path, special: &Path) -> Result<Tokenizer> {
     let text =
         |path: &Path| path.to_str().map(str::to_string).with_context(|| format!("{} is not Unicode", path.display()));
-    let bpe = BPE::from_file(&text(vocab)?, &text(merges)?).build();
-    let bpe = bpe.map_err(|e| anyhow!("{} and {} are not a tokenizer: {e}", vocab.display(), merges.display()))?;
+    let names = (text(vocab)?, text(merges)?);
+    let files = || format!("{} and {} are not a tokenizer", vocab.display(), merges.display());
+    for file in [vocab, merges] {
+        ensure!(open_file(file)?.metadata()?.len() <= MOST_FILE, "{} is larger than that of any model", file.display());
+    }
+    let bpe = without_panic(|| BPE::from_file(&names.0, &names.1).build().map_err(|e| anyhow!("{e}")));
+    let bpe = bpe.with_context(files)?;
     let mut tokenizer = Tokenizer::new(bpe);
     let byte_level = ByteLevel::new(false, true, true);
     tokenizer.with_pre_tokenizer(Some(byte_level)).with_decoder(Some(byte_level));
     let mut names = vec!["<|endoftext|>".to_string()];
-    if let Ok(json) = std::fs::read_to_string(special) {
-        let json: serde_json::Value =
-            serde_json::from_str(&json).with_context(|| format!("{} is not valid JSON", special.display()))?;
+    if special.exists() {
+        let json: serde_json::Value = serde_json::from_str(&read_text(special, 1 << 20)?)
+            .with_context(|| format!("{} is not valid JSON", special.display()))?;
         let values = json.as_object().into_iter().flat_map(|o| o.values());
         names.extend(values.filter_map(|v| v.as_str().or(v["content"].as_str())).map(str::to_string));
     }
@@ -203,5 +272,89 @@ mod tests {
             assert!(too_few(tokens, rows).unwrap().contains(&format!("{tokens} tokens for an embedding of {rows}")));
         }
         assert!(is_marked("<s>") && is_marked("<|endoftext|>") && !is_marked("<>") && !is_marked("Ġthe"));
+    }
+
+    #[test]
+    fn ids_of_special_tokens_that_are_none_are_refused() {
+        let of = |value: serde_json::Value| special(&serde_json::json!({ "eos_token_id": value }), "eos_token_id");
+        use serde_json::json;
+        assert_eq!(of(json!(null)).unwrap(), None);
+        assert_eq!(of(json!([])).unwrap(), None);
+        assert_eq!(of(json!([7, 8])).unwrap(), Some(7));
+        for wrong in
+            [json!(-1), json!(1.0), json!("2"), json!(1u64 << 32), json!([1, -1]), json!([[1]]), json!({}), json!(true)]
+        {
+            let error = of(wrong.clone()).unwrap_err().to_string();
+            assert!(error.contains(&format!("`eos_token_id` is {wrong}")), "{error}");
+        }
+    }
+
+    fn tiny() -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny-llama/tokenizer.json")).unwrap()).unwrap()
+    }
+
+    /// A tokenizer of the tiny model with some parts exchanged.
+    fn with(parts: serde_json::Value) -> Result<TextTokenizer> {
+        let mut json = tiny();
+        for (key, part) in parts.as_object().unwrap() {
+            json[key] = part.clone();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        TextTokenizer::new(from_json(&path)?, "here")
+    }
+
+    #[test]
+    fn tokenizers_that_panic_when_they_are_used_give_an_error_that_names_them() {
+        use serde_json::json;
+        for parts in [
+            json!({"pre_tokenizer": {"type": "FixedLength", "length": 0}}),
+            json!({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": false}}),
+            json!({"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}}),
+            json!({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}}),
+        ] {
+            let text = format!("{}!", "a".repeat(60));
+            match with(parts.clone()).and_then(|t| t.encode(&text)) {
+                Ok(_) => {}
+                Err(error) => assert!(format!("{error:#}").contains("tokenizer"), "{error:#}"),
+            }
+        }
+    }
+
+    #[test]
+    fn texts_that_would_grow_without_end_are_refused() {
+        use serde_json::json;
+        let double = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+        let many = |key: &str| json!({"type": "Sequence", key: vec![double.clone(); 40]});
+        let long = json!({"type": "Prepend", "prepend": "a".repeat(1 << 20)});
+        let map = json!({"type": "Precompiled", "precompiled_charsmap": "////fwAA"});
+        for parts in [
+            json!({"normalizer": many("normalizers")}),
+            json!({"normalizer": long}),
+            json!({"normalizer": map}),
+            json!({"decoder": many("decoders")}),
+        ] {
+            let error = format!("{:#}", with(parts).err().unwrap());
+            assert!(error.contains("times as long") || error.contains("map of characters"), "{error}");
+        }
+        // A long token.
+        let mut model = tiny()["model"].clone();
+        let id = model["vocab"].as_object().unwrap().len();
+        model["vocab"]["a".repeat(1 << 20)] = json!(id);
+        let error = format!("{:#}", with(json!({ "model": model })).unwrap().text_of(id as u32).unwrap_err());
+        assert!(error.contains(&format!("the token {id}")) && error.contains("bytes"), "{error}");
+    }
+
+    #[test]
+    fn dropout_is_taken_away() {
+        let mut model = tiny()["model"].clone();
+        model["dropout"] = serde_json::json!(0.5);
+        let text = "When Anna and Boris met, Anna gave a map to the library at the station.";
+        let expected = with(serde_json::json!({})).unwrap().encode(text).unwrap();
+        let dropping = with(serde_json::json!({ "model": model })).unwrap();
+        for _ in 0..20 {
+            assert_eq!(dropping.encode(text).unwrap(), expected);
+        }
     }
 }

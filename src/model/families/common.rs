@@ -25,7 +25,18 @@ pub fn even_share(d_model: usize, heads: usize) -> Result<usize> {
     Ok(d_model / heads)
 }
 
-const MOST_WIDTH: usize = 1 << 24;
+/// The widest stream or head. Published models have up to 18,432.
+const MOST_WIDTH: usize = 1 << 17;
+
+/// Heads of a layer and neurons of an MLP: their numbers and ranks are columns of 16 bits.
+const MOST_NUMBERED: usize = u16::MAX as usize;
+
+/// Heads of all layers. Published models have up to 16,128.
+const MOST_HEADS: usize = 1 << 20;
+
+/// Numbers of one matrix, and of all together (published models: 2 · 10¹²).
+const MOST_IN_MATRIX: u128 = 1 << 36;
+const MOST_PARAMETERS: u128 = 10_000_000_000_000;
 
 pub struct Sizes {
     pub layers: usize,
@@ -41,15 +52,26 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
     let Sizes { layers, heads, kv_heads, d_model, d_head, d_mlp } = s;
     // Before anything is made for each of them: no model has so many, and a file that says so is damaged.
     ensure!(layers <= MOST_LAYERS, "the configuration speaks of {layers} layers; expected at most {MOST_LAYERS}");
-    for (what, width) in [("the stream", d_model), ("a head", d_head), ("an MLP", d_mlp)] {
+    for (what, width) in [("the stream", d_model), ("a head", d_head)] {
         ensure!(
             width <= MOST_WIDTH,
             "the configuration says that {what} is {width} wide; expected at most {MOST_WIDTH}"
         );
     }
+    for (what, count) in [("heads", heads), ("neurons in an MLP", d_mlp)] {
+        ensure!(
+            count <= MOST_NUMBERED,
+            "the configuration speaks of {count} {what}; at most {MOST_NUMBERED} can be numbered in the tables"
+        );
+    }
+    ensure!(
+        layers * heads <= MOST_HEADS,
+        "the configuration speaks of {layers} layers of {heads} heads; expected at most {MOST_HEADS} heads in all"
+    );
+    ensure!(kv_heads > 0, "the configuration speaks of no key-value heads");
     ensure!(heads % kv_heads == 0, "{heads} heads cannot share {kv_heads} key-value heads evenly");
     let attention = AttentionKind { scale: (d_head as f32).sqrt().recip(), window: None, rotary: true };
-    Ok(Architecture {
+    let a = Architecture {
         family: c.model_type()?.to_string(),
         layers,
         heads,
@@ -74,30 +96,61 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         embedding_scale: 1.0,
         tied: flag(c, "tie_word_embeddings", false)?,
         dtype: String::new(),
-    })
+    };
+    check_parameters(&a)?;
+    Ok(a)
+}
+
+/// Sizes that are each plausible can still make a model that no machine holds.
+fn check_parameters(a: &Architecture) -> Result<()> {
+    let wide = |x: usize| x as u128;
+    let matrices = [
+        ("the embedding", wide(a.vocab) * wide(a.d_model)),
+        ("a layer's attention", wide(a.d_model) * wide(a.d_head) * wide(a.heads)),
+        ("a layer's MLP", wide(a.d_model) * wide(a.d_mlp)),
+    ];
+    for (what, numbers) in matrices {
+        ensure!(
+            numbers <= MOST_IN_MATRIX,
+            "the configuration says that a matrix of {what} has {numbers} numbers; expected at most {MOST_IN_MATRIX}"
+        );
+    }
+    let all: u128 = matrices[0].1 + wide(a.layers) * (4 * matrices[1].1 + 3 * matrices[2].1);
+    ensure!(all <= MOST_PARAMETERS, "the configuration speaks of {all} parameters; expected at most {MOST_PARAMETERS}");
+    Ok(())
 }
 
 /// Rotary positions on `share` of each head, with the base and scaling that the configuration names. transformers 5
 /// writes them into `rope_parameters`, earlier releases beside the other keys.
 pub fn rotary(c: &Checkpoint, d_head: usize, share: f64, default_base: f64) -> Result<Rotary> {
     let parameters = &c.config()["rope_parameters"];
-    let scaling = if parameters.is_object() { parameters } else { &c.config()["rope_scaling"] };
-    let share = parameters["partial_rotary_factor"].as_f64().unwrap_or(share);
-    let base = match parameters["rope_theta"].as_f64() {
+    let scaling = if parameters.is_null() { &c.config()["rope_scaling"] } else { parameters };
+    ensure!(
+        scaling.is_null() || scaling.is_object(),
+        "the rope scaling is {scaling}; expected an object with its `rope_type`"
+    );
+    let share = positive(parameters, "partial_rotary_factor")?.unwrap_or(share);
+    let base = match positive(parameters, "rope_theta")? {
         Some(base) => base,
         None => c.number("rope_theta", default_base)?,
     };
+    ensure!(base > 0.0, "`rope_theta` is {base}; expected a positive number");
+    ensure!(share > 0.0 && share <= 1.0, "the share of a head that is rotated is {share}; expected up to 1");
     let dims = (d_head as f64 * share) as usize;
     ensure!(
         dims > 0 && dims.is_multiple_of(2) && dims <= d_head,
         "rotary positions cannot turn {dims} of {d_head} dimensions"
     );
     let plain = (0..dims / 2).map(|i| base.powf(-2.0 * i as f64 / dims as f64));
-    let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
-    let number = |key: &str| {
-        scaling[key].as_f64().with_context(|| format!("rope scaling `{kind}` without the number `{key}`: {scaling}"))
+    let kind = match (&scaling["rope_type"], &scaling["type"]) {
+        (Value::Null, Value::Null) => "default",
+        (Value::String(kind), _) | (Value::Null, Value::String(kind)) => kind,
+        _ => bail!("the rope scaling is {scaling}; expected its `rope_type` to be a text"),
     };
-    let inverse_frequencies = match kind {
+    let number = |key: &str| {
+        positive(scaling, key)?.with_context(|| format!("rope scaling `{kind}` without the number `{key}`: {scaling}"))
+    };
+    let inverse_frequencies: Vec<f64> = match kind {
         "default" => plain.collect(),
         "linear" => {
             let factor = number("factor")?;
@@ -114,14 +167,29 @@ pub fn rotary(c: &Checkpoint, d_head: usize, share: f64, default_base: f64) -> R
         }
         // As GGUF files have it: a divisor for each frequency.
         "by_frequency" => {
-            let factors: Vec<f64> =
-                scaling["factors"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+            let factors = scaling["factors"].as_array().map_or(&[][..], Vec::as_slice);
+            let factors: Vec<f64> = factors.iter().filter_map(Value::as_f64).collect();
             ensure!(factors.len() == dims / 2, "{} rotary factors for {} frequencies", factors.len(), dims / 2);
             plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect()
         }
         other => bail!("the rope scaling `{other}` is not supported yet; supported: default, linear, llama3"),
     };
+    ensure!(
+        inverse_frequencies.iter().all(|f| f.is_finite() && *f > 0.0),
+        "rotary positions have a frequency that is not a positive number: base {base}, scaling {scaling}"
+    );
     Ok(Rotary { inverse_frequencies })
+}
+
+/// A positive number under a key of an object; `None` if it is missing.
+fn positive(object: &Value, key: &str) -> Result<Option<f64>> {
+    match &object[key] {
+        Value::Null => Ok(None),
+        value => match value.as_f64() {
+            Some(number) if number > 0.0 && number.is_finite() => Ok(Some(number)),
+            _ => bail!("`{key}` is {value}; expected a positive number"),
+        },
+    }
 }
 
 /// Llama 3.1's stretching of slow frequencies (transformers: `_compute_llama3_parameters`).
@@ -207,7 +275,8 @@ pub fn unembedding(
         let written = c.matrix(&weight, a.vocab, a.d_model)?;
         ensure!(
             written == embedding,
-            "`{weight}` differs from the embedding although the configuration ties them (`tie_word_embeddings`)"
+            "{}: `{weight}` differs from the embedding although the configuration ties them (`tie_word_embeddings`)",
+            c.path().display()
         );
     }
     Ok(None)

@@ -17,13 +17,13 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let d_head = even_share(d_model, heads)?;
     let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
     a.tied = flag(c, "tie_word_embeddings", true)?;
-    refuse(c, "scale_attn_weights", |v| v == false)?;
-    refuse(c, "add_cross_attention", |v| v == true)?;
+    refuse(c, "scale_attn_weights", |v| v != true)?;
+    refuse(c, "add_cross_attention", |v| v != false)?;
     // `reorder_and_upcast_attn` changes the order of the same multiplications, for half precision.
     if flag(c, "scale_attn_by_inverse_layer_idx", false)? {
         a.attention.iter_mut().enumerate().for_each(|(l, kind)| kind.scale /= (l + 1) as f32);
     }
-    a.norm_eps = c.number("layer_norm_epsilon", 1e-5)? as f32;
+    a.norm_eps = c.epsilon("layer_norm_epsilon", 1e-5)?;
     a.activation = activation(c, "activation_function")?;
     a.biases = Biases { norm: true, qkv: true, attention_out: true, mlp_in: true, mlp_out: true, unembedding: false };
     a.dtype = c.dtype(&format!("{}h.0.mlp.c_proj.weight", prefix(c)))?;

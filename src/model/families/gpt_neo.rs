@@ -2,7 +2,6 @@
 //! layers that look at a window, attention scores that are not scaled.
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 
 use super::Family;
 use super::common::{Sizes, activation, even_share, flag, linear, norm, unembedding, with_sizes};
@@ -26,7 +25,7 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
             other => bail!("the configuration has a layer of attention `{other}`; expected global or local"),
         };
     }
-    a.norm_eps = c.number("layer_norm_epsilon", 1e-5)? as f32;
+    a.norm_eps = c.epsilon("layer_norm_epsilon", 1e-5)?;
     a.activation = activation(c, "activation_function")?;
     a.biases = Biases { norm: true, qkv: false, attention_out: true, mlp_in: true, mlp_out: true, unembedding: false };
     a.dtype = c.dtype("transformer.h.0.mlp.c_proj.weight")?;
@@ -42,7 +41,11 @@ fn kinds_by_layer(c: &Checkpoint, layers: usize) -> Result<Vec<String>> {
         let pattern = entry[0].as_array().with_context(wrong)?;
         let times = entry[1].as_u64().filter(|&n| n <= layers as u64).with_context(wrong)?;
         for _ in 0..times {
-            out.extend(pattern.iter().filter_map(Value::as_str).map(str::to_string));
+            let names = pattern.iter().map(|v| v.as_str().map(str::to_string));
+            out.extend(names.take(layers + 1).collect::<Option<Vec<_>>>().with_context(wrong)?);
+            if out.len() > layers {
+                bail!(wrong());
+            }
         }
     }
     if out.len() != layers {

@@ -14,7 +14,7 @@ pub const FAMILY: Family = Family { architecture, layer, ends };
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = plain(c, c.size("intermediate_size")?)?;
     let base = c.number("rotary_emb_base", 10_000.0)?;
-    a.norm_eps = c.number("layer_norm_eps", 1e-5)? as f32;
+    a.norm_eps = c.epsilon("layer_norm_eps", 1e-5)?;
     a.parallel = flag(c, "use_parallel_residual", true)?;
     a.rotary = Some(rotary(c, a.d_head, c.number("rotary_pct", 0.25)?, base)?);
     a.activation = activation(c, "hidden_act")?;

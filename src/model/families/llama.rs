@@ -2,7 +2,8 @@
 //! `LlamaForCausalLM`, `MistralForCausalLM` (sliding window), `Qwen2ForCausalLM` (biases of q, k and v),
 //! `Qwen3ForCausalLM` (norms of q and k), `SmolLM3ForCausalLM` (some layers without positions).
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use super::Family;
 use super::common::{activation, flag, linear, norm, plain, refuse, rotary, unembedding};
@@ -43,7 +44,7 @@ pub fn llama_like(c: &Checkpoint) -> Result<Architecture> {
     let attention_bias = flag(c, "attention_bias", false)?;
     let mlp_bias = flag(c, "mlp_bias", false)?;
     a.norm = Norm::Rms;
-    a.norm_eps = c.number("rms_norm_eps", 1e-6)? as f32;
+    a.norm_eps = c.epsilon("rms_norm_eps", 1e-6)?;
     a.rotary = Some(rotary(c, a.d_head, 1.0, 10_000.0)?);
     a.gated = true;
     a.activation = activation(c, "hidden_act")?;
@@ -63,16 +64,15 @@ pub fn llama_like(c: &Checkpoint) -> Result<Architecture> {
 fn leave_out_positions(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
     let marks = &c.config()["no_rope_layers"];
     let interval = c.optional_size("no_rope_layer_interval")?.unwrap_or(4);
+    let wrong =
+        || format!("`no_rope_layers` is {marks}; expected a list of 0 and 1, one for each of {} layers", a.layers);
+    let mark = |v: &Value| v.as_u64().filter(|&n| n <= 1).map(|n| n == 1);
     let has_positions: Vec<bool> = match marks.as_array() {
-        Some(list) => list.iter().map(|v| v.as_u64() == Some(1)).collect(),
+        Some(list) => list.iter().map(mark).collect::<Option<_>>().with_context(wrong)?,
         None if marks.is_null() => (0..a.layers).map(|l| (l + 1) % interval != 0).collect(),
-        None => bail!("`no_rope_layers` is {marks}; expected a list of 0 and 1"),
+        None => bail!(wrong()),
     };
-    ensure!(
-        has_positions.len() == a.layers,
-        "`no_rope_layers` is {marks}; expected one mark for each of {} layers",
-        a.layers
-    );
+    ensure!(has_positions.len() == a.layers, wrong());
     a.attention.iter_mut().zip(has_positions).for_each(|(kind, has)| kind.rotary = has);
     Ok(())
 }
@@ -85,15 +85,30 @@ fn windows_by_layer(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
     }
     let first = c.optional_size("max_window_layers")?.unwrap_or(a.layers);
     let window = c.optional_size("sliding_window")?;
-    let types = c.config()["layer_types"].as_array();
-    for (l, kind) in a.attention.iter_mut().enumerate() {
-        let slides = match types {
-            Some(list) => list.get(l).and_then(|v| v.as_str()) == Some("sliding_attention"),
-            None => l >= first,
-        };
+    let types = &c.config()["layer_types"];
+    let wrong = || {
+        let layers = a.layers;
+        format!("`layer_types` is {types}; expected sliding_attention or full_attention for each of {layers} layers")
+    };
+    let slides: Vec<bool> = match types.as_array() {
+        Some(list) => list.iter().map(slides).collect::<Option<_>>().with_context(wrong)?,
+        None if types.is_null() => (0..a.layers).map(|l| l >= first).collect(),
+        None => bail!(wrong()),
+    };
+    ensure!(slides.len() == a.layers, wrong());
+    for (kind, slides) in a.attention.iter_mut().zip(slides) {
         kind.window = if slides { window } else { None };
     }
     Ok(())
+}
+
+/// Whether a layer of that name in `layer_types` looks at a window.
+fn slides(name: &Value) -> Option<bool> {
+    match name.as_str()? {
+        "sliding_attention" => Some(true),
+        "full_attention" => Some(false),
+        _ => None,
+    }
 }
 
 pub fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {

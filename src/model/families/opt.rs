@@ -20,8 +20,8 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let d_head = even_share(d_model, heads)?;
     let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
     a.tied = flag(c, "tie_word_embeddings", true)?;
-    refuse(c, "do_layer_norm_before", |v| v == false)?;
-    refuse(c, "_remove_final_layer_norm", |v| v == true)?;
+    refuse(c, "do_layer_norm_before", |v| v != true)?;
+    refuse(c, "_remove_final_layer_norm", |v| v != false)?;
     let projected = c.optional_size("word_embed_proj_dim")?.unwrap_or(d_model);
     ensure!(
         projected == d_model,

@@ -12,8 +12,8 @@ pub const FAMILY: Family = Family { architecture, layer, ends };
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = plain(c, c.size("intermediate_size")?)?;
-    refuse(c, "qk_layernorm", |v| v == true)?;
-    a.norm_eps = c.number("layer_norm_eps", 1e-5)? as f32;
+    refuse(c, "qk_layernorm", |v| v != false)?;
+    a.norm_eps = c.epsilon("layer_norm_eps", 1e-5)?;
     a.parallel = true;
     a.rotary = Some(rotary(c, a.d_head, c.number("partial_rotary_factor", 0.5)?, 10_000.0)?);
     a.activation = activation(c, "hidden_act")?;

@@ -13,9 +13,9 @@ pub const FAMILY: Family = Family { architecture, layer, ends: llama::ends };
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = llama_like(c)?;
-    refuse(c, "qk_layernorm", |v| v == true)?;
+    refuse(c, "qk_layernorm", |v| v != false)?;
     a.norm = Norm::Layer;
-    a.norm_eps = c.number("layer_norm_eps", 1e-5)? as f32;
+    a.norm_eps = c.epsilon("layer_norm_eps", 1e-5)?;
     a.rotary = Some(rotary(c, a.d_head, c.number("partial_rotary_factor", 0.25)?, 10_000.0)?);
     a.parallel = flag(c, "use_parallel_residual", false)?;
     a.biases = Biases { norm: true, qkv: flag(c, "use_qkv_bias", false)?, ..Biases::default() };

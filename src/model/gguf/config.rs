@@ -20,7 +20,7 @@ impl GgufFile {
         let key = |rest: &str| format!("{arch}.{rest}");
         let size = |rest: &str| {
             let missing = || format!("{}: the metadata has no whole number `{}`", self.path().display(), key(rest));
-            self.integer(&key(rest)).with_context(missing)
+            self.integer(&key(rest))?.with_context(missing)
         };
         for unsupported in ["expert_count", "attention.max_alibi_bias", "rope.scaling.attn_factor"] {
             let value = self.optional(&key(unsupported));
@@ -30,14 +30,15 @@ impl GgufFile {
         let layers = size("block_count")?;
         ensure!(layers <= MOST_LAYERS as u64, "{}: `{}` is {layers}", self.path().display(), key("block_count"));
         ensure!(heads > 0, "{}: `{}` is 0", self.path().display(), key("attention.head_count"));
-        let d_head = self.integer(&key("attention.key_length")).unwrap_or(d_model / heads);
-        let rotary_dims = self.integer(&key("rope.dimension_count")).unwrap_or(d_head);
+        let d_head = self.integer(&key("attention.key_length"))?.unwrap_or(d_model / heads);
+        ensure!(d_head > 0, "{}: {heads} heads of a stream of {d_model} numbers have none each", self.path().display());
+        let rotary_dims = self.integer(&key("rope.dimension_count"))?.unwrap_or(d_head);
         let embedding = self.content.tensor_infos.get("token_embd.weight");
         let embedding = embedding
             .with_context(|| format!("{}: the tensor `token_embd.weight` is missing", self.path().display()))?;
         let norm_eps = self
-            .float(&key("attention.layer_norm_rms_epsilon"))
-            .or_else(|| self.float(&key("attention.layer_norm_epsilon")))
+            .float(&key("attention.layer_norm_rms_epsilon"))?
+            .or(self.float(&key("attention.layer_norm_epsilon"))?)
             .unwrap_or(1e-5);
         let special = |name: &str| self.integer(&format!("tokenizer.ggml.{name}_token_id"));
         let mut config = json!({
@@ -45,7 +46,7 @@ impl GgufFile {
             "num_hidden_layers": layers,
             "hidden_size": d_model,
             "num_attention_heads": heads,
-            "num_key_value_heads": self.integer(&key("attention.head_count_kv")).unwrap_or(heads),
+            "num_key_value_heads": self.integer(&key("attention.head_count_kv"))?.unwrap_or(heads),
             "head_dim": d_head,
             "intermediate_size": size("feed_forward_length")?,
             // From the tensor, because not every file carries `vocab_size`.
@@ -54,25 +55,25 @@ impl GgufFile {
             "rms_norm_eps": norm_eps,
             "layer_norm_eps": norm_eps,
             "layer_norm_epsilon": norm_eps,
-            "rope_theta": self.float(&key("rope.freq_base")).unwrap_or(10_000.0),
+            "rope_theta": self.float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
             "rope_scaling": self.rope_scaling(arch)?,
             "partial_rotary_factor": rotary_dims as f64 / d_head as f64,
             "rotary_pct": rotary_dims as f64 / d_head as f64,
-            "sliding_window": self.integer(&key("attention.sliding_window")),
-            "clip_qkv": self.float(&key("attention.clamp_kqv")),
+            "sliding_window": self.integer(&key("attention.sliding_window"))?,
+            "clip_qkv": self.float(&key("attention.clamp_kqv"))?,
             "hidden_act": "silu",
             "attention_bias": self.stores("blk.0.attn_output.bias"),
             "mlp_bias": self.stores("blk.0.ffn_down.bias"),
             "use_qkv_bias": self.stores("blk.0.attn_q.bias"),
             "tie_word_embeddings": !self.stores("output.weight"),
-            "bos_token_id": special("bos"),
-            "eos_token_id": special("eos"),
+            "bos_token_id": special("bos")?,
+            "eos_token_id": special("eos")?,
         });
-        self.add_peculiarities(arch, &mut config);
+        self.add_peculiarities(arch, &mut config)?;
         Ok(config)
     }
 
-    fn add_peculiarities(&self, arch: &str, config: &mut Json) {
+    fn add_peculiarities(&self, arch: &str, config: &mut Json) -> Result<()> {
         match arch {
             "gpt2" => {
                 for (ours, theirs) in [
@@ -86,8 +87,7 @@ impl GgufFile {
                 config["activation_function"] = json!("gelu_new");
             }
             "gptneox" => {
-                let parallel = self.optional("gptneox.use_parallel_residual");
-                config["use_parallel_residual"] = json!(parallel.is_none_or(|v| v.to_bool().unwrap_or(true)));
+                config["use_parallel_residual"] = json!(self.flag("gptneox.use_parallel_residual", true)?);
                 config["hidden_act"] = json!("gelu");
             }
             "phi2" => config["hidden_act"] = json!("gelu_new"),
@@ -101,13 +101,13 @@ impl GgufFile {
             }
             _ => {}
         }
+        Ok(())
     }
 
     fn rope_scaling(&self, arch: &str) -> Result<Json> {
         // The second key is what files had before the first.
-        let factor = self
-            .float(&format!("{arch}.rope.scaling.factor"))
-            .or_else(|| self.float(&format!("{arch}.rope.scale_linear")));
+        let factor =
+            self.float(&format!("{arch}.rope.scaling.factor"))?.or(self.float(&format!("{arch}.rope.scale_linear"))?);
         let kind = match self.optional(&format!("{arch}.rope.scaling.type")) {
             Some(value) => value.to_string().map(String::as_str).unwrap_or("unknown"),
             None if factor.is_some_and(|f| f != 1.0) => "linear",

@@ -56,13 +56,17 @@ fn third(part: &str) -> Option<usize> {
 /// The stored tensor in Hugging Face's layout.
 pub fn restore(file: &GgufFile, name: &str, stored: Tensor) -> Result<Tensor> {
     let arch = file.architecture().map_err(|e| candle_core::Error::Msg(e.to_string()))?.to_string();
-    let count = |key: &str| file.integer(&format!("{arch}.attention.{key}")).map(|n| n as usize);
-    let heads = count("head_count").unwrap_or(0);
+    let count = |key: &str| {
+        let count =
+            file.integer(&format!("{arch}.attention.{key}")).map_err(|e| candle_core::Error::Msg(e.to_string()))?;
+        candle_core::Result::Ok(count.map(|n| n as usize))
+    };
+    let heads = count("head_count")?.unwrap_or(0);
     let part = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
     match arch.as_str() {
         "llama" | "olmo" | "smollm3" if part.ends_with("q_proj") => side_by_side_to_halves(&stored, heads),
         "llama" | "olmo" | "smollm3" if part.ends_with("k_proj") => {
-            side_by_side_to_halves(&stored, count("head_count_kv").unwrap_or(heads))
+            side_by_side_to_halves(&stored, count("head_count_kv")?.unwrap_or(heads))
         }
         // Transposed on conversion, as GPT-2 stores [in, out].
         "gpt2" if stored.rank() == 2 && part.contains(".c_") => stored.t()?.contiguous(),

@@ -2,19 +2,20 @@
 //! the family files need not know where a checkpoint came from. What llama.cpp's converter did is undone here.
 
 mod config;
+mod header;
 mod layout;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
 
-use selfrepair_core::outside::without_panic;
+use selfrepair_core::outside::{open_file, without_panic};
 
 pub use candle_core::quantized::gguf_file::Value;
 
@@ -26,10 +27,16 @@ pub struct GgufFile {
 
 impl GgufFile {
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        let mut reader = BufReader::new(file);
-        let content =
-            Content::read(&mut reader).with_context(|| format!("{} is not a complete GGUF file", path.display()))?;
+        let mut reader = BufReader::new(open_file(path)?);
+        let place = || format!("{} is not a complete GGUF file", path.display());
+        if let Some(unsupported) = header::check(&mut reader).with_context(place)? {
+            bail!("{}: {unsupported}", path.display());
+        }
+        let content = without_panic(|| {
+            reader.rewind()?;
+            Ok(Content::read(&mut reader)?)
+        });
+        let content = content.with_context(place)?;
         Ok(Self { path: path.to_path_buf(), content, reader: Mutex::new(reader) })
     }
 
@@ -56,14 +63,52 @@ impl GgufFile {
         self.content.tensor_infos.contains_key(gguf_name)
     }
 
-    /// A whole number of the metadata, `None` if it is missing or something else.
-    fn integer(&self, key: &str) -> Option<u64> {
-        let value = self.optional(key)?;
-        value.to_u64().or_else(|_| value.to_u32().map(u64::from)).ok()
+    /// A whole number of the metadata from 0 on, `None` if it is missing.
+    fn integer(&self, key: &str) -> Result<Option<u64>> {
+        let number = match self.optional(key) {
+            None => return Ok(None),
+            Some(Value::U8(n)) => Some(u64::from(*n)),
+            Some(Value::U16(n)) => Some(u64::from(*n)),
+            Some(Value::U32(n)) => Some(u64::from(*n)),
+            Some(Value::U64(n)) => Some(*n),
+            Some(Value::I8(n)) => u64::try_from(*n).ok(),
+            Some(Value::I16(n)) => u64::try_from(*n).ok(),
+            Some(Value::I32(n)) => u64::try_from(*n).ok(),
+            Some(Value::I64(n)) => u64::try_from(*n).ok(),
+            Some(_) => None,
+        };
+        let number = number.filter(|&n| n < u64::from(u32::MAX));
+        number.map(Some).with_context(|| self.wrong(key, "a whole number that fits into 32 bits"))
     }
 
-    fn float(&self, key: &str) -> Option<f64> {
-        self.optional(key)?.to_f32().map(f64::from).ok()
+    /// A finite number of the metadata, `None` if it is missing.
+    fn float(&self, key: &str) -> Result<Option<f64>> {
+        let number = match self.optional(key) {
+            None => return Ok(None),
+            Some(Value::F32(x)) => Some(f64::from(*x)),
+            Some(Value::F64(x)) => Some(*x),
+            Some(_) => None,
+        };
+        number.filter(|x| x.is_finite()).map(Some).with_context(|| self.wrong(key, "a finite number"))
+    }
+
+    /// A flag of the metadata, or its default.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.optional(key) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(_) => bail!(self.wrong(key, "true or false")),
+        }
+    }
+
+    fn wrong(&self, key: &str, expected: &str) -> String {
+        let value = match self.optional(key) {
+            Some(Value::Array(list)) => format!("a list of {}", list.len()),
+            Some(Value::String(text)) => format!("the text {:?}", text.chars().take(40).collect::<String>()),
+            Some(value) => format!("{value:?}"),
+            None => "missing".into(),
+        };
+        format!("{}: `{key}` is {value}; expected {expected}", self.path.display())
     }
 
     pub fn has(&self, name: &str) -> bool {

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +10,6 @@ use arrow::datatypes::SchemaRef;
 use super::{Query, derived_tables, is_built_in};
 use selfrepair_core::config::AnalysisConfig;
 use crate::sql::check_own;
-use selfrepair_core::own_files;
 
 /// The queries of the folder `analysis.sql`, by name.
 ///
@@ -41,9 +39,7 @@ fn read(path: &Path) -> Result<Query> {
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     ensure!(is_name, "{place}: a table has the file's name, which must be of a-z, 0-9 and _ and begin with a letter");
     ensure!(!is_built_in(name), "{place}: there is a built-in table `{name}`; give the file another name");
-    let mut text = String::new();
-    let file = own_files::open_regular(path);
-    file.and_then(|mut file| file.read_to_string(&mut text)).with_context(|| format!("cannot read {place}"))?;
+    let text = selfrepair_core::outside::read_text(path, 1 << 20)?;
     check_own(&text).with_context(|| format!("in {place}"))?;
     let query =
         Query { name: Cow::Owned(name.to_string()), text: Cow::Owned(text), file: Cow::Owned(place.to_string()) };

@@ -16,7 +16,7 @@ use proptest::test_runner::{Config as Cases, FileFailurePersistence, RngAlgorith
 use super::*;
 
 /// A run of small files may make a process grow by this much, and not more.
-const MOST_MEMORY: u64 = 1 << 30;
+pub const MOST_MEMORY: u64 = 1 << 30;
 
 /// One change to a file.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ enum Edit {
     Cut(usize),
     /// A number as lengths and counts are stored, of a size that hurts.
     Number(usize, u64),
+    /// A few bytes, written so many times: what nests, repeats or grows.
+    Repeat(usize, usize, usize),
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
@@ -38,7 +40,8 @@ fn edit() -> impl Strategy<Value = Edit> {
         1 => (place.clone(), prop::collection::vec(any::<u8>(), 1..9)).prop_map(|(at, what)| Edit::Insert(at, what)),
         1 => (place.clone(), 1usize..40).prop_map(|(at, n)| Edit::Remove(at, n)),
         1 => place.clone().prop_map(Edit::Cut),
-        2 => (place, prop::sample::select(numbers.to_vec())).prop_map(|(at, n)| Edit::Number(at, n)),
+        2 => (place.clone(), prop::sample::select(numbers.to_vec())).prop_map(|(at, n)| Edit::Number(at, n)),
+        1 => (place, 1usize..9, 1usize..300_000).prop_map(|(at, n, times)| Edit::Repeat(at, n, times)),
     ]
 }
 
@@ -64,6 +67,11 @@ fn apply(bytes: &mut Vec<u8>, edit: &Edit) {
             let end = (at + 8).min(bytes.len());
             bytes[at..end].copy_from_slice(&n.to_le_bytes()[..end - at]);
         }
+        Edit::Repeat(at, n, times) => {
+            let at = within(*at);
+            let what = bytes[at..(at + n).min(bytes.len())].repeat(*times);
+            bytes.splice(at..at, what);
+        }
     }
 }
 
@@ -78,7 +86,7 @@ fn spoilt(valid: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// The most memory this process had so far, where the system says it.
-fn peak() -> u64 {
+pub fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0");
     line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
@@ -120,13 +128,13 @@ fn fuzz(what: &str, folder: &Path, name: &str, read: impl Fn(&Path) -> Result<()
 }
 
 /// Enough of a failing case to see what it is about; its bytes may be a megabyte.
-fn shortened(text: &str) -> String {
+pub fn shortened(text: &str) -> String {
     let (head, tail) = (text.chars().take(1500), text.chars().skip(text.chars().count().saturating_sub(300)));
     head.chain("…".chars()).chain(tail).collect()
 }
 
 /// Everything that a run reads of a model.
-fn read_model(source: &Path) -> Result<()> {
+pub fn read_model(source: &Path) -> Result<()> {
     let config = ModelConfig { source: source.display().to_string(), ..Default::default() };
     let model = Model::open(ModelSource::resolve(&config)?)?;
     for layer in 0..model.architecture.layers {
@@ -136,7 +144,7 @@ fn read_model(source: &Path) -> Result<()> {
     model.check_nothing_was_left_out()
 }
 
-fn read_tokenizer(source: &Path) -> Result<()> {
+pub fn read_tokenizer(source: &Path) -> Result<()> {
     let config = ModelConfig { source: source.display().to_string(), ..Default::default() };
     let model = Model::open(ModelSource::resolve(&config)?)?;
     let tokenizer = TextTokenizer::of(&model)?;
@@ -145,7 +153,7 @@ fn read_tokenizer(source: &Path) -> Result<()> {
 }
 
 /// A folder with some files, to be spoilt.
-fn folder_with(files: &[PathBuf]) -> tempfile::TempDir {
+pub fn folder_with(files: &[PathBuf]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in files {
         fs::copy(file, dir.path().join(file.file_name().unwrap())).unwrap();

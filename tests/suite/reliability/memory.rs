@@ -46,11 +46,20 @@ fn assert_same_values(a: &Path, b: &Path) {
 fn a_batch_is_fitted_to_the_memory_that_a_run_may_take() {
     let (free, tight) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     succeeded(run_tiny("ablate", free.path(), &LARGE_BATCH));
-    let output = run_tiny("ablate", tight.path(), &[&LARGE_BATCH[..], &["runtime.memory=4000000"]].concat());
+    let output = run_tiny("ablate", tight.path(), &[&LARGE_BATCH[..], &["runtime.memory=104000000"]].concat());
     let said = text(&output.stderr);
     succeeded(output);
     assert!(said.contains("rows instead of 100000000: more would not fit"), "{said}");
     assert_same_values(free.path(), tight.path());
+}
+
+#[test]
+fn memory_that_is_too_small_for_anything_is_said_before_the_run_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = failed(run_tiny("ablate", dir.path(), &["runtime.memory=80000000"]));
+    for words in ["runtime.memory is only 80.0 MB", "takes at least 10", "MB of memory"] {
+        assert!(error.contains(words), "`{words}` is not in: {error}");
+    }
 }
 
 fn large(out: &Path, batch: usize) -> Command {
