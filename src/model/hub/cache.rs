@@ -161,7 +161,7 @@ mod tests {
     fn names_in_a_snapshot_lead_to_the_bytes_however_deep_they_lie() {
         let dir = tempfile::tempdir().unwrap();
         let cached = cached(dir.path());
-        fs::create_dir_all(cached.blob("").parent().unwrap()).unwrap();
+        create_folder_of(&cached.blob("abc")).unwrap();
         fs::write(cached.blob("abc"), "bytes").unwrap();
         for file in ["config.json", "data/en/train.txt"] {
             let path = cached.link("c0ffee", file, "abc").unwrap();

@@ -44,7 +44,7 @@ impl DataSet {
             let told =
                 told.with_context(|| format!("hf:{}: the hub does not say where {} goes", self.name, file.path))?;
             if let Some(message) = told["error"]["message"].as_str() {
-                bail!("hf:{}: the hub does not take {}: {}", self.name, file.path, self.web.without_token(message));
+                bail!("hf:{}: the hub does not take {}: {}", self.name, file.path, self.quoted(message));
             }
             bar.set_message(&file.path);
             // Without actions, the store has it.

@@ -15,7 +15,7 @@ use ureq::http::Response;
 use url::Url;
 
 use super::lfs::{Content, LFS};
-use super::web::{Answer, Failure, QUESTION, TOTAL, Web, encoded};
+use super::web::{Again, Answer, Failure, QUESTION, TOTAL, Web, encoded};
 use super::{checked_name, offline, settings};
 use selfrepair_core::{interrupt, progress};
 
@@ -23,7 +23,10 @@ use selfrepair_core::{interrupt, progress};
 const AT_ONCE: usize = 200;
 
 /// Pages of a list of files; a hub has a thousand entries on one.
-const PAGES: usize = 1000;
+const PAGES: usize = 200;
+
+/// The longest path of a file.
+const LONGEST_PATH: usize = 1024;
 
 /// What may be in a commit itself: it is put together in memory.
 const IN_COMMIT: u64 = 256 << 20;
@@ -144,7 +147,7 @@ impl DataSet {
         while let Some(url) = page.take() {
             interrupt::check()?;
             ensure!(
-                seen.insert(url.to_string()) && seen.len() <= PAGES && began.elapsed() < TOTAL,
+                seen.insert(url.to_string()) && seen.len() <= PAGES && began.elapsed() < TOTAL / 3,
                 "hf:{}: {doing}: the list does not end; {} pages were read",
                 self.name,
                 seen.len()
@@ -158,7 +161,7 @@ impl DataSet {
             page = next_page(&answer, &url, &self.web).map_err(|f| self.failed(doing, &f))?;
             let entries: Vec<Value> = self.web.json(answer).map_err(|f| self.failed(doing, &f))?;
             for entry in entries.iter().filter(|e| e["type"] == "file") {
-                let Some(path) = entry["path"].as_str() else { continue };
+                let Some(path) = entry["path"].as_str().filter(|p| p.len() <= LONGEST_PATH) else { continue };
                 files.insert(path.to_string(), entry["lfs"]["oid"].as_str().map(str::to_string));
             }
         }
@@ -176,7 +179,12 @@ impl DataSet {
                 let answer =
                     self.get(&doing, &format!("datasets/{}/resolve/main/{}", self.name, encoded(&file.path)))?;
                 let there = self.web.text(self.checked(&doing, answer.response)?, file.size);
-                there.is_ok_and(|there| content.read().is_ok_and(|ours| ours == there))
+                match there {
+                    Ok(there) => content.read()? == there,
+                    // It is longer.
+                    Err(failure) if failure.again == Again::Never => false,
+                    Err(failure) => return Err(self.failed(&doing, &failure)),
+                }
             }
         })
     }
@@ -322,14 +330,18 @@ impl DataSet {
         self.succeeded(doing, &advice, answer)
     }
 
+    /// The beginning of what a server says.
+    pub(super) fn quoted(&self, said: &str) -> String {
+        self.web.without_token(&said.chars().take(500).collect::<String>())
+    }
+
     fn succeeded(&self, doing: &str, advice: &str, answer: Response<Body>) -> Result<Response<Body>> {
         if answer.status().is_success() {
             return Ok(answer);
         }
         let said = self.web.json::<Value>(answer).ok();
         let said = said.as_ref().and_then(|v| v["error"].as_str().or(v["message"].as_str()));
-        let short = |s: &str| self.web.without_token(&s.chars().take(500).collect::<String>());
-        let said = said.map_or(String::new(), |s| format!(" (it says: {})", short(s)));
+        let said = said.map_or(String::new(), |s| format!(" (it says: {})", self.quoted(s)));
         bail!("hf:{}: {doing}: {advice}{said}", self.name)
     }
 }

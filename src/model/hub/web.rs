@@ -31,8 +31,8 @@ pub const QUESTION: Duration = Duration::from_secs(20);
 /// The longest that an answer which is no file may take as a whole.
 pub const TOTAL: Duration = Duration::from_secs(45);
 
-/// The longest text that is read into memory.
-const LONGEST_TEXT: u64 = 64 << 20;
+/// The longest JSON that is read: in memory it takes many times as much.
+const LONGEST_TEXT: u64 = 16 << 20;
 
 /// What the hub says of a file, wherever it then sends us for the bytes.
 pub const IDENTITY: [&str; 4] = ["x-repo-commit", "x-linked-etag", "etag", "x-linked-size"];
@@ -249,7 +249,7 @@ impl Web {
         }
     }
 
-    /// JSON of at most 64 MB.
+    /// JSON of at most [`LONGEST_TEXT`].
     pub fn json<T: serde::de::DeserializeOwned>(&self, response: Response<Body>) -> Result<T, Failure> {
         let text = self.text(response, LONGEST_TEXT)?;
         serde_json::from_slice(&text)

@@ -20,11 +20,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TOTAL: Duration = Duration::from_secs(30);
 
 /// How long a list may take with all its pages, and how many it may have; a page has a thousand names.
-const LISTING: Duration = Duration::from_secs(45);
-const PAGES: usize = 1000;
+const LISTING: Duration = Duration::from_secs(30);
+const PAGES: usize = 200;
 
-/// Bytes of an answer that is asked for without a range, and of one that is a refusal.
+/// Bytes of a file that is asked for without a range, of a range, of a page of a list, and of a refusal.
 const WHOLE: usize = 64 << 20;
+const RANGE: usize = 1 << 30;
+const PAGE: usize = 2 << 20;
 const REFUSAL: usize = 64 << 10;
 
 /// Makes clients for `object_store`.
@@ -67,11 +69,14 @@ struct Bounded {
 #[async_trait]
 impl HttpService for Bounded {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        if let Some(query) = request.uri().query().filter(|q| q.contains("list-type=2")) {
-            self.count(query)?;
-        }
         let range = request.headers().get("range").and_then(|r| r.to_str().ok());
-        let asked = range.map_or(WHOLE, |r| length(r).unwrap_or(WHOLE));
+        let asked = match request.uri().query().filter(|q| q.contains("list-type=2")) {
+            Some(query) => {
+                self.count(query)?;
+                PAGE
+            }
+            None => range.map_or(WHOLE, |r| length(r).unwrap_or(WHOLE)).min(RANGE),
+        };
         let response = HttpService::call(&self.client, request).await?;
         let (parts, body) = response.into_parts();
         // A server that does not know ranges sends the whole, which is found out before it is read.

@@ -80,6 +80,22 @@ fn a_hub_that_does_not_end_is_given_up() {
 }
 
 #[test]
+fn a_small_file_that_cannot_be_read_back_is_waited_for_once() {
+    let (_dir, out, home) = run_and_home();
+    let hub = Hub::start();
+    succeeded(hub.push(&home, &out, TOKEN, &[]));
+    {
+        let mut hub = hub.state();
+        hub.requests.clear();
+        hub.raw = Some(("/resolve/main/".into(), b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n[".to_vec()));
+        hub.silent = true;
+    }
+    let error = failed(hub.push(&home, &out, TOKEN, &[]));
+    assert!(error.contains("no answer"), "{error}");
+    assert_eq!(hub.state().requests.iter().filter(|r| r.0.contains("/resolve/")).count(), 1);
+}
+
+#[test]
 fn what_is_not_of_the_run_is_not_sent_and_a_link_in_its_place_is_an_error() {
     let (dir, out, home) = run_and_home();
     let secret = dir.path().join("secret");
