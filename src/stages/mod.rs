@@ -2,6 +2,7 @@
 //! fingerprint whether its output is current, and can be killed at any moment and resumed.
 
 mod doubts;
+mod foreign;
 mod parts;
 mod plan;
 mod shared;
@@ -278,32 +279,6 @@ impl Run {
         let done = work(self)?;
         self.folder.finish(stage, self.fingerprint(stage), &folders)?;
         progress::line(stage.name(), &format!("{done}, {}", progress::seconds(started.elapsed().as_secs_f64())));
-        Ok(())
-    }
-
-    /// `pipeline report` may be writing there at the same time.
-    fn lock_of_report(&self, stage: Stage) -> Result<Option<ReportLock>> {
-        (stage == Stage::Report).then(|| ReportLock::alone(self.folder.root())).transpose()
-    }
-
-    /// # Errors
-    /// If files that are not the run's lie where a stage would write that is cleared or has to run. Asked before anything
-    /// is removed. Such files beside a finished stage's are only named: readers leave them out.
-    fn refuse_foreign(&self, last: Stage, fresh: bool) -> Result<()> {
-        for stage in STAGES {
-            let (fingerprint, folders) = (self.fingerprint(stage), self.folders(stage));
-            let runs = stage <= last && (fresh || !self.folder.is_current(stage, fingerprint));
-            if runs || self.folder.is_stale(stage, fingerprint) {
-                self.folder.refuse_foreign(stage, &folders)?;
-            } else {
-                for path in self.folder.foreign(stage, &folders)? {
-                    progress::line(
-                        "warning",
-                        &format!("{} was not written by this run and is not read", path.display()),
-                    );
-                }
-            }
-        }
         Ok(())
     }
 

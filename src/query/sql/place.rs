@@ -104,7 +104,8 @@ impl Place {
             found.into_iter().partition(|file| !file.contains('/') && is_listed(file));
         // A stage at work lists a file a moment before it is there.
         let expected = listed.iter().flatten().filter(|_| complete == Some(true));
-        let missing = expected.filter(|file| !mine.contains(file)).cloned().collect();
+        let there: BTreeSet<&String> = mine.iter().collect();
+        let missing = expected.filter(|file| !there.contains(file)).cloned().collect();
         let Some(first) = mine.iter().min() else {
             bail!("{} has no files; has the run finished?", self.shown(name));
         };
@@ -148,22 +149,30 @@ impl Place {
     async fn listed(&self, name: &str) -> Result<Option<(BTreeSet<String>, bool)>> {
         let (folder, prefix) = (format!("tables/{name}"), format!("tables/{name}/"));
         for stage in STAGES {
-            let Some(text) = self.read(&manifest_name(stage)).await.filter(|text| text.contains(&folder)) else {
+            let text = self.read(&manifest_name(stage)).await;
+            // A manifest of thousands of files is parsed for its own stage's tables only.
+            if text.as_ref().is_some_and(|text| !text.contains(&folder) && text.trim_end().ends_with('}')) {
                 continue;
-            };
-            let Some(manifest) = parse_manifest(stage, &text)?.filter(|m| m.folders.contains(&folder)) else {
-                continue;
-            };
-            let names: Vec<String> = match manifest.complete {
-                true => manifest.files.iter().map(|file| file.0.clone()).collect(),
-                false => match self.read(&ledger_name(stage)).await {
-                    Some(text) => parse_ledger(stage, &text)?.into_keys().collect(),
-                    // A stage that writes no checksums, of an older version.
-                    None => return Ok(None),
-                },
-            };
-            let names = names.iter().filter_map(|n| n.strip_prefix(&prefix)).map(str::to_string).collect();
-            return Ok(Some((names, manifest.complete)));
+            }
+            let manifest = text.map(|text| parse_manifest(stage, &text)).transpose()?.flatten();
+            if let Some(manifest) = &manifest {
+                if !manifest.folders.contains(&folder) {
+                    continue;
+                }
+                if manifest.complete {
+                    return Ok(Some((below(&prefix, manifest.files.iter().map(|file| &file.0)), true)));
+                }
+            }
+            let ledger = self.read(&ledger_name(stage)).await.map(|text| parse_ledger(stage, &text)).transpose()?;
+            let listed = below(&prefix, ledger.iter().flat_map(|sums| sums.keys()));
+            match (manifest, ledger) {
+                (Some(_), Some(_)) => return Ok(Some((listed, false))),
+                // The manifest is lost.
+                (None, Some(_)) if !listed.is_empty() => return Ok(Some((listed, false))),
+                // A stage of an older version, which kept no checksums.
+                (Some(_), None) => return Ok(None),
+                _ => {}
+            }
         }
         Ok(None)
     }
@@ -212,6 +221,11 @@ impl Place {
         }
         names
     }
+}
+
+/// Names of files in a folder, without it.
+fn below<'a>(prefix: &str, names: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+    names.filter_map(|name| name.strip_prefix(prefix)).map(str::to_string).collect()
 }
 
 fn is_parquet(path: &Path) -> bool {
@@ -288,6 +302,8 @@ mod tests {
         assert_eq!(rows(out), 4, "a stage at work that keeps no checksums");
         fs::write(out.join("stages/corpus.sha256"), format!("{:064}  {name}\n", 0)).unwrap();
         assert_eq!(rows(out), 2, "a stage at work");
+        fs::write(out.join("stages/corpus.json"), "{").unwrap();
+        assert_eq!(rows(out), 2, "a stage whose manifest is lost");
     }
 
     #[test]

@@ -90,6 +90,27 @@ fn a_run_killed_in_any_stage_resumes_to_the_same_bytes() {
     println!("killed in {runs} runs, and resumed: {kills:?}; finished shards made again: {again}");
 }
 
+/// What a kill leaves is known to be the run's: nothing of it is taken for a user's file.
+#[test]
+fn a_run_killed_in_any_stage_gives_way_to_another_configuration() {
+    let mut dice = Dice::new();
+    let dir = tempfile::tempdir().unwrap();
+    for stage in STAGES {
+        for _ in 0..cases(1, 20) {
+            kill_in(stage, Duration::from_millis(dice.below(300) as u64), dir.path());
+            let mut other = everything("corpus", dir.path());
+            // Every stage depends on it.
+            succeeded(other.args(["--set", "corpus.prompt_len=10"]).output().unwrap());
+            for folder in ["model", "work", "activations", "sums", "figures", "report"] {
+                let left = files(&dir.path().join(folder));
+                assert!(left.is_empty(), "a kill in {}: {left:?}", stage.name());
+            }
+            let tables = files(&dir.path().join("tables"));
+            assert_eq!(tables, [dir.path().join("tables/tokens/tokens.parquet")], "a kill in {}", stage.name());
+        }
+    }
+}
+
 fn send(signal: &str, child: &Child) {
     assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
 }
