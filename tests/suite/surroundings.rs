@@ -177,7 +177,8 @@ fn text_from_outside_reaches_a_terminal_as_text() {
     assert_plain(&both(pipeline().args(["run", "all", "--bad", &hostile])));
     assert_plain(&both(pipeline().arg(&hostile)));
     for key in ["model.source", "corpus.source", "runtime.device", "corpus.separator", "ablation.heads", "corpus.x"] {
-        assert_plain(&both(pipeline().args(["run", "all", "--set", &format!("{key}={hostile}"), "--out"]).arg(&out)));
+        let other = dir.path().join("other");
+        assert_plain(&both(pipeline().args(["run", "all", "--set", &format!("{key}={hostile}"), "--out"]).arg(other)));
     }
     // A configuration's own text, a checkpoint's, and the names of tensors.
     let model = dir.path().join("model");

@@ -119,16 +119,22 @@ fn check_setting(name: &ObjectName, rights: Rights) -> Result<()> {
     Ok(())
 }
 
-/// The same once more of the plan, for what the text does not show.
+/// The same once more of the plan, for what the text does not show: `select … into` makes a table.
 pub fn check_plan(
     plan: &LogicalPlan,
     statement: &Statement,
     rights: Rights,
 ) -> Result<(), datafusion::error::DataFusionError> {
-    let is_view = matches!(statement, Statement::Statement(s) if matches!(**s,
-        ast::Statement::CreateView(_) | ast::Statement::Drop { .. }));
+    let makes = |s: &ast::Statement| {
+        use ast::Statement::{CreateSchema, CreateTable, CreateView, Drop};
+        matches!(s, CreateView(_) | CreateTable(_) | CreateSchema { .. } | Drop { .. })
+    };
+    let is_ddl = match statement {
+        Statement::Statement(statement) => makes(statement),
+        other => matches!(other, Statement::CreateExternalTable(_)),
+    };
     let is_copy = rights == Rights::Files && contains_copy(statement);
-    SQLOptions::new().with_allow_ddl(is_view || rights == Rights::Files).with_allow_dml(is_copy).verify_plan(plan)
+    SQLOptions::new().with_allow_ddl(is_ddl).with_allow_dml(is_copy).verify_plan(plan)
 }
 
 /// `show tables`.

@@ -78,6 +78,9 @@ fn plan_error(plan: &str, tables: &[String], functions: &[String]) -> (String, O
         let name = plan.rsplit(' ').next().unwrap_or_default();
         return (format!("{name} stands for nothing; the run's only parameter is $top_fraction"), None);
     }
+    if plan.starts_with("DDL not supported") {
+        return ("a query makes no table; `create view NAME as …` names it for the session".to_string(), None);
+    }
     if plan.starts_with("DML not supported") {
         return ("a run's tables are read only; --output FILE writes a result to a file".to_string(), None);
     }
@@ -96,6 +99,10 @@ pub fn no_such_table(name: &str, tables: &[String]) -> String {
 /// `sql parser error: Expected: …, found: frm at Line: 1, Column: 10`
 fn syntax_error(message: &str, sql: &str) -> String {
     let text = message.trim_start_matches("sql parser error: ");
+    if text.starts_with("recursion limit exceeded") {
+        return "the query is too deep: more than 50 parentheses, functions or queries stand one within another; ask in parts"
+            .to_string();
+    }
     let Some((text, place)) = text.rsplit_once(" at Line: ") else { return format!("not SQL: {text}") };
     let mut numbers = place.split(", Column: ").filter_map(|n| n.trim().parse::<usize>().ok());
     match (numbers.next(), numbers.next()) {
