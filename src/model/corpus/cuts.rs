@@ -277,6 +277,8 @@ fn growth(part: &Value) -> usize {
         Some("ByteLevel") => 2 + usize::from(part["add_prefix_space"] == true),
         Some("NFC" | "NFD" | "Lowercase" | "BertNormalizer") => 3,
         Some("NFKC" | "NFKD") => 11,
+        // Decoders that replace a text, which may be empty, by a space.
+        Some("CTC" | "BPEDecoder" | "WordPiece") => 2,
         Some("Precompiled") => longest_replacement(part["precompiled_charsmap"].as_str().unwrap_or_default()),
         _ => 1,
     }

@@ -329,11 +329,13 @@ mod tests {
         let many = |key: &str| json!({"type": "Sequence", key: vec![double.clone(); 40]});
         let long = json!({"type": "Prepend", "prepend": "a".repeat(1 << 20)});
         let map = json!({"type": "Precompiled", "precompiled_charsmap": "////fwAA"});
+        let spaces = json!({"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": true});
         for parts in [
             json!({"normalizer": many("normalizers")}),
             json!({"normalizer": long}),
             json!({"normalizer": map}),
             json!({"decoder": many("decoders")}),
+            json!({"decoder": {"type": "Sequence", "decoders": vec![spaces; 30]}}),
         ] {
             let error = format!("{:#}", with(parts).err().unwrap());
             assert!(error.contains("times as long") || error.contains("map of characters"), "{error}");
