@@ -53,7 +53,7 @@ fn with_checksum(plain: &str, text: &str) -> String {
 pub fn file_names<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut taken = HashSet::new();
     let mut free = |name: &str| taken.insert(name.to_ascii_lowercase());
-    let mut unique = |text: &str| {
+    let unique = |text: &str| {
         let name = file_name(text);
         if free(&name) {
             return name;
@@ -65,7 +65,7 @@ pub fn file_names<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<String> {
         // The same text again.
         (2..).map(|n| format!("{name}-{n}")).find(|name| free(name)).unwrap_or_default()
     };
-    texts.into_iter().map(|text| unique(text)).collect()
+    texts.into_iter().map(unique).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use selfrepair_core::files::write_atomically;
+use super::files::put;
 
 /// Lists, one a line, the files that reports wrote into the folder and may overwrite.
 const RECORD: &str = ".self-repair-report";
@@ -46,7 +46,7 @@ pub fn record(folder: &Path, files: impl IntoIterator<Item = String>) -> Result<
     let mut known = recorded(folder);
     known.extend(files);
     let lines: String = known.iter().map(|name| format!("{name}\n")).collect();
-    write_atomically(&folder.join(RECORD), lines.as_bytes())
+    put(&folder.join(RECORD), lines.as_bytes())
 }
 
 fn recorded(folder: &Path) -> BTreeSet<String> {

@@ -19,21 +19,13 @@ use selfrepair_core::files::files_below;
 
 fn hostile() -> Vec<String> {
     let texts = [
-        "\"><img src=x onerror=alert(1)>",
-        "'><svg/onload=alert(1)>",
+        "\"><img src=x onerror=alert(1)></script></title></style><script>alert(1)</script>",
         "x/../../../y",
-        "/etc/x",
-        "</script><script>alert(1)</script>",
-        "</style><!-- ]]> &lt; &#x22;",
-        "</title></svg><a href=\"javascript:alert(1)\">",
-        "javascript:alert(1)",
-        "\u{202e}lanoitceridib\u{2066}",
-        "a\0b\u{1b}[2J\u{ffff}",
-        "it's' or 'a' = 'a",
-        "$ablation -- $hold {0} {}",
+        "javascript:alert(1) '><svg/onload=alert(1)> \u{202e}lanoitceridib\u{2066} a\0b\u{1b}[2J\u{ffff}",
+        "it's' or 'a' = 'a' -- $ablation {0} <!-- ]]> &lt; &#x22;",
         "",
     ];
-    texts.iter().map(|t| t.to_string()).chain(["n".repeat(300), "W".repeat(5000), "ℵ".repeat(300)]).collect()
+    texts.iter().map(|t| t.to_string()).chain(["Wℵ".repeat(300)]).collect()
 }
 
 /// Gives a column of text another value where it has this one, in every table of a run.
@@ -61,10 +53,9 @@ fn replace(out: &Path, column: &str, from: &str, to: &str) {
 
 /// A run whose names of everything are hostile.
 fn hostile_run(text: &str) -> tempfile::TempDir {
-    let run = handmade_run("tiny", &["zero", "zero/erasers", "project_out"]);
+    let run = handmade_run("tiny", &["zero", "zero/erasers"]);
     for (column, from, to) in [
         ("ablation", "zero", text.to_string()),
-        ("ablation", "project_out", format!("project_{text}")),
         ("hold", "erasers", text.to_string()),
         ("name", "tiny", text.to_string()),
         ("source", "./tiny", text.to_string()),

@@ -153,3 +153,27 @@ fn every_table_setting_and_figure_of_the_paper_exists() {
     }
     assert_eq!((sections, figures > 30), (13, true), "{sections} sections name {figures} figures");
 }
+
+#[test]
+fn a_report_of_one_run_has_its_own_place() {
+    let mut command = pipeline();
+    command.args(["report", "--out", "A", "--to", "B"]);
+    let error = failed(command.output().unwrap());
+    assert!(error.contains("--to B is for a comparison of several runs"), "{error}");
+    assert!(error.contains("the report of one run lies in A/report"), "{error}");
+}
+
+#[test]
+fn two_reports_at_once_beside_each_other_both_succeed() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("all", dir.path(), &[]));
+    let report = || {
+        let mut command = pipeline();
+        command.arg("report").arg("--out").arg(dir.path());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let running: Vec<_> = (0..3).map(|_| report()).collect();
+    for one in running {
+        succeeded(one.wait_with_output().unwrap());
+    }
+}

@@ -27,10 +27,10 @@ impl<T> Pending<T> {
         Self { unfinished: waiting.iter().map(|item| item.name.clone()).collect(), waiting }
     }
 
-    /// The first that reads nothing of another that is not done.
+    /// The first that reads nothing that is not done. One that reads itself never is.
     fn take_ready(&mut self) -> Option<Item<T>> {
         let unfinished = &self.unfinished;
-        let ready = |item: &Item<T>| !item.reads.iter().any(|r| *r != item.name && unfinished.contains(r));
+        let ready = |item: &Item<T>| !item.reads.iter().any(|r| unfinished.contains(r));
         self.waiting.iter().position(ready).map(|i| self.waiting.remove(i))
     }
 
@@ -157,8 +157,9 @@ mod tests {
             };
             of.iter().enumerate().map(item).collect::<Vec<_>>()
         };
-        assert_eq!(in_order(items(&[("c", &["b", "c"]), ("b", &["measured"]), ("a", &[])])), Ok(vec![1, 2, 0]));
+        assert_eq!(in_order(items(&[("c", &["b"]), ("b", &["measured"]), ("a", &[])])), Ok(vec![1, 2, 0]));
         assert_eq!(in_order(items(&[("a", &["b"]), ("b", &["a"]), ("c", &[])])), Err(vec![0, 1]));
+        assert_eq!(in_order(items(&[("a", &["a"]), ("b", &[])])), Err(vec![0]));
     }
 
     #[test]
