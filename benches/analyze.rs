@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use selfrepair_query::analyze::{CHECKS, DERIVED, Tables, analyze, derived_tables, open};
 use selfrepair_core::config::AnalysisConfig;
+use selfrepair_query::analyze::{CHECKS, DERIVED, Tables, analyze, derived_tables, open};
 use selfrepair_store::Metadata;
 
 fn main() -> Result<()> {

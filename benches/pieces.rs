@@ -6,17 +6,17 @@
 
 use std::sync::Arc;
 
+use crate::stages::{AblatedComponent, Slots, repair};
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray, UInt16Array, UInt32Array};
 use arrow::datatypes::DataType;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use selfrepair_core::config::ModelConfig;
 use selfrepair_core::prompts::Stream;
-use selfrepair_model::corpus::TextTokenizer;
-use selfrepair_engine::{Ablated, CleanEffects};
-use selfrepair_model::{Model, ModelSource};
-use crate::stages::{AblatedComponent, Slots, repair};
 use selfrepair_core::tables::ABLATIONS;
+use selfrepair_engine::{Ablated, CleanEffects};
+use selfrepair_model::corpus::TextTokenizer;
+use selfrepair_model::{Model, ModelSource};
 use selfrepair_store::{Metadata, TableWriter};
 
 fn main() {

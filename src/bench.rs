@@ -11,14 +11,14 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::stages::Run;
 use selfrepair_core::config::Config;
+use selfrepair_core::files::files_below;
+use selfrepair_core::progress;
 use selfrepair_engine::rate::probed;
 use selfrepair_engine::runtime::{Spent, profile_files};
-use selfrepair_core::progress;
 use selfrepair_measure::{ablate_flops, trace_flops};
 use selfrepair_store::run_folder::Stage;
-use selfrepair_core::files::files_below;
-use crate::stages::Run;
 
 /// What was measured; times in seconds, rates in floating-point operations a second.
 #[derive(Debug, Serialize)]
@@ -66,7 +66,8 @@ pub fn bench(config: Config) -> Result<Bench> {
     run.bring_up_to(Stage::Export)?;
     let prompts = run.prompts()?;
     let trace = timed(&run, Stage::Trace, trace_flops(&run.model.architecture, &prompts))?;
-    let ablate = timed(&run, Stage::Ablate, ablate_flops(&run.config, &run.model.architecture, &run.components, &prompts))?;
+    let ablate =
+        timed(&run, Stage::Ablate, ablate_flops(&run.config, &run.model.architecture, &run.components, &prompts))?;
     let peak_memory = peak_memory();
     let table = out.join("tables/ablations");
     let bytes: u64 = files_below(&table)?.iter().filter_map(|p| Some(p.metadata().ok()?.len())).sum();

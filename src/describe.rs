@@ -5,11 +5,11 @@ use std::fmt::Write;
 use anyhow::{Result, ensure};
 
 use selfrepair_core::config::RuntimeConfig;
-use selfrepair_engine::rate::matmul_rate;
-use selfrepair_engine::batch::of_weights;
-use selfrepair_model::{Architecture, Model, Norm};
 use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
+use selfrepair_engine::batch::of_weights;
+use selfrepair_engine::rate::matmul_rate;
+use selfrepair_model::{Architecture, Model, Norm};
 
 /// Necessary floating-point operations of ablating every head once on `tokens` tokens in prompts of 128.
 pub fn all_heads_flops(a: &Architecture, tokens: usize) -> f64 {

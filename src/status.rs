@@ -6,17 +6,17 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use selfrepair_query::catalog;
-use selfrepair_query::catalog::thousands;
-use selfrepair_store::checksums::damaged;
+use crate::stages::Prepared;
 use selfrepair_core::config::Config;
 use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
+use selfrepair_query::catalog;
+use selfrepair_query::catalog::thousands;
+use selfrepair_store::checksums::damaged;
 use selfrepair_store::records;
 use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::{Manifest, Parts, STAGES, Stage, has_size, manifest};
 use selfrepair_store::sharing;
-use crate::stages::Prepared;
 
 /// Whether a stage's files are what they should be.
 #[derive(Debug, PartialEq)]

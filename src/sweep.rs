@@ -106,7 +106,8 @@ impl<'a> Sweep<'a> {
     pub fn run(&self, prompts: &[Vec<u32>]) -> Result<Found, Error> {
         let length = prompts.first().map_or(0, Vec::len);
         if length < 2 || prompts.iter().any(|p| p.len() != length) {
-            let error = anyhow::anyhow!("expected prompts of one length of at least 2 tokens; use `run_answers` for others");
+            let error =
+                anyhow::anyhow!("expected prompts of one length of at least 2 tokens; use `run_answers` for others");
             return Err(Error::Configuration(error));
         }
         self.measure(&Prompts::packed(length, prompts.concat()))

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
 use crate::bench::bench;
+use anyhow::Result;
 use selfrepair_core::config::Config;
 
 /// Measure how close trace and ablate come to the machine's own matrix products

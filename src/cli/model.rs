@@ -1,8 +1,8 @@
 //! `pipeline model`.
 
+use crate::describe::describe;
 use anyhow::Result;
 use selfrepair_core::config::ModelConfig;
-use crate::describe::describe;
 use selfrepair_model::Model;
 
 /// Show what a run of a model would be: its architecture, memory, floating-point work and time on this machine

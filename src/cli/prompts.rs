@@ -4,8 +4,8 @@ use std::io::Write;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use selfrepair_model::corpus::ioi;
 use selfrepair_core::plain::Stdout;
+use selfrepair_model::corpus::ioi;
 
 /// Print a prompt set as JSON lines, to measure a narrow task with corpus.mode = "prompts"
 #[derive(clap::Args)]

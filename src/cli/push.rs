@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::push::{Push, push};
 use anyhow::Result;
 use selfrepair_core::address;
-use crate::push::{Push, push};
 
 /// Push a finished run to a data set of the Hugging Face hub
 ///

@@ -6,9 +6,9 @@ use anyhow::Result;
 use clap::ValueEnum;
 use selfrepair_core::address;
 use selfrepair_core::config::Config;
-use selfrepair_store::run_folder::Stage;
 use selfrepair_core::shards::ShardSet;
 use selfrepair_core::threads;
+use selfrepair_store::run_folder::Stage;
 
 use crate::stages;
 

@@ -85,7 +85,11 @@ impl From<FormatName> for Format {
 
 pub fn run(args: Args) -> Result<()> {
     let from_terminal = args.query.is_none() && args.file.is_none() && std::io::stdin().is_terminal();
-    let format = args.format.map(Format::from).or_else(|| args.output.as_deref().and_then(Format::of_file)).unwrap_or(Format::Table);
+    let format = args
+        .format
+        .map(Format::from)
+        .or_else(|| args.output.as_deref().and_then(Format::of_file))
+        .unwrap_or(Format::Table);
     if let Some(output) = &args.output {
         address::refuse(output, "--output", "rows are written to a file")?;
     }

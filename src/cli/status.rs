@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::status::status;
 use anyhow::Result;
 use selfrepair_core::address;
-use crate::status::status;
 
 use super::run::Settings;
 

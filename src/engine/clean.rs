@@ -6,8 +6,8 @@ use ort::value::DynValue;
 use super::Engine;
 use super::hooks::{HookPoint, Outputs};
 use super::runtime::{self, Input, int_tensor, tensor, view, view_mut};
-use selfrepair_core::prompts::TargetRow;
 use selfrepair_core::memory::{copied, room};
+use selfrepair_core::prompts::TargetRow;
 
 /// What the stream and every `z` are projected on: a direction a prompt position.
 pub struct Directions {

@@ -31,11 +31,11 @@ pub use crew::Crew;
 pub use iterate::{Addition, Response};
 pub use suffix::{Ablated, HoldMasks, Place, Suffix};
 
-use selfrepair_core::prompts::TargetRow;
-use selfrepair_core::config::RuntimeConfig;
-use selfrepair_model::Architecture;
 use hooks::HookPoint;
 use runtime::{Graph, Input, Runtime};
+use selfrepair_core::config::RuntimeConfig;
+use selfrepair_core::prompts::TargetRow;
+use selfrepair_model::Architecture;
 use weights::SharedWeights;
 
 /// The graphs of one model, loaded and ready.
@@ -161,11 +161,8 @@ impl Engine {
     ) -> Result<(Vec<f32>, Vec<f32>)> {
         let graph = self.divergence.as_mut().context("this engine was not loaded for distributions")?;
         let ids = clean::token_tensor(&[&targets.answer])?;
-        let inputs = vec![
-            (HookPoint::Resid, residual),
-            (HookPoint::CleanResid, clean),
-            (HookPoint::Targets, Input::from(&ids)),
-        ];
+        let inputs =
+            vec![(HookPoint::Resid, residual), (HookPoint::CleanResid, clean), (HookPoint::Targets, Input::from(&ids))];
         let mut outputs = graph.run(inputs, &[HookPoint::LogProb, HookPoint::Kl])?;
         let (log_prob, kl) = (outputs.take(HookPoint::LogProb)?, outputs.take(HookPoint::Kl)?);
         Ok((runtime::view(&log_prob)?.to_vec(), runtime::view(&kl)?.to_vec()))
@@ -262,7 +259,8 @@ mod tests {
     /// Of every family, whose activations, biases, norms and shapes differ.
     #[test]
     fn operators_of_our_own_give_the_standard_ones_numbers() {
-        for family in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families")).unwrap() {
+        for family in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families")).unwrap()
+        {
             let path = family.unwrap().path();
             let exported = Exported::new(path.to_str().unwrap());
             for by_difference in [false, true] {

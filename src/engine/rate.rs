@@ -10,9 +10,9 @@ use ort::value::DynValue;
 use super::hooks::HookPoint;
 use super::runtime::{Graph, Input, Runtime, tensor};
 use super::weights::SharedWeights;
-use selfrepair_core::config::RuntimeConfig;
 use crate::export;
 use crate::load::{ALIASED, PADDING};
+use selfrepair_core::config::RuntimeConfig;
 use selfrepair_model::Architecture;
 
 const ROWS: usize = 1024;

@@ -17,10 +17,10 @@ use ort::value::{DynTensorValueType, DynValue, PrimitiveTensorElementType, Tenso
 
 use super::operators;
 use super::weights::SharedWeights;
-use selfrepair_core::config::RuntimeConfig;
 use crate::export;
 use crate::hooks::{HookPoint, Outputs};
 use crate::load::{self, ALIASED, Lowering, PADDING};
+use selfrepair_core::config::RuntimeConfig;
 use selfrepair_core::memory::{copied, room};
 use selfrepair_core::precision::{Half, Precision};
 use selfrepair_model::provision;
@@ -439,7 +439,8 @@ mod tests {
             let runtime = Runtime { native, ..Runtime::get(&config).unwrap() };
             let mut graph = runtime.load(&path, &SharedWeights::new(dir.path())).unwrap();
             let input = tensor(&[3, INPUTS], x.clone()).unwrap();
-            let [y] = graph.run([("x", Input::from(&input))], ["y"]).unwrap();
+            let mut outputs = graph.run(vec![(HookPoint::X, Input::from(&input))], &[HookPoint::Y]).unwrap();
+            let y = outputs.take(HookPoint::Y).unwrap();
             view(&y).unwrap().to_vec()
         };
         let exact = product(Precision::Fp32, false);

@@ -29,9 +29,7 @@ pub struct Writers(Vec<Box<dyn RowWriter>>);
 
 impl Writers {
     pub fn open(context: &MeasureContext, shard: usize) -> Result<Self> {
-        let open = |&what: &Activation| {
-            context.sink.open_arrays(name(what), shard, schema(context.architecture, what))
-        };
+        let open = |&what: &Activation| context.sink.open_arrays(name(what), shard, schema(context.architecture, what));
         Ok(Self(context.config.trace.save.iter().map(open).collect::<Result<_>>()?))
     }
 

@@ -18,9 +18,9 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use selfrepair_core::interrupt;
 use cache::Cached;
 use download::Source;
+use selfrepair_core::interrupt;
 use settings::{offline, token};
 use web::{Again, Failure, Web};
 

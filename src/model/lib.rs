@@ -27,8 +27,8 @@ pub use fold::FoldedBiases;
 pub use gguf::{GgufFile, Value as GgufValue};
 pub use source::{ModelSource, Origin};
 
-use selfrepair_core::config::ModelConfig;
 use families::Family;
+use selfrepair_core::config::ModelConfig;
 
 /// A checkpoint together with the description of its architecture.
 pub struct Model {

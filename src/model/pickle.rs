@@ -16,8 +16,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::pickle::{Object, Stack};
 
-use selfrepair_core::outside::open_file;
 use measure::measure;
+use selfrepair_core::outside::open_file;
 
 /// A pickle says where tensors lie and has none of their numbers: large models' are below a megabyte.
 const MOST_BYTES: u64 = 64 << 20;

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::unique::Unique;
-use selfrepair_core::config::ModelConfig;
 use crate::hub::{HubRepo, Kind};
-use selfrepair_core::outside::{open_file, read_bytes};
 use crate::provision;
+use selfrepair_core::config::ModelConfig;
+use selfrepair_core::outside::{open_file, read_bytes};
 
 /// What to call a model in the tables.
 #[derive(Debug, Clone)]

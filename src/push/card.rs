@@ -4,12 +4,12 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use selfrepair_query::catalog::escape::{code, is_plain, text, yaml};
+use selfrepair_core::config::Config;
 use selfrepair_query::catalog;
 use selfrepair_query::catalog::TableDoc;
-use selfrepair_core::config::Config;
-use selfrepair_report::Rows;
+use selfrepair_query::catalog::escape::{code, is_plain, text, yaml};
 use selfrepair_query::sql::Tables;
+use selfrepair_report::Rows;
 
 /// The table that is loaded when none is named.
 const DEFAULT: &str = "head_summary";

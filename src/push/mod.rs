@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use selfrepair_query::catalog;
-use selfrepair_query::catalog::TableDoc;
+use selfrepair_core::files::{sha256_of, sha256_of_file};
+use selfrepair_core::progress;
 use selfrepair_model::hub;
 use selfrepair_model::hub::{Content, DataSet, Pushed, Upload};
-use selfrepair_core::progress;
+use selfrepair_query::catalog;
+use selfrepair_query::catalog::TableDoc;
+use selfrepair_query::sql::Tables;
 use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::STAGES;
-use selfrepair_core::files::{sha256_of, sha256_of_file};
-use selfrepair_query::sql::Tables;
 
 /// Folders of a run that go to the hub, and are there as they are here. The rest is large and can be made again.
 const FOLDERS: [&str; 2] = ["tables", "figures"];

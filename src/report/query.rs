@@ -52,13 +52,14 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use selfrepair_core::tables::MEASURED;
     use selfrepair_query::analyze::{COMPUTED, DERIVED, PAPER, authors_schema, in_order};
     use selfrepair_query::sql::Planner;
-    use selfrepair_core::tables::MEASURED;
 
     /// Names of the queries that lie in `sql/figures/`.
     fn files() -> BTreeSet<String> {
-        let files = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../sql/figures")).unwrap().map(|f| f.unwrap().path());
+        let files =
+            fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../sql/figures")).unwrap().map(|f| f.unwrap().path());
         files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_string()).collect()
     }
 

@@ -6,9 +6,9 @@ use anyhow::Result;
 
 use super::Rows;
 use super::query::ask;
+use selfrepair_core::config::Config;
 use selfrepair_query::analyze::Tables;
 use selfrepair_query::catalog::thousands;
-use selfrepair_core::config::Config;
 
 pub struct Settings {
     pub model: String,

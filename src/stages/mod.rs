@@ -36,8 +36,8 @@ use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::{Parts, RunFolder, STAGES, Stage};
 use selfrepair_store::{Metadata, StageFiles, TableWriter, prompt_tables};
 
-use selfrepair_store::sharing::ReportLock;
 use crate::status::state;
+use selfrepair_store::sharing::ReportLock;
 
 pub use plan::{Estimate, dry_run};
 pub use shared::run_set;

@@ -4,12 +4,12 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use selfrepair_query::analyze;
 use selfrepair_core::config::Config;
 use selfrepair_core::provenance::MEASUREMENT_VERSION;
+use selfrepair_core::tables::SCHEMA_VERSION;
+use selfrepair_query::analyze;
 use selfrepair_report as report;
 use selfrepair_store::run_folder::Parts;
-use selfrepair_core::tables::SCHEMA_VERSION;
 
 /// The parts of every stage, in the order of [`selfrepair_store::run_folder::Stage`]; a stage's fingerprint is the hash of its list.
 pub fn parts(config: &Config, model_sha256: &str, corpus_sha256: &[String]) -> Result<[Parts; 6]> {

@@ -6,15 +6,15 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::Prepared;
+use crate::describe::{EFFICIENCY, memory};
+use crate::status::{State, state};
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::{Config, Kind, Mode};
-use crate::describe::{EFFICIENCY, memory};
-use selfrepair_engine::rate::matmul_rate;
-use selfrepair_model::Architecture;
 use selfrepair_core::progress;
+use selfrepair_engine::rate::matmul_rate;
 use selfrepair_measure::iterate;
+use selfrepair_model::Architecture;
 use selfrepair_store::run_folder::{STAGES, Stage, check};
-use crate::status::{State, state};
 
 /// What additions reach of the bare matrix product's rate, as measured on SmolLM2-135M: their calls are small.
 const ITERATE_EFFICIENCY: f64 = 0.6;

@@ -8,14 +8,14 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::Run;
+use crate::status::differences;
 use selfrepair_core::config::Config;
 use selfrepair_core::interrupt;
-use selfrepair_measure::ablate;
 use selfrepair_core::progress;
-use selfrepair_store::run_folder::{STAGES, Stage, manifest};
 use selfrepair_core::shards::ShardSet;
+use selfrepair_measure::ablate;
+use selfrepair_store::run_folder::{STAGES, Stage, manifest};
 use selfrepair_store::sharing::named;
-use crate::status::differences;
 
 /// How a process has the folder.
 enum Access {

@@ -15,10 +15,10 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use selfrepair_core::own_files::{self, create_beside};
 use crate::records;
 use crate::run_folder::Stage;
 use selfrepair_core::files::{hex, sha256_of_file, write_atomically};
+use selfrepair_core::own_files::{self, create_beside};
 
 /// Stands for the checksum of a file that is being written.
 const UNFINISHED: &str = "0000000000000000000000000000000000000000000000000000000000000000";

@@ -16,7 +16,12 @@ use selfrepair_core::tables::{TARGETS, TOKENS};
 use crate::table_writer::{Metadata, TableWriter};
 
 /// Writes the `tokens` table.
-pub fn write_tokens(corpus: &Corpus, text_of: impl Fn(u32) -> Result<String>, folder: &Path, meta: &Metadata) -> Result<()> {
+pub fn write_tokens(
+    corpus: &Corpus,
+    text_of: impl Fn(u32) -> Result<String>,
+    folder: &Path,
+    meta: &Metadata,
+) -> Result<()> {
     let mut writer = TableWriter::create(&TOKENS, &folder.join("tokens.parquet"), meta)?;
     let mut documents = corpus.documents.iter().copied();
     for (p, prompt) in corpus.prompts.iter().enumerate() {

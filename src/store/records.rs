@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use selfrepair_core::own_files::{self, is_plain};
 use crate::run_folder::{Manifest, STAGES, Stage};
 use crate::table_writer::is_of_table;
+use selfrepair_core::own_files::{self, is_plain};
 
 impl Stage {
     /// Whether a file or folder of that name may be the stage's.

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use selfrepair_core::files::files_in;
 use selfrepair_core::interrupt;
 use selfrepair_core::own_files::{self, LOCK, REPORT_LOCK};
-use selfrepair_core::shards::ShardSet;
 use selfrepair_core::progress;
-use selfrepair_core::files::files_in;
+use selfrepair_core::shards::ShardSet;
 
 /// The locks of one process on one folder.
 pub struct Lock {

@@ -15,9 +15,9 @@ use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBat
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, Float64Type, Schema};
 use parquet::arrow::ArrowWriter;
-use selfrepair_query::analyze::{CHECKS, DERIVED, Query, VIEWS, open};
 use selfrepair_core::config::AnalysisConfig;
 use selfrepair_core::tables::MEASURED;
+use selfrepair_query::analyze::{CHECKS, DERIVED, Query, VIEWS, open};
 
 /// A table as a case writes it down.
 struct Grid<'a> {

@@ -8,7 +8,12 @@ use selfrepair_model::{Architecture, Norm};
 
 /// tokens [B, S] → resid_pre of block 0 [B, S, D].
 pub fn embed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
-    let mut g = GraphBuilder::new(super::EMBED, Role::Exact, "Token ids to the residual stream before the first block.", weights);
+    let mut g = GraphBuilder::new(
+        super::EMBED,
+        Role::Exact,
+        "Token ids to the residual stream before the first block.",
+        weights,
+    );
     let tokens = g.int_input(HookPoint::Tokens, &[B, S], "token ids");
     let w_e = g.weight(&ends.embedding);
     let mut residual = g.node("Gather", &[&w_e, &tokens], "token_embedding", vec![]);
@@ -30,7 +35,12 @@ pub fn embed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder
 /// The final norm's scale and the stream's dot product with `u`: an ablated logit without unembedding.
 pub fn readout(a: &Architecture, weights: &str) -> GraphBuilder {
     let d = Dim::Size(a.d_model);
-    let mut g = GraphBuilder::new(super::READOUT, Role::Exact, "The final norm's scale, and the stream along a direction.", weights);
+    let mut g = GraphBuilder::new(
+        super::READOUT,
+        Role::Exact,
+        "The final norm's scale, and the stream along a direction.",
+        weights,
+    );
     let residual = g.input(HookPoint::Resid, &[B, S, d], "the stream after the last block");
     let u = g.input(HookPoint::U, &[P, S, d], "the direction γ ⊙ Ŵ[target]");
     let products = g.node("Mul", &[&residual, &u], "resid_times_u", vec![]);
@@ -61,7 +71,12 @@ fn mean_last(g: &mut GraphBuilder, x: &str, name: &str, keep: bool) -> String {
 /// attention writes that no head does, along u [P, S, layers]; and k [P, S], the part of the logit no component writes.
 pub fn directions(a: &Architecture, ends: &EndWeights, w_o: &[Stored], weights: &str) -> GraphBuilder {
     let (d, width) = (Dim::Size(a.d_model), Dim::Size(a.heads * a.d_head));
-    let mut g = GraphBuilder::new(super::DIRECTIONS, Role::Exact, "The direction of each target in the stream and in z.", weights);
+    let mut g = GraphBuilder::new(
+        super::DIRECTIONS,
+        Role::Exact,
+        "The direction of each target in the stream and in z.",
+        weights,
+    );
     let targets = g.int_input(HookPoint::Targets, &[P, S], "the token whose logit is measured at each position");
     let w_u = g.weight(&ends.unembedding);
     let mean = g.weight(&ends.unembedding_mean);

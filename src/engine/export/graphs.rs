@@ -209,7 +209,8 @@ pub fn ablate(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) ->
     let d = Dim::Size(a.d_model);
     let doc = "The stream with one head's z changed.";
     let mut g = GraphBuilder::new(&super::ablate_graph(layer), Role::Exact, doc, weights);
-    let residual = g.input(HookPoint::Resid, &[P, S, d], "the clean stream after attention (or after a parallel block)");
+    let residual =
+        g.input(HookPoint::Resid, &[P, S, d], "the clean stream after attention (or after a parallel block)");
     let delta = g.input(HookPoint::ZChange, &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
     let head = g.int_input(HookPoint::Head, &[B], "which head");
     let w_o = g.weight(&w.w_o.reshaped(&[a.heads, a.d_head, a.d_model]));

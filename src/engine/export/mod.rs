@@ -17,12 +17,12 @@ mod stored;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use selfrepair_core::interrupt;
-use selfrepair_model::Model;
-use selfrepair_core::progress;
 use graphs::Variant;
 pub use onnx::ExternalWeight;
 use onnx::{Dim, GraphBuilder, Role, WeightsFile};
+use selfrepair_core::interrupt;
+use selfrepair_core::progress;
+use selfrepair_model::Model;
 
 use crate::hooks::HookPoint;
 pub use readers::readers;

@@ -47,7 +47,11 @@ impl Reading {
 
     /// `stream` is the changed one.
     pub fn after_head(g: &mut GraphBuilder, a: &Architecture, stream: &str) -> Self {
-        let clean = g.input(HookPoint::CleanResid, &[P, S, Dim::Size(a.d_model)], "the same stream before the head was replaced");
+        let clean = g.input(
+            HookPoint::CleanResid,
+            &[P, S, Dim::Size(a.d_model)],
+            "the same stream before the head was replaced",
+        );
         let z_change = g.input(HookPoint::ZChange, &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
         let head = g.int_input(HookPoint::Head, &[B], "which head");
         let before = norm_scale(g, a, &clean, "clean_scale");
@@ -102,10 +106,7 @@ fn norm_scale(g: &mut GraphBuilder, a: &Architecture, x: &str, name: &str) -> St
 }
 
 /// The first readers in a block, each with the γ of its norm and its weights.
-fn projections<'a>(
-    a: &Architecture,
-    w: &'a StoredLayer,
-) -> impl Iterator<Item = (Projection, &'a Stored, &'a Stored)> {
+fn projections<'a>(a: &Architecture, w: &'a StoredLayer) -> impl Iterator<Item = (Projection, &'a Stored, &'a Stored)> {
     let (attention, mlp) = readers(a);
     attention.iter().chain(mlp).filter_map(|&projection| {
         let (gamma, w) = match projection {

@@ -41,7 +41,8 @@ pub fn fuse(graph: &mut GraphProto) -> Unbiased {
     // None of them, if the graph has another form.
     fuse_attention(graph);
     fuse_activation(graph);
-    let unbiased = [HookPoint::ResidMid, HookPoint::ResidPost].into_iter().filter_map(|sum| fuse_addition(graph, sum)).collect();
+    let unbiased =
+        [HookPoint::ResidMid, HookPoint::ResidPost].into_iter().filter_map(|sum| fuse_addition(graph, sum)).collect();
     graph.node.iter_mut().for_each(replace_norm);
     let roots = graph.node.iter().filter(|n| n.op_type == "Sqrt").map(|n| n.output[0].clone());
     for root in roots.collect::<Vec<_>>() {

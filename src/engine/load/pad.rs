@@ -81,7 +81,10 @@ mod tests {
 
     #[test]
     fn rows_that_products_read_are_padded() {
-        let config = ModelConfig { source: concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny-llama").into(), ..Default::default() };
+        let config = ModelConfig {
+            source: concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny-llama").into(),
+            ..Default::default()
+        };
         let model = Model::open(ModelSource::resolve(&config).unwrap()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         export(&model, 16, folder.path()).unwrap();

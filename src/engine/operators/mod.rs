@@ -14,10 +14,12 @@ use ort::value::{TensorElementType, ValueRef, ValueRefMut};
 use ort::{Error, Result};
 use pulp::Arch;
 
-use crate::load::{ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, NORM_SCALE, OWN_DOMAIN, READ_BY_DIFFERENCE, activation_named};
-use selfrepair_model::Activation;
+use crate::load::{
+    ACTIVATION, ADDITION, ATTENTION, HEAD_EFFECTS, NORM, NORM_SCALE, OWN_DOMAIN, READ_BY_DIFFERENCE, activation_named,
+};
 use attend::{Attend, Heads, MeetDirections, Projected, Rotary, Scratch};
 use elementwise::{Activate, Add, MeasureNorm, NormKind, Normalize, ReadChange};
+use selfrepair_model::Activation;
 
 /// The operators, to register with a session.
 pub fn domain() -> Result<OperatorDomain> {

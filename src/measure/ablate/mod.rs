@@ -122,7 +122,8 @@ fn ablate_shards<'a>(context: &MeasureContext, plan: &'a Plan<'a>, set: ShardSet
         (prompts.map(|&p| plan.flops_of(p)).sum::<f64>() / 1e9) as u64
     };
     let of_set: Vec<usize> = (0..shards.len()).filter(|&number| set.contains(number)).collect();
-    let (done, left): (Vec<usize>, Vec<usize>) = of_set.iter().partition(|&&number| is_done(context, plan, &saved, number));
+    let (done, left): (Vec<usize>, Vec<usize>) =
+        of_set.iter().partition(|&&number| is_done(context, plan, &saved, number));
     let bar = progress::bar("ablate", gflop(&of_set), "GFLOP");
     bar.inc(gflop(&done));
     if !left.is_empty() {

@@ -7,9 +7,9 @@ use anyhow::Result;
 
 use super::top::TopTokens;
 use super::work::SharedWork;
+use crate::MeasureContext;
 use crate::repair::Slots;
 use crate::trace::Means;
-use crate::MeasureContext;
 use selfrepair_core::components::{Ablatable, Component, Hold};
 use selfrepair_core::config::Kind;
 use selfrepair_core::prompts::Prompts;

@@ -9,9 +9,9 @@ use super::plan::{Item, Plan, place};
 use super::work::Work;
 use selfrepair_core::components::Component;
 use selfrepair_core::config::Kind;
+use selfrepair_core::memory::room;
 use selfrepair_engine::runtime::{int_tensor, tensor, to_host, view, view_mut};
 use selfrepair_engine::{Engine, Kept, Place};
-use selfrepair_core::memory::room;
 use selfrepair_model::Architecture;
 
 pub struct Replacement {

@@ -100,7 +100,9 @@ fn compare(sink: &dyn RowSink, exact: &Shard) -> Result<(usize, Vec<(String, Dif
         let columns = exact.columns(rows..rows + batch.num_rows())?;
         for ((name, d), exact) in differences.iter_mut().zip(&columns) {
             let rounded = batch.column_by_name(name).with_context(|| format!("ablations has no {name}"))?;
-            for (&x, &exact) in rounded.as_primitive::<Float32Type>().values().iter().zip(exact.as_primitive::<Float32Type>().values()) {
+            for (&x, &exact) in
+                rounded.as_primitive::<Float32Type>().values().iter().zip(exact.as_primitive::<Float32Type>().values())
+            {
                 let (difference, exact) = (f64::from(x) - f64::from(exact), f64::from(exact));
                 d.largest = d.largest.max(difference.abs());
                 d.squares += difference * difference;

@@ -62,9 +62,7 @@ fn samples_name(number: usize) -> String {
 /// Whether everything of a shard is there. Samples of neurons are removed once the medians are `done`.
 pub fn is_written(sink: &dyn RowSink, plan: &Plan, number: usize, done: bool) -> bool {
     let has = |table| sink.has(table, Part::Shard(number));
-    let neurons = || {
-        has(&NEURON_REPAIRS) && has(&NEURON_TOTALS) && (done || sink.has_kept(&samples_name(number)))
-    };
+    let neurons = || has(&NEURON_REPAIRS) && has(&NEURON_TOTALS) && (done || sink.has_kept(&samples_name(number)));
     has(&ABLATIONS) && has(&COMPONENT_REPAIRS) && (plan.curves() == 0 || neurons())
 }
 

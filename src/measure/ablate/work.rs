@@ -4,21 +4,21 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
-use selfrepair_core::progress::Bar;
 use ort::value::DynValue;
+use selfrepair_core::progress::Bar;
 
-use crate::MeasureContext;
-use crate::context::balanced;
-use crate::repair::{AblatedComponent, repair};
 use super::plan::{Item, Piece, Plan, place};
 use super::replace::{Replacement, base};
 use super::shard::Shard;
 use super::tally::{NeuronSource, Tally};
+use crate::MeasureContext;
+use crate::context::balanced;
+use crate::repair::{AblatedComponent, repair};
 use selfrepair_core::components::{Component, Hold};
+use selfrepair_core::interrupt;
+use selfrepair_core::prompts::TargetRow;
 use selfrepair_engine::runtime::{rows, view};
 use selfrepair_engine::{Ablated, CleanBatch, Directions, Engine, HeadChange, HoldMasks, Kept, Suffix};
-use selfrepair_core::prompts::TargetRow;
-use selfrepair_core::interrupt;
 
 /// Everything that the ablations of some prompts of equal length read.
 pub struct Work<'a> {

@@ -82,11 +82,7 @@ pub fn flops(config: &Config, a: &Architecture, components: &[Ablatable]) -> f64
     prompts as f64 * (self_additions::flops(config, a) + stream_additions::flops(config, a, heads))
 }
 
-fn write(
-    context: &MeasureContext,
-    table: &Table,
-    rows: impl FnOnce(&mut dyn RowWriter) -> Result<()>,
-) -> Result<()> {
+fn write(context: &MeasureContext, table: &Table, rows: impl FnOnce(&mut dyn RowWriter) -> Result<()>) -> Result<()> {
     let mut writer = context.sink.open(table, Part::Whole, table.schema(), 1)?;
     rows(writer.as_mut())?;
     writer.finish()

@@ -8,14 +8,14 @@ use arrow::record_batch::RecordBatch;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::MeasureContext;
 use super::{Prompt, head_output, multiples};
+use crate::MeasureContext;
 use selfrepair_core::config::Config;
+use selfrepair_core::sink::RowWriter;
+use selfrepair_core::tables::SELF_ADDITIONS;
 use selfrepair_engine::Engine;
 use selfrepair_engine::runtime::view;
 use selfrepair_model::Architecture;
-use selfrepair_core::tables::SELF_ADDITIONS;
-use selfrepair_core::sink::RowWriter;
 
 /// What is added, in the order of the table.
 const ADDED: [&str; 3] = ["own", "random_direction", "random_head"];

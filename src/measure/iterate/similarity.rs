@@ -8,9 +8,9 @@ use arrow::record_batch::RecordBatch;
 use ndarray::{Array2, ArrayView2};
 
 use super::Prompt;
+use selfrepair_core::tables::HEAD_SIMILARITY;
 use selfrepair_engine::runtime::view;
 use selfrepair_model::{Architecture, Norm};
-use selfrepair_core::tables::HEAD_SIMILARITY;
 
 /// Sums of cosines over tokens, [heads of all layers, the same].
 pub struct Similarity {

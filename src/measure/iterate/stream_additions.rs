@@ -7,17 +7,17 @@ use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Float32Array, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
 
+use super::{Prompt, head_output, multiples};
 use crate::MeasureContext;
 use crate::ablate::TopTokens;
 use crate::context::balanced;
-use super::{Prompt, head_output, multiples};
 use selfrepair_core::components::Component;
 use selfrepair_core::config::Config;
+use selfrepair_core::sink::RowWriter;
+use selfrepair_core::tables::STREAM_ADDITIONS;
 use selfrepair_engine::runtime::view;
 use selfrepair_engine::{Addition, CleanEffects, Engine, Response};
 use selfrepair_model::Architecture;
-use selfrepair_core::tables::STREAM_ADDITIONS;
-use selfrepair_core::sink::RowWriter;
 
 /// A row of the table, but for what its slot says.
 #[derive(Debug, Clone, Copy, PartialEq)]

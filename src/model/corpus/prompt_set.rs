@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use selfrepair_core::prompts::{Answer, Corpus, Prompts};
 use super::read::{Row, rows};
 use super::tokenizer::TextTokenizer;
 use selfrepair_core::config::CorpusConfig;
+use selfrepair_core::prompts::{Answer, Corpus, Prompts};
 
 /// A row of the file, besides its text.
 #[derive(Debug, Deserialize)]

@@ -7,8 +7,8 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
-use selfrepair_core::config::CorpusConfig;
 use crate::{GgufFile, Model, ModelSource};
+use selfrepair_core::config::CorpusConfig;
 use selfrepair_core::outside::{open_file, read_bytes, read_text, without_panic};
 
 use super::cuts::{Cuts, check_json};
@@ -290,7 +290,11 @@ mod tests {
     }
 
     fn tiny() -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny-llama/tokenizer.json")).unwrap()).unwrap()
+        serde_json::from_slice(
+            &std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny-llama/tokenizer.json"))
+                .unwrap(),
+        )
+        .unwrap()
     }
 
     /// A tokenizer of the tiny model with some parts exchanged.

@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::architecture::{Activation, Architecture, AttentionKind, Biases, Linear, MOST_LAYERS, Norm, NormWeights, Rotary};
+use crate::architecture::{
+    Activation, Architecture, AttentionKind, Biases, Linear, MOST_LAYERS, Norm, NormWeights, Rotary,
+};
 use crate::checkpoint::Checkpoint;
 
 /// An architecture with the sizes that every family names in the same way and nothing special; families change what

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Kind;
-use selfrepair_core::{interrupt, progress};
 use selfrepair_core::files::write_atomically;
+use selfrepair_core::{interrupt, progress};
 
 /// One repository in the cache.
 pub struct Cached {

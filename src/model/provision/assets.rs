@@ -9,8 +9,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::python::{self, Wheel};
-use selfrepair_core::progress;
 use selfrepair_core::files::{hex, sha256_of_file};
+use selfrepair_core::progress;
 
 const ASSETS: &str = include_str!("../../../pipeline/assets.toml");
 

@@ -24,10 +24,10 @@ pub use queries::{CHECKS, DERIVED, PAPER, Query, VIEWS};
 
 pub use crate::sql::Tables;
 
-use selfrepair_core::config::AnalysisConfig;
-use selfrepair_core::progress;
-use selfrepair_core::files::{fingerprint, sha256_of};
 use crate::sql::{head, table_text};
+use selfrepair_core::config::AnalysisConfig;
+use selfrepair_core::files::{fingerprint, sha256_of};
+use selfrepair_core::progress;
 use selfrepair_core::tables::{MEASURED, Table};
 use selfrepair_store::{Metadata, TableWriter};
 use steps::{Item, Step};

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use arrow::datatypes::SchemaRef;
 
 use super::{Query, derived_tables, is_built_in};
-use selfrepair_core::config::AnalysisConfig;
 use crate::sql::check_own;
+use selfrepair_core::config::AnalysisConfig;
 
 /// The queries of the folder `analysis.sql`, by name.
 ///

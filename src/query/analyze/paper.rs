@@ -125,8 +125,8 @@ fn authors(model: &str) -> Result<RecordBatch> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use selfrepair_store::test_tables::{metadata, model, table};
     use arrow::datatypes::{Float64Type, Int64Type};
+    use selfrepair_store::test_tables::{metadata, model, table};
 
     #[test]
     fn a_model_is_known_by_its_name_owner_and_shape() {

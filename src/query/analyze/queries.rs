@@ -159,12 +159,13 @@ mod tests {
     fn every_sql_file_is_compiled_in() {
         for (folder, queries) in [("sql", DERIVED), ("sql/paper", PAPER), ("sql/checks", CHECKS), ("sql/views", VIEWS)]
         {
-            let mut files: Vec<String> = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder))
-                .unwrap()
-                .filter_map(|e| Some(e.ok()?.path()))
-                .filter(|p| p.extension().is_some_and(|e| e == "sql"))
-                .map(|p| p.file_stem().unwrap().to_string_lossy().into_owned())
-                .collect();
+            let mut files: Vec<String> =
+                std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder))
+                    .unwrap()
+                    .filter_map(|e| Some(e.ok()?.path()))
+                    .filter(|p| p.extension().is_some_and(|e| e == "sql"))
+                    .map(|p| p.file_stem().unwrap().to_string_lossy().into_owned())
+                    .collect();
             let mut names: Vec<String> = queries.iter().map(|q| q.name.to_string()).collect();
             files.sort();
             names.sort();

@@ -7,8 +7,8 @@ use datafusion::sql::sqlparser::ast;
 
 use super::{ColumnDoc, TableDoc, columns_of, type_name};
 use crate::analyze::{COMPUTED, DERIVED, PAPER, Query, VIEWS, authors_schema, in_order, kind_and_grain};
-use selfrepair_core::plain::visible;
 use crate::sql::Planner;
+use selfrepair_core::plain::visible;
 use selfrepair_core::tables::{MEASURED, Table};
 
 /// A query to begin with, for tables that no file in `sql/` describes.

@@ -8,9 +8,9 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::{TableDoc, built_in, columns, columns_of, unknown};
 use crate::analyze::kind_and_grain;
+use crate::sql::Tables;
 use selfrepair_core::own_files;
 use selfrepair_core::progress;
-use crate::sql::Tables;
 
 /// Every table and view of a run with its kind, rows and size.
 pub fn list_of_run(tables: &Tables) -> Result<String> {

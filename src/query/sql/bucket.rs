@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -61,7 +61,13 @@ impl Bucket {
             let builder = AmazonS3Builder::from_env().with_bucket_name(&name).with_retry(patience());
             let store = builder.with_http_connector(Connector).build().map_err(|e| help(&url, &e))?;
             let prefix = parsed.prefix().clone();
-            Ok(Self { store: Arc::new(store), prefix, url: url.clone(), is_lost: AtomicBool::new(false), read: Mutex::default() })
+            Ok(Self {
+                store: Arc::new(store),
+                prefix,
+                url: url.clone(),
+                is_lost: AtomicBool::new(false),
+                read: Mutex::default(),
+            })
         })
         .with_context(|| format!("cannot set up {url}"))
     }

@@ -27,6 +27,6 @@ pub use output::{Format, Target};
 pub(crate) use output::{head, table_text};
 pub use parameters::{Value, with_literals};
 pub use parse::has_parameters;
-pub(crate) use planner::Planner;
+pub use planner::Planner;
 pub use prompt::prompt;
 pub use session::{ROWS_ON_A_TERMINAL, Tables};

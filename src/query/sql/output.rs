@@ -18,8 +18,8 @@ use parquet::file::properties::WriterProperties;
 
 use super::cells::{for_display, for_sheet};
 use super::terminal::for_terminal;
-use selfrepair_core::plain::{Stdout, VisibleWriter};
 use selfrepair_core::own_files::create_beside;
+use selfrepair_core::plain::{Stdout, VisibleWriter};
 
 /// How long a FIFO that nobody reads is waited for.
 const READER: Duration = Duration::from_secs(30);

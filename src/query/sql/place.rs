@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use datafusion::prelude::SessionContext;
 
 use super::bucket::Bucket;
-use selfrepair_core::address;
 use crate::catalog;
+use selfrepair_core::address;
 use selfrepair_core::own_files;
 use selfrepair_store::records::{ledger_name, manifest_name, parse_ledger, parse_manifest};
 use selfrepair_store::run_folder::STAGES;

@@ -4,7 +4,9 @@ use anyhow::Result;
 
 use super::{Asked, Figure, NamedPoint, Study, ask, size_at};
 use crate::Rows;
-use crate::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Margins, Mark, ORANGE, PURPLE, Panel, RED, extent, with_zero};
+use crate::chart::{
+    Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Margins, Mark, ORANGE, PURPLE, Panel, RED, extent, with_zero,
+};
 use crate::histogram::Histogram;
 
 const THEME: &str = "Which neurons repair";

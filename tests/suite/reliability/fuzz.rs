@@ -6,12 +6,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use proptest::prelude::*;
+use proptest::test_runner::{Config as Cases, FileFailurePersistence, RngAlgorithm, TestRng, TestRunner};
 use selfrepair_core::config::{Config, CorpusConfig, Mode, ModelConfig};
 use selfrepair_model::corpus;
 use selfrepair_model::corpus::TextTokenizer;
 use selfrepair_model::{GgufFile, Model, ModelSource};
-use proptest::prelude::*;
-use proptest::test_runner::{Config as Cases, FileFailurePersistence, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
 

@@ -101,7 +101,7 @@ fn a_text_that_a_dictionary_repeats_is_there_once() {
 fn books_give_the_tokens_of_whole_documents() {
     use selfrepair_core::config::CorpusConfig;
     use selfrepair_model::corpus;
-use selfrepair_model::corpus::TextTokenizer;
+    use selfrepair_model::corpus::TextTokenizer;
     use selfrepair_model::{Model, ModelSource};
 
     let dir = tempfile::tempdir().unwrap();

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value as GgufValue, write};
 use selfrepair_core::config::Config;
-use selfrepair_model::corpus::TextTokenizer;
 use selfrepair_model::GgufFile;
+use selfrepair_model::corpus::TextTokenizer;
 use serde_json::{Value, json};
 
 use super::fuzz::{MOST_MEMORY, folder_with, peak, read_model, read_tokenizer, shortened};

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use selfrepair_model::corpus::gguf_tokenizer::from_gguf;
-use selfrepair_model::GgufFile;
+use crate::GgufFile;
+use crate::corpus::gguf_tokenizer::from_gguf;
 
 fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     tokenizer.encode_fast(text, false).unwrap().get_ids().to_vec()
@@ -15,8 +15,10 @@ fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
 
 /// The tiny model's byte-level tokenizer with some parts exchanged.
 fn byte_level(parts: Value) -> Tokenizer {
-    let mut json: Value =
-        serde_json::from_slice(&std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny-llama/tokenizer.json")).unwrap()).unwrap();
+    let mut json: Value = serde_json::from_slice(
+        &std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tiny-llama/tokenizer.json")).unwrap(),
+    )
+    .unwrap();
     for (key, part) in parts.as_object().unwrap() {
         match key.as_str() {
             "added" => json["added_tokens"].as_array_mut().unwrap().push(part.clone()),
@@ -149,7 +151,11 @@ fn check(name: &str, tokenizer: &Tokenizer, cuts: &Cuts, text: &str, length: usi
 #[test]
 fn pieces_of_real_text_give_the_tokens_of_the_whole() {
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
-    let texts = [read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/corpus.txt")), read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")), read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../src/model/corpus/gguf_tokenizer.rs"))];
+    let texts = [
+        read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/corpus.txt")),
+        read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")),
+        read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../src/model/corpus/gguf_tokenizer.rs")),
+    ];
     for (name, tokenizer) in tokenizers() {
         let cuts = Cuts::of(&tokenizer).unwrap();
         for text in &texts {

@@ -27,10 +27,10 @@ use super::parse::has_parameters;
 use super::session::{ROWS_ON_A_TERMINAL, Tables, numbers};
 use super::stack::{FAULT, apart, runtime};
 use super::terminal::for_terminal;
-use selfrepair_core::plain::{Stdout, visible_lines, visible_paragraph};
-use selfrepair_core::progress;
 use commands::Next;
 use complete::Assistant;
+use selfrepair_core::plain::{Stdout, visible_lines, visible_paragraph};
+use selfrepair_core::progress;
 
 const PROMPT: &str = "sql> ";
 
