@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use crate::stages::{AblatedComponent, Slots, repair};
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray, UInt16Array, UInt32Array};
 use arrow::datatypes::DataType;
 use divan::Bencher;
@@ -15,6 +14,7 @@ use selfrepair_core::config::ModelConfig;
 use selfrepair_core::prompts::Stream;
 use selfrepair_core::tables::ABLATIONS;
 use selfrepair_engine::{Ablated, CleanEffects};
+use selfrepair_measure::{AblatedComponent, Slots, repair};
 use selfrepair_model::corpus::TextTokenizer;
 use selfrepair_model::{Model, ModelSource};
 use selfrepair_store::{Metadata, TableWriter};

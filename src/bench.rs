@@ -63,7 +63,7 @@ pub fn bench(config: Config) -> Result<Bench> {
     let mut measured = config.clone();
     measured.runtime.probe = true;
     let run = Run::open(measured, &out)?;
-    run.bring_up_to(Stage::Export)?;
+    run.ensure_up_to(Stage::Export)?;
     let prompts = run.prompts()?;
     let trace = timed(&run, Stage::Trace, trace_flops(&run.model.architecture, &prompts))?;
     let ablate =
@@ -90,7 +90,7 @@ fn timed(run: &Run, stage: Stage, flops: f64) -> Result<StageBench> {
     let threads = run.config.runtime.engine_count();
     let before = Spent::now();
     let start = Instant::now();
-    run.go_on_to(stage)?;
+    run.run_through(stage)?;
     let elapsed = start.elapsed().as_secs_f64();
     let (spent, probed) = (Spent::now().since(&before), probed());
     // Without what was measured meanwhile.
@@ -117,7 +117,7 @@ fn operators(config: &Config, folder: &Path) -> Result<Vec<(String, f64)>> {
     std::fs::create_dir(&profiles)?;
     config.runtime.profile = Some(profiles.clone());
     let run = Run::open(config, &folder.join("profiled"))?;
-    run.bring_up_to(Stage::Ablate)?;
+    run.ensure_up_to(Stage::Ablate)?;
     let mut times: BTreeMap<String, f64> = BTreeMap::new();
     for path in profile_files(&profiles)? {
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -14,10 +14,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use selfrepair_core::interrupt::is_interruption;
-use selfrepair_core::{outside, plain, progress, provenance};
+use selfrepair_core::{plain, progress, provenance, untrusted};
 use selfrepair_model::hub::without_token;
 
 fn main() -> ExitCode {
+    send_no_usage_data();
     provenance::built_from(env!("PIPELINE_COMMIT"));
     cli::signals::ignore_file_size_signal();
     silence_guarded_panics();
@@ -37,11 +38,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// ONNX Runtime's packages send usage data unless this variable is set before the library is loaded: creating its
+/// environment without telemetry comes too late.
+#[allow(unsafe_code)]
+fn send_no_usage_data() {
+    // SAFETY: no other thread runs yet that could read the environment.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") }
+}
+
 /// A panic that is caught and becomes an error is not printed.
 fn silence_guarded_panics() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        if !outside::is_guarded() {
+        if !untrusted::is_guarded() {
             before(info);
         }
     }));

@@ -13,10 +13,10 @@ use selfrepair_core::progress;
 use selfrepair_query::catalog;
 use selfrepair_query::catalog::thousands;
 use selfrepair_store::checksums::damaged;
+use selfrepair_store::locks;
 use selfrepair_store::records;
 use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::{Manifest, Parts, STAGES, Stage, has_size, manifest};
-use selfrepair_store::sharing;
 
 /// Whether a stage's files are what they should be.
 #[derive(Debug, PartialEq)]
@@ -150,8 +150,8 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
     run_folder::check(out)?;
     let wanted = config.map(Prepared::of).transpose()?;
     let mut text = String::new();
-    if !sharing::holders(out)?.is_empty() {
-        writeln!(text, "a run is going on in {}\n", visible(&sharing::named(out)))?;
+    if !locks::holders(out)?.is_empty() {
+        writeln!(text, "a run is going on in {}\n", visible(&locks::named(out)))?;
     }
     writeln!(text, "{:8} {:10} {:>7} {:>13} {:>9} {:>9}  finished", "stage", "state", "files", "rows", "size", "time")?;
     for stage in STAGES {
@@ -203,7 +203,7 @@ fn row(text: &mut String, out: &Path, stage: Stage, state: &State, found: &Manif
         writeln!(text, "{:8} {}", "", visible(&state.why()))?;
     }
     for warning in &found.warnings {
-        writeln!(text, "{:8} warning: {}", "", visible(&warning))?;
+        writeln!(text, "{:8} warning: {}", "", visible(warning))?;
     }
     Ok(())
 }

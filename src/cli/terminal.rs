@@ -18,7 +18,7 @@ pub struct Terminal;
 struct Drawn(ProgressBar);
 
 impl Drawn {
-    fn new(bar: ProgressBar) -> Box<dyn BarReporter> {
+    fn boxed(bar: ProgressBar) -> Box<dyn BarReporter> {
         // The clock of a bar is a thread, which a bar that is not drawn can do without.
         if !bar.is_hidden() {
             bar.enable_steady_tick(Duration::from_millis(200));
@@ -34,11 +34,11 @@ impl Reporter for Terminal {
         ))
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━╸─");
-        Drawn::new(ProgressBar::new(total).with_style(style).with_prefix(visible(name).into_owned()))
+        Drawn::boxed(ProgressBar::new(total).with_style(style).with_prefix(visible(name).into_owned()))
     }
 
     fn spinner(&self, message: &str) -> Box<dyn BarReporter> {
-        Drawn::new(ProgressBar::new_spinner().with_message(visible(message).into_owned()))
+        Drawn::boxed(ProgressBar::new_spinner().with_message(visible(message).into_owned()))
     }
 
     fn line(&self, name: &str, text: &str) {

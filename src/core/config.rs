@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::components::{Ablatable, Component, Hold, Selection};
-use crate::outside::read_text;
 use crate::precision::Precision;
+use crate::untrusted::read_text;
 use limits::{MOST_BYTES, check_depth};
 
 /// The configuration used when `--config` is not given.

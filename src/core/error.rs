@@ -57,7 +57,7 @@ mod tests {
         let error = check().context("prompt 3").unwrap_err();
         assert_eq!(format!("{error:#}"), "prompt 3: 1 is not 2");
         assert_eq!(ErrorKind::of(&error), ErrorKind::FailedCheck);
-        let exhausted = memory::room::<f32>(usize::MAX / 8).context("a batch").unwrap_err();
+        let exhausted = memory::try_with_capacity::<f32>(usize::MAX / 8).context("a batch").unwrap_err();
         assert_eq!(ErrorKind::of(&exhausted), ErrorKind::OutOfMemory);
         let stopped = Err::<(), _>(interrupt::Interrupted).context("a batch").unwrap_err();
         assert_eq!(ErrorKind::of(&stopped), ErrorKind::Interrupted);

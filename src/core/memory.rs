@@ -22,16 +22,16 @@ pub fn is_exhausted(error: &Error) -> bool {
 ///
 /// # Errors
 /// If there is no such memory, as [`is_exhausted`] knows it.
-pub fn room<T>(n: usize) -> Result<Vec<T>> {
+pub fn try_with_capacity<T>(n: usize) -> Result<Vec<T>> {
     let mut list = Vec::new();
     let bytes = n.saturating_mul(size_of::<T>());
     list.try_reserve_exact(n).with_context(|| format!("out of memory for a list of {bytes} bytes"))?;
     Ok(list)
 }
 
-/// The same values in memory of their own, as [`room`] gives it.
+/// The same values in memory of their own, as [`try_with_capacity`] gives it.
 pub fn copied<T: Copy>(values: &[T]) -> Result<Vec<T>> {
-    let mut list = room(values.len())?;
+    let mut list = try_with_capacity(values.len())?;
     list.extend_from_slice(values);
     Ok(list)
 }
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn memory_that_is_refused_is_an_error_that_is_known() {
-        let refused = room::<f32>(usize::MAX / 8).unwrap_err();
+        let refused = try_with_capacity::<f32>(usize::MAX / 8).unwrap_err();
         assert!(is_exhausted(&refused) && refused.to_string().contains("out of memory for a list of"), "{refused}");
         assert_eq!(copied(&[1.5, 2.5]).unwrap(), [1.5, 2.5]);
     }

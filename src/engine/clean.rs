@@ -6,7 +6,7 @@ use ort::value::DynValue;
 use super::Engine;
 use super::hooks::{HookPoint, Outputs};
 use super::runtime::{self, Input, int_tensor, tensor, view, view_mut};
-use selfrepair_core::memory::{copied, room};
+use selfrepair_core::memory::{copied, try_with_capacity};
 use selfrepair_core::prompts::TargetRow;
 
 /// What the stream and every `z` are projected on: a direction a prompt position.
@@ -353,7 +353,7 @@ pub(super) fn token_tensor(prompts: &[&[u32]]) -> Result<DynValue> {
 }
 
 pub(super) fn position_tensor(batch: usize, positions: usize) -> Result<DynValue> {
-    let mut places = room(batch * positions)?;
+    let mut places = try_with_capacity(batch * positions)?;
     places.extend((0..batch).flat_map(|_| 0..positions as i64));
     int_tensor(&[batch, positions], places)
 }

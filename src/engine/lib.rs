@@ -3,19 +3,19 @@
 //! Shapes as in `export::graphs`: B runs, S positions, D = d_model, H heads. Effects are dot products with the unscaled
 //! direction `u`; they become direct effects when divided by the clean scale of the final norm.
 
-mod after_head;
 pub mod batch;
 mod clean;
-mod crew;
 pub mod export;
 pub mod hooks;
 mod iterate;
 pub mod load;
+mod next_readers;
 mod operators;
 pub mod rate;
 pub mod runtime;
 mod suffix;
 mod weights;
+mod worker_pool;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,12 +24,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ort::value::DynValue;
 
-pub use after_head::HeadChange;
-use after_head::{Combined, FirstReaders};
 pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept};
-pub use crew::Crew;
 pub use iterate::{Addition, Response};
+pub use next_readers::HeadChange;
+use next_readers::{Combined, FirstReaders};
 pub use suffix::{Ablated, HoldMasks, Place, Suffix};
+pub use worker_pool::WorkerPool;
 
 use hooks::HookPoint;
 use runtime::{Graph, Input, Runtime};
@@ -89,7 +89,7 @@ impl Engine {
     /// Loads the graphs that `export` wrote into `directory`.
     pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, needs: &Needs) -> Result<Self> {
         let (runtime, weights) = (Runtime::get(config)?, SharedWeights::new(directory));
-        let combined = after_head::combined(a, directory, &runtime, &weights, needs, 1)?;
+        let combined = next_readers::combined(a, directory, &runtime, &weights, needs, 1)?;
         Self::load_shared(a, directory, &runtime, &weights, &combined, needs)
     }
 
@@ -204,7 +204,7 @@ mod tests {
             let weights = SharedWeights::new(folder);
             let reader = if a.parallel { 2 } else { 1 };
             let needs = Needs { ablate: true, first_readers: vec![reader], ..Default::default() };
-            let combined = after_head::combined(a, folder, &runtime, &weights, &needs, 1).unwrap();
+            let combined = next_readers::combined(a, folder, &runtime, &weights, &needs, 1).unwrap();
             let mut engine = Engine::load_shared(a, folder, &runtime, &weights, &combined, &needs).unwrap();
             let tokens: Vec<u32> = (3..19).collect();
             let target = TargetRow { answer: tokens.clone(), wrong: None, measured: 0..tokens.len() };

@@ -21,7 +21,7 @@ use crate::export;
 use crate::hooks::{HookPoint, Outputs};
 use crate::load::{self, ALIASED, Lowering, PADDING};
 use selfrepair_core::config::RuntimeConfig;
-use selfrepair_core::memory::{copied, room};
+use selfrepair_core::memory::{copied, try_with_capacity};
 use selfrepair_core::precision::{Half, Precision};
 use selfrepair_model::provision;
 
@@ -60,7 +60,7 @@ impl Runtime {
                 let library = provision::locate_library()?;
                 // First of all ort calls: it decides which library the others go to.
                 let builder = ort::init_from(&library.path).map_err(|e| anyhow!("{}: {e}", library.path.display()))?;
-                // A thread has an engine of its own (see `crew`), and needs no others to help.
+                // A thread has an engine of its own (see `worker_pool`), and needs no others to help.
                 let threads = GlobalThreadPoolOptions::default().with_intra_threads(1)?.with_spin_control(false)?;
                 let environment = builder
                     .with_name(env!("CARGO_PKG_NAME"))
@@ -283,7 +283,7 @@ fn trimmed(value: &DynValue) -> Result<DynValue> {
     let padded = shape.pop().context("a number has no rows")?;
     let columns = padded - PADDING;
     shape.push(columns);
-    let mut kept = room(shape.iter().product())?;
+    let mut kept = try_with_capacity(shape.iter().product())?;
     values.chunks_exact(padded).for_each(|row| kept.extend_from_slice(&row[..columns]));
     tensor(&shape, kept)
 }

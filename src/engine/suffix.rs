@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use ort::value::DynValue;
 
 use super::Engine;
-use super::after_head::{HeadChange, Part};
 use super::clean::{CleanBatch, Directions, position_tensor};
 use super::hooks::{HookPoint, Outputs};
+use super::next_readers::{HeadChange, Part};
 use super::runtime::{Input, bool_tensor, rows, rows_of, to_host, view};
 use selfrepair_core::memory::copied;
 

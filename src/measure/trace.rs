@@ -16,7 +16,7 @@ use selfrepair_core::prompts::{Prompts, TargetRow};
 use selfrepair_core::sink::Part;
 use selfrepair_core::tables::{CLEAN, DIRECT_EFFECTS};
 use selfrepair_engine::runtime::{count_writing, view};
-use selfrepair_engine::{CleanBatch, CleanEffects, Crew, Engine, Keep, Needs};
+use selfrepair_engine::{CleanBatch, CleanEffects, Engine, Keep, Needs, WorkerPool};
 use selfrepair_model::Architecture;
 
 use crate::{MeasureContext, activations};
@@ -40,12 +40,13 @@ pub fn trace(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
         }
     }
     if !pending.is_empty() {
-        let mut crew = Crew::load(context.architecture, context.graphs, &context.config.runtime, &Needs::trace())?;
+        let mut pool =
+            WorkerPool::load(context.architecture, context.graphs, &context.config.runtime, &Needs::trace())?;
         for (number, shard) in pending {
-            let of_shard = context.batches_of(prompts.by_length(shard), |p| prompts.prompt(p).len(), crew.size());
+            let of_shard = context.batches_of(prompts.by_length(shard), |p| prompts.prompt(p).len(), pool.size());
             batches.extend(of_shard.into_iter().map(|batch| (number, batch)));
         }
-        crew.each_of_shards(
+        pool.each_of_shards(
             &batches,
             |_| 1.0,
             |engine, batch: &Vec<usize>| trace_batch(context, engine, prompts, batch, &bar),

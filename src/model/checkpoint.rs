@@ -14,7 +14,7 @@ use super::gguf::GgufFile;
 use super::pickle::check_pickle;
 use super::safetensors::SafetensorsFile;
 use super::source::{ModelSource, Weights, read_json, weights};
-use selfrepair_core::outside::{open_file, without_panic};
+use selfrepair_core::untrusted::{open_file, without_panic};
 
 /// An open checkpoint. Tensor names are Hugging Face's, also for a GGUF file.
 pub struct Checkpoint {

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::pickle::{Object, Stack};
 
 use measure::measure;
-use selfrepair_core::outside::open_file;
+use selfrepair_core::untrusted::open_file;
 
 /// A pickle says where tensors lie and has none of their numbers: large models' are below a megabyte.
 const MOST_BYTES: u64 = 64 << 20;

@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
 use super::unique::Unique;
-use selfrepair_core::outside::{open_file, without_panic};
+use selfrepair_core::untrusted::{open_file, without_panic};
 
 /// As the format itself has it.
 const MOST_HEADER: u64 = 100_000_000;

@@ -10,7 +10,7 @@ use super::unique::Unique;
 use crate::hub::{HubRepo, Kind};
 use crate::provision;
 use selfrepair_core::config::ModelConfig;
-use selfrepair_core::outside::{open_file, read_bytes};
+use selfrepair_core::untrusted::{open_file, read_bytes};
 
 /// What to call a model in the tables.
 #[derive(Debug, Clone)]

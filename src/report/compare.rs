@@ -14,9 +14,9 @@ use super::query::{Asked, ask};
 use super::settings::Settings;
 use super::{Rows, files, folder, report};
 use selfrepair_query::analyze::Tables;
+use selfrepair_store::locks::ReportLock;
 use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::is_run;
-use selfrepair_store::sharing::ReportLock;
 
 const THEME: &str = "Runs compared";
 
@@ -258,7 +258,8 @@ fn causes(series: &[Series]) -> Result<Figure> {
 
 /// How much of the direct effect each cause makes up for: all layers, and the second to last as in the paper.
 fn shares(series: &[Series]) -> Result<Figure> {
-    let queries: [(&str, fn() -> Asked); 2] = [
+    type Query = fn() -> Asked;
+    let queries: [(&str, Query); 2] = [
         ("all ablated heads", || ask!("compare_shares")),
         ("heads of the second-to-last layer", || ask!("compare_shares_second_to_last")),
     ];
@@ -355,7 +356,7 @@ fn summary(series: &[Series]) -> Result<Listing> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::handmade_run;
+    use super::super::test_run;
     use super::*;
 
     fn page_of(runs: &[PathBuf]) -> (String, tempfile::TempDir) {
@@ -366,7 +367,7 @@ mod tests {
 
     #[test]
     fn two_models_are_told_apart_by_name_and_share_figures_and_a_table() {
-        let (a, b) = (handmade_run("model-a", &["zero"]), handmade_run("model-b", &["zero"]));
+        let (a, b) = (test_run("model-a", &["zero"]), test_run("model-b", &["zero"]));
         let (page, to) = page_of(&[a.path().into(), b.path().into()]);
         for name in ["compare_depth", "compare_causes", "compare_shares", "compare_outcomes"] {
             assert!(page.contains(&format!("<figure id=\"{name}\">")), "{name}");
@@ -393,7 +394,7 @@ mod tests {
 
     #[test]
     fn ablations_of_one_run_are_lines_of_their_own() {
-        let (a, b) = (handmade_run("model-a", &["zero", "mean", "zero/erasers"]), handmade_run("model-b", &["zero"]));
+        let (a, b) = (test_run("model-a", &["zero", "mean", "zero/erasers"]), test_run("model-b", &["zero"]));
         let (page, _to) = page_of(&[a.path().into(), b.path().into()]);
         for label in [">model-a, mean<", ">model-a, zero<", ">model-b, zero<"] {
             assert!(page.contains(label), "{label}");
@@ -403,14 +404,14 @@ mod tests {
 
     #[test]
     fn runs_that_only_their_folder_tells_apart_are_named_by_it() {
-        let (a, b) = (handmade_run("same", &["zero"]), handmade_run("same", &["zero"]));
+        let (a, b) = (test_run("same", &["zero"]), test_run("same", &["zero"]));
         let (page, _to) = page_of(&[a.path().into(), b.path().into()]);
         assert!(page.contains(&format!("same, {}", a.path().display())), "{}", a.path().display());
     }
 
     #[test]
     fn what_cannot_be_compared_is_named() {
-        let run = handmade_run("model-a", &["zero"]);
+        let run = test_run("model-a", &["zero"]);
         let empty = tempfile::tempdir().unwrap();
         let to = empty.path().join("to");
         let error = |runs: &[PathBuf], to: &Path| format!("{:#}", compare(runs, to).unwrap_err());
@@ -429,7 +430,7 @@ mod tests {
 
     #[test]
     fn one_run_gets_its_own_report_anew() {
-        let run = handmade_run("model-a", &["zero"]);
+        let run = test_run("model-a", &["zero"]);
         compare(&[run.path().into()], Path::new("unused")).unwrap();
         let page = fs::read_to_string(run.path().join("report/index.html")).unwrap();
         assert!(page.contains("Self-repair in model-a") && run.path().join("figures/heads_zero.png").is_file());

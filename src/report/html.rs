@@ -281,12 +281,12 @@ fn notable_tokens(page: &mut Page, tables: &Tables) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{handmade_run, report};
+    use super::super::{report, test_run};
     use super::*;
 
     #[test]
     fn a_page_stands_alone_and_says_where_its_numbers_are_from() {
-        let run = handmade_run("tiny", &["zero"]);
+        let run = test_run("tiny", &["zero"]);
         report(run.path()).unwrap();
         let page = std::fs::read_to_string(run.path().join("report/index.html")).unwrap();
         for outside in ["src=", "<link", "@import", "url(", "https://"] {

@@ -66,7 +66,7 @@ fn announce(out: &Path, files: impl Iterator<Item = std::path::PathBuf>) -> Resu
 /// tokens count as top tokens.
 /// An ablation `a/b` is one with hold b.
 #[cfg(test)]
-pub(crate) fn handmade_run(name: &str, ablations: &[&str]) -> tempfile::TempDir {
+pub(crate) fn test_run(name: &str, ablations: &[&str]) -> tempfile::TempDir {
     use selfrepair_store::test_tables::{ABLATIONS, ablation, clean, metadata, model, table};
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();

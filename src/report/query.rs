@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn every_file_is_asked() {
-        let sources = sources(Path::new("src/report"));
+        let sources = sources(Path::new(env!("CARGO_MANIFEST_DIR")));
         let asked: BTreeSet<String> = sources
             .split("ask!(")
             .skip(1)

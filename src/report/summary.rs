@@ -138,7 +138,7 @@ fn write_others(text: &mut String, tables: &Tables) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::handmade_run;
+    use super::super::test_run;
     use super::*;
 
     #[test]
@@ -152,7 +152,7 @@ mod tests {
     /// Means over the two heads: effects 1 and 0.5, repair 0.75 and −0.125.
     #[test]
     fn the_summary_tells_heads_apart_from_what_was_held() {
-        let run = handmade_run("tiny", &["zero", "zero/erasers"]);
+        let run = test_run("tiny", &["zero", "zero/erasers"]);
         let text = summary(run.path()).unwrap();
         for line in [
             "zero ablation, mean over 2 heads, each on its top 4 tokens by direct effect (of 2 prompts)",

@@ -14,7 +14,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use sha2::{Digest, Sha256};
 
-use super::{compare, handmade_run, report, summary};
+use super::{compare, report, summary, test_run};
 use selfrepair_core::files::files_below;
 
 fn hostile() -> Vec<String> {
@@ -53,7 +53,7 @@ fn replace(out: &Path, column: &str, from: &str, to: &str) {
 
 /// A run whose names of everything are hostile.
 fn hostile_run(text: &str) -> tempfile::TempDir {
-    let run = handmade_run("tiny", &["zero", "zero/erasers"]);
+    let run = test_run("tiny", &["zero", "zero/erasers"]);
     for (column, from, to) in [
         ("ablation", "zero", text.to_string()),
         ("hold", "erasers", text.to_string()),
@@ -146,7 +146,7 @@ fn names_from_tables_are_text_in_page_figures_and_summary_and_choose_no_place() 
 #[test]
 fn names_from_tables_are_text_in_a_comparison() {
     for text in hostile() {
-        let (a, b) = (hostile_run(&text), handmade_run("tiny", &["zero"]));
+        let (a, b) = (hostile_run(&text), test_run("tiny", &["zero"]));
         let around = tempfile::tempdir().unwrap();
         let to = around.path().join("comparison");
         for _ in 0..2 {
@@ -162,7 +162,7 @@ fn names_from_tables_are_text_in_a_comparison() {
 
 #[test]
 fn ablations_that_look_alike_as_files_have_each_their_own() {
-    let run = handmade_run("tiny", &["zero", "mean", "resample", "other"]);
+    let run = test_run("tiny", &["zero", "mean", "resample", "other"]);
     let alike = ["a/b", "a b", "a_b", "A_b"];
     for (from, to) in ["zero", "mean", "resample", "other"].iter().zip(alike) {
         replace(run.path(), "ablation", from, to);
@@ -184,7 +184,7 @@ fn directive<'a>(page: &'a str, name: &str) -> &'a str {
 
 #[test]
 fn the_page_may_run_its_own_script_and_style_and_load_nothing() {
-    let run = handmade_run("tiny", &["zero"]);
+    let run = test_run("tiny", &["zero"]);
     report(run.path()).unwrap();
     let page = fs::read_to_string(run.path().join("report/index.html")).unwrap();
     assert_eq!(directive(&page, "default-src"), "'none'");
@@ -201,7 +201,7 @@ fn the_page_may_run_its_own_script_and_style_and_load_nothing() {
 
 #[test]
 fn a_comparison_goes_into_no_folder_of_anything_else() {
-    let (a, b) = (handmade_run("model-a", &["zero"]), handmade_run("model-b", &["zero"]));
+    let (a, b) = (test_run("model-a", &["zero"]), test_run("model-b", &["zero"]));
     let runs = [a.path().to_path_buf(), b.path().to_path_buf()];
     let dir = tempfile::tempdir().unwrap();
     let to = dir.path().join("site");
@@ -219,7 +219,7 @@ fn a_comparison_goes_into_no_folder_of_anything_else() {
 /// Fails where two processes write under the same temporary name.
 #[test]
 fn several_reports_at_once_all_succeed() {
-    let (a, b) = (handmade_run("model-a", &["zero"]), handmade_run("model-b", &["zero"]));
+    let (a, b) = (test_run("model-a", &["zero"]), test_run("model-b", &["zero"]));
     let (runs, to) = ([a.path().to_path_buf(), b.path().to_path_buf()], tempfile::tempdir().unwrap());
     std::thread::scope(|scope| {
         let one: Vec<_> = (0..4).map(|_| scope.spawn(|| report(a.path()))).collect();

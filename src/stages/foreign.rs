@@ -4,8 +4,8 @@ use anyhow::Result;
 
 use super::Run;
 use selfrepair_core::progress;
+use selfrepair_store::locks::ReportLock;
 use selfrepair_store::run_folder::{STAGES, Stage};
-use selfrepair_store::sharing::ReportLock;
 
 impl Run {
     /// `pipeline report` may be writing there at the same time.

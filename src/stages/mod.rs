@@ -1,11 +1,11 @@
 //! The stages of a run, in the order in which they depend on each other. Each reads and writes files only, knows by a
 //! fingerprint whether its output is current, and can be killed at any moment and resumed.
 
-mod doubts;
 mod foreign;
 mod parts;
 mod plan;
-mod shared;
+mod sanity_checks;
+mod sharded_run;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,10 +37,10 @@ use selfrepair_store::run_folder::{Parts, RunFolder, STAGES, Stage};
 use selfrepair_store::{Metadata, StageFiles, TableWriter, prompt_tables};
 
 use crate::status::state;
-use selfrepair_store::sharing::ReportLock;
+use selfrepair_store::locks::ReportLock;
 
 pub use plan::{Estimate, dry_run};
-pub use shared::run_set;
+pub use sharded_run::run_set;
 
 /// A run with its inputs found and read as far as every stage needs.
 pub struct Run {
@@ -85,8 +85,8 @@ pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<Strin
         run.folder.forget()?;
     }
     run.announce();
-    run.clear_what_is_stale()?;
-    run.bring_up_to(last)?;
+    run.clear_stale()?;
+    run.ensure_up_to(last)?;
     run.summary(last)
 }
 
@@ -211,7 +211,7 @@ impl Run {
     }
 
     /// Removes what every stage, also one that will not run now, wrote under another configuration.
-    fn clear_what_is_stale(&self) -> Result<()> {
+    fn clear_stale(&self) -> Result<()> {
         for stage in STAGES {
             if self.folder.is_stale(stage, self.fingerprint(stage)) {
                 let wanted = (self.fingerprint(stage), self.folder.parts(stage));
@@ -227,13 +227,13 @@ impl Run {
     }
 
     /// Every stage up to `last`, in order, as far as it is not current.
-    pub fn bring_up_to(&self, last: Stage) -> Result<()> {
-        self.drop_what_is_damaged(last)?;
-        self.go_on_to(last)
+    pub fn ensure_up_to(&self, last: Stage) -> Result<()> {
+        self.remove_corrupt_files(last)?;
+        self.run_through(last)
     }
 
-    /// As [`Run::bring_up_to`], when what earlier stages wrote was written a moment ago.
-    pub fn go_on_to(&self, last: Stage) -> Result<()> {
+    /// As [`Run::ensure_up_to`], when what earlier stages wrote was written a moment ago.
+    pub fn run_through(&self, last: Stage) -> Result<()> {
         let stages: [(Stage, Work); 6] = [
             (Stage::Corpus, Run::corpus),
             (Stage::Export, Run::export),
@@ -243,12 +243,12 @@ impl Run {
             (Stage::Report, Run::report),
         ];
         let wanted = stages.into_iter().filter(|(s, _)| *s <= last);
-        wanted.into_iter().try_for_each(|(stage, work)| self.bring_up_to_date(stage, work))
+        wanted.into_iter().try_for_each(|(stage, work)| self.run_stage(stage, work))
     }
 
     /// Compares what a stage is about to read with what was written. A file with other bytes is removed, so that the
     /// stage that wrote it makes it anew, and only it.
-    fn drop_what_is_damaged(&self, last: Stage) -> Result<()> {
+    fn remove_corrupt_files(&self, last: Stage) -> Result<()> {
         let current = |stage: Stage| self.folder.is_current(stage, self.fingerprint(stage));
         let Some(reader) = STAGES.into_iter().filter(|&s| s <= last && !current(s)).max() else { return Ok(()) };
         let spinner = progress::spinner("comparing checksums");
@@ -265,7 +265,7 @@ impl Run {
         Ok(())
     }
 
-    fn bring_up_to_date(&self, stage: Stage, work: Work) -> Result<()> {
+    fn run_stage(&self, stage: Stage, work: Work) -> Result<()> {
         if self.folder.is_current(stage, self.fingerprint(stage)) {
             progress::line(stage.name(), "up to date");
             return Ok(());
@@ -375,7 +375,7 @@ impl Run {
     fn trace(&self) -> Result<String> {
         let (prompts, files, graphs) = (self.prompts()?, self.files(Stage::Trace), self.folder.model());
         measure::trace(&self.context(&graphs, &files), &prompts)?;
-        if let Some(doubt) = doubts::about_predictions(self)? {
+        if let Some(doubt) = sanity_checks::about_predictions(self)? {
             self.folder.warn(doubt);
         }
         Ok(format!("{} tokens", prompts.tokens()))

@@ -3,10 +3,10 @@
 //! Stages read and write files only. A file is written under a temporary name and renamed when it is complete.
 
 pub mod checksums;
+pub mod locks;
 pub mod prompt_tables;
 pub mod records;
 pub mod run_folder;
-pub mod sharing;
 mod stage_files;
 mod table_writer;
 #[doc(hidden)]

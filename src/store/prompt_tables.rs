@@ -9,9 +9,9 @@ use arrow::datatypes::UInt32Type;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use selfrepair_core::outside::{open_file, without_panic};
 use selfrepair_core::prompts::{Answer, Corpus, Prompts, Targets};
 use selfrepair_core::tables::{TARGETS, TOKENS};
+use selfrepair_core::untrusted::{open_file, without_panic};
 
 use crate::table_writer::{Metadata, TableWriter};
 

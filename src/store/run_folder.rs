@@ -20,8 +20,8 @@ use selfrepair_core::own_files::{self, MARKER, OWNED};
 use selfrepair_core::progress;
 
 use crate::checksums::{self, Ledger};
+use crate::locks::Lock;
 use crate::records;
-use crate::sharing::Lock;
 use selfrepair_core::shards::ShardSet;
 
 /// The stages in the order in which they depend on each other.
@@ -106,7 +106,7 @@ impl RunFolder {
     /// destroy what is not ours.
     pub fn open(root: &Path, run_id: String, inputs: &[PathBuf], set: Option<ShardSet>) -> Result<Self> {
         check(root)?;
-        refuse_what_is_not_ours(root, inputs)?;
+        refuse_foreign_folder(root, inputs)?;
         let created =
             |folder: &Path| fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()));
         created(root)?;
@@ -364,7 +364,7 @@ pub fn has_size(root: &Path, (name, size): &(String, u64)) -> bool {
     fs::symlink_metadata(root.join(name)).is_ok_and(|m| m.is_file() && m.len() == *size)
 }
 
-fn refuse_what_is_not_ours(root: &Path, inputs: &[PathBuf]) -> Result<()> {
+fn refuse_foreign_folder(root: &Path, inputs: &[PathBuf]) -> Result<()> {
     if !is_run(root)
         && let Some(name) = OWNED.iter().find(|name| root.join(name).symlink_metadata().is_ok())
         // Another process may have begun the run between the two looks.

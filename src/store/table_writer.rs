@@ -79,7 +79,7 @@ impl TableWriter {
 
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         if self.finite {
-            refuse_what_is_no_number(batch).with_context(|| format!("{} is not written", self.path.display()))?;
+            reject_non_finite(batch).with_context(|| format!("{} is not written", self.path.display()))?;
         }
         self.writer.write(batch).with_context(|| format!("cannot write {}", self.path.display()))
     }
@@ -146,7 +146,7 @@ fn properties(
 
 /// # Errors
 /// If a float is infinite or not a number; says which, and what the row is about.
-fn refuse_what_is_no_number(batch: &RecordBatch) -> Result<()> {
+fn reject_non_finite(batch: &RecordBatch) -> Result<()> {
     let schema = batch.schema();
     for (column, field) in batch.columns().iter().zip(schema.fields()) {
         let Some(values) = column.as_primitive_opt::<Float32Type>() else { continue };

@@ -167,7 +167,7 @@ mod tests {
     fn a_configuration_that_is_no_file_is_an_error() {
         let error = |path: &str| format!("{:#}", Config::load(Some(Path::new(path)), &[]).unwrap_err());
         assert!(error("/dev/zero").contains("a device"));
-        assert!(error("src").contains("a folder"));
+        assert!(error(env!("CARGO_MANIFEST_DIR")).contains("a folder"));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("large.toml");
         std::fs::write(&path, vec![b'#'; 2 << 20]).unwrap();

@@ -8,7 +8,7 @@
 //! compared). `readers` has what reads a replaced head first. All refer to `weights.bin` by offset, so no weight is stored
 //! twice.
 
-mod ends;
+mod embed_unembed;
 mod graphs;
 pub(crate) mod onnx;
 mod readers;
@@ -127,11 +127,11 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
         bar.inc(1);
     }
     let ends = EndWeights::append(&mut weights, model.ends()?, attention_biases)?;
-    ends::embed(a, &ends, weights.name()).save(directory)?;
-    ends::unembed(a, &ends, weights.name()).save(directory)?;
-    ends::divergence(a, &ends, weights.name()).save(directory)?;
-    ends::readout(a, weights.name()).save(directory)?;
-    ends::directions(a, &ends, &w_o, weights.name()).save(directory)?;
+    embed_unembed::embed(a, &ends, weights.name()).save(directory)?;
+    embed_unembed::unembed(a, &ends, weights.name()).save(directory)?;
+    embed_unembed::divergence(a, &ends, weights.name()).save(directory)?;
+    embed_unembed::readout(a, weights.name()).save(directory)?;
+    embed_unembed::directions(a, &ends, &w_o, weights.name()).save(directory)?;
     weights.finish()?;
     bar.finish();
     model.check_nothing_was_left_out()

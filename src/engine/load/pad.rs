@@ -32,7 +32,7 @@ pub fn pad(graph: &mut GraphProto, aliased: usize) -> Padded {
             continue;
         }
         let written = node.output[0].clone();
-        let Some(weights) = graph.weights_that_meet(&written, aliased) else { continue };
+        let Some(weights) = graph.weights_that_read(&written, aliased) else { continue };
         graph.node[i].attribute.push(int("padding", PADDING as i64));
         if let Some(output) = graph.output.iter_mut().find(|output| output.name == written) {
             widen(output);
@@ -49,7 +49,7 @@ pub fn pad(graph: &mut GraphProto, aliased: usize) -> Padded {
 
 impl GraphProto {
     /// The stored weights of the products that read `x`, if they are to be padded and nothing else reads it.
-    fn weights_that_meet(&self, x: &str, aliased: usize) -> Option<BTreeSet<String>> {
+    fn weights_that_read(&self, x: &str, aliased: usize) -> Option<BTreeSet<String>> {
         let readers = self.node.iter().filter(|n| n.input.iter().any(|input| input == x));
         let weights: BTreeSet<String> = readers.map(|n| self.weight_to_pad(n, x, aliased)).collect::<Option<_>>()?;
         (!weights.is_empty()).then_some(weights)

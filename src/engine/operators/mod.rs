@@ -197,7 +197,7 @@ impl Kernel for CausalAttention {
             });
         }
         let z = Z { batch, positions, heads: self.heads, padding, data: z };
-        u.map_or(Ok(()), |u| meet_directions(context, 1, &z, &u))
+        u.map_or(Ok(()), |u| dot_directions(context, 1, &z, &u))
     }
 }
 
@@ -222,7 +222,7 @@ impl Kernel for HeadEffects {
         let (z, u) = (required(&z)?, required(&u)?);
         let [batch, positions, width] = z.shape[..] else { return ensure(false, "z") };
         ensure(width > 0 && (width as usize).is_multiple_of(self.heads), "z")?;
-        meet_directions(context, 0, &Z { batch, positions, heads: self.heads, padding: 0, data: z.data }, &u)
+        dot_directions(context, 0, &Z { batch, positions, heads: self.heads, padding: 0, data: z.data }, &u)
     }
 }
 
@@ -235,7 +235,7 @@ struct Z<'a> {
     data: &'a [f32],
 }
 
-fn meet_directions(context: &ComputeContext, number: usize, z: &Z, u: &Floats) -> Result<()> {
+fn dot_directions(context: &ComputeContext, number: usize, z: &Z, u: &Floats) -> Result<()> {
     let &Z { batch, positions, heads, padding, data } = z;
     let mut effects = output(context, number, vec![batch, positions, heads as i64])?;
     let effects = effects.try_extract_tensor_mut::<f32>()?.1;

@@ -29,7 +29,7 @@ use selfrepair_core::shards::ShardSet;
 use selfrepair_core::sink::Part;
 use selfrepair_core::tables::{PAIRS, TOP_TOKENS};
 use selfrepair_engine::runtime::count_writing;
-use selfrepair_engine::{Crew, Engine};
+use selfrepair_engine::{Engine, WorkerPool};
 
 use crate::trace::Means;
 use crate::{MeasureContext, iterate};
@@ -141,12 +141,12 @@ fn compute_shards<'a>(
     left: &[usize],
     bar: &Bar,
 ) -> Result<()> {
-    let mut crew = Crew::load(plan.architecture, context.graphs, &context.config.runtime, &plan.needs())?;
+    let mut pool = WorkerPool::load(plan.architecture, context.graphs, &context.config.runtime, &plan.needs())?;
     let work = |engine: &mut Engine, piece: &Piece<'a>| {
         let (part, prompts) = (ablate_piece(context, plan, engine, piece, bar), &piece.prompts);
         part.with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))
     };
-    let pieces = pieces(context, plan, shards, left, crew.size());
+    let pieces = pieces(context, plan, shards, left, pool.size());
     let absorb = |shard: &mut Shard, part| {
         shard.absorb(plan, part);
         Ok(())
@@ -165,7 +165,7 @@ fn compute_shards<'a>(
             sender.send(finished).map_err(|_| anyhow!("the writer has stopped"))
         };
         let open = |number: usize| Ok(Shard::new(plan, shards[number]));
-        let computed = crew.each_of_shards(&pieces, |piece| piece.share, work, open, absorb, finish);
+        let computed = pool.each_of_shards(&pieces, |piece| piece.share, work, open, absorb, finish);
         let written = writer.join().map_err(|_| anyhow!("the writer thread panicked"))?;
         written.and(computed)
     })

@@ -9,7 +9,7 @@ use super::plan::{Item, Plan, place};
 use super::work::Work;
 use selfrepair_core::components::Component;
 use selfrepair_core::config::Kind;
-use selfrepair_core::memory::room;
+use selfrepair_core::memory::try_with_capacity;
 use selfrepair_engine::runtime::{int_tensor, tensor, to_host, view, view_mut};
 use selfrepair_engine::{Engine, Kept, Place};
 use selfrepair_model::Architecture;
@@ -44,7 +44,7 @@ impl Replacement {
         let layer = work.plan.components[runs[0].1.component].layer;
         let base = base(work, &engine.architecture, layer, Component::Head)?;
         let (mut heads, mut along, mut own_changes) = (vec![], vec![], vec![]);
-        let mut z_changes = room(runs.len() * work.clean.effects.positions * engine.architecture.d_head)?;
+        let mut z_changes = try_with_capacity(runs.len() * work.clean.effects.positions * engine.architecture.d_head)?;
         for &(p, item) in runs {
             let head = work.plan.components[item.component].head.context("a head has a number")?;
             let kind = work.plan.kinds[item.kind];
@@ -72,7 +72,7 @@ impl Replacement {
         let (positions, d) = (work.clean.effects.positions, a.d_model);
         let base = view(base(work, a, layer, component)?)?;
         let u = view(&work.directions.u)?;
-        let mut streams = room(runs.len() * positions * d)?;
+        let mut streams = try_with_capacity(runs.len() * positions * d)?;
         let (mut along, mut own_changes) = (vec![], vec![]);
         for &(p, item) in runs {
             let kind = work.plan.kinds[item.kind];

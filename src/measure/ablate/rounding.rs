@@ -10,7 +10,7 @@ use selfrepair_core::precision::Precision;
 use selfrepair_core::progress::{self, Bar};
 use selfrepair_core::sink::{Part, RowSink};
 use selfrepair_core::tables::{ABLATIONS, ROUNDING};
-use selfrepair_engine::Crew;
+use selfrepair_engine::WorkerPool;
 
 use super::plan::Piece;
 use super::shard::Shard;
@@ -72,13 +72,13 @@ pub fn measure(context: &MeasureContext, plan: &Plan) -> Result<()> {
 fn in_float32<'a>(context: &MeasureContext, plan: &'a Plan<'a>) -> Result<Shard> {
     // `bench` measures products in the precision that was asked for.
     let config = RuntimeConfig { precision: Precision::Fp32, probe: false, ..context.config.runtime.clone() };
-    let mut crew = Crew::load(plan.architecture, context.graphs, &config, &plan.needs())?;
+    let mut pool = WorkerPool::load(plan.architecture, context.graphs, &config, &plan.needs())?;
     let prompts: Vec<usize> = (0..plan.prompts.count().min(plan.prompts_in_shard())).collect();
-    let pieces = pieces(context, plan, &[&prompts], &[0], crew.size());
+    let pieces = pieces(context, plan, &[&prompts], &[0], pool.size());
     let mut shard = Shard::new(plan, &prompts);
     let bar = Bar::hidden();
     let work = |engine: &mut _, (_, piece): &(usize, Piece<'a>)| ablate_piece(context, plan, engine, piece, &bar);
-    crew.each(
+    pool.each(
         &pieces,
         |(_, piece)| piece.share,
         work,

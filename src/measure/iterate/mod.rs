@@ -16,7 +16,7 @@ use selfrepair_core::prompts::Prompts;
 use selfrepair_core::sink::{Part, RowWriter};
 use selfrepair_core::tables::{HEAD_SIMILARITY, SELF_ADDITIONS, STREAM_ADDITIONS, Table};
 use selfrepair_engine::runtime::view;
-use selfrepair_engine::{CleanBatch, Crew, Directions, Engine, Keep};
+use selfrepair_engine::{CleanBatch, Directions, Engine, Keep, WorkerPool};
 use selfrepair_model::Architecture;
 
 use crate::MeasureContext;
@@ -37,7 +37,7 @@ pub fn iterate(context: &MeasureContext, prompts: &Prompts, plan: &Plan) -> Resu
         return Ok(());
     }
     let a = context.architecture;
-    let mut crew = Crew::load(a, context.graphs, &context.config.runtime, &plan.needs())?;
+    let mut pool = WorkerPool::load(a, context.graphs, &context.config.runtime, &plan.needs())?;
     let mut own = SelfAdditions::new(context);
     let mut stream = StreamAdditions::new(context);
     let mut similarity = Similarity::new(a);
@@ -57,7 +57,7 @@ pub fn iterate(context: &MeasureContext, prompts: &Prompts, plan: &Plan) -> Resu
         similarity.add(a, &prompt, &outputs)?;
         Ok((own, stream, similarity))
     };
-    crew.each(
+    pool.each(
         &numbers,
         |_| 1.0,
         work,

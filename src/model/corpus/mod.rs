@@ -24,9 +24,9 @@ use pieces::{PIECE, Piece, Pieces};
 use read::documents;
 use selfrepair_core::config::{CorpusConfig, Mode};
 use selfrepair_core::interrupt;
-use selfrepair_core::outside::open_file;
 use selfrepair_core::progress;
 use selfrepair_core::prompts::{Corpus, Stream};
+use selfrepair_core::untrusted::open_file;
 
 /// The files a `corpus.source` names, in order, fetching a `package:` or `hf:` one.
 pub fn resolve(source: &str) -> Result<Vec<PathBuf>> {

@@ -13,7 +13,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, Parq
 
 use super::json_text::text_under;
 use super::lines::Lines;
-use selfrepair_core::outside::{open_file, without_panic};
+use selfrepair_core::untrusted::{open_file, without_panic};
 
 /// A document, or a part of one that is too long to be read at once.
 #[derive(Debug, PartialEq)]

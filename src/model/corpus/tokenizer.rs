@@ -9,7 +9,7 @@ use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
 use crate::{GgufFile, Model, ModelSource};
 use selfrepair_core::config::CorpusConfig;
-use selfrepair_core::outside::{open_file, read_bytes, read_text, without_panic};
+use selfrepair_core::untrusted::{open_file, read_bytes, read_text, without_panic};
 
 use super::cuts::{Cuts, check_json};
 use super::gguf_tokenizer::from_gguf;

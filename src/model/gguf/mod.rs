@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
 
-use selfrepair_core::outside::{open_file, without_panic};
+use selfrepair_core::untrusted::{open_file, without_panic};
 
 pub use candle_core::quantized::gguf_file::Value;
 

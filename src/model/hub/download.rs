@@ -14,7 +14,7 @@ use super::cache::Cached;
 use super::is_identifier;
 use super::web::{ATTEMPTS, Again, Answer, Failure, Web, encoded, pause};
 use selfrepair_core::files::sha256_of_file;
-use selfrepair_core::outside::without_panic;
+use selfrepair_core::untrusted::without_panic;
 use selfrepair_core::{interrupt, progress};
 
 /// A broken download that brought so much is taken up again, whatever broke it.

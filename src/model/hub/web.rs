@@ -13,7 +13,7 @@ use ureq::{Agent, Body, SendBody};
 use url::Url;
 
 use super::settings;
-use selfrepair_core::outside::without_panic;
+use selfrepair_core::untrusted::without_panic;
 use selfrepair_core::{interrupt, progress};
 
 /// As many redirects are followed.

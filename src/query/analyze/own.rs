@@ -39,7 +39,7 @@ fn read(path: &Path) -> Result<Query> {
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     ensure!(is_name, "{place}: a table has the file's name, which must be of a-z, 0-9 and _ and begin with a letter");
     ensure!(!is_built_in(name), "{place}: there is a built-in table `{name}`; give the file another name");
-    let text = selfrepair_core::outside::read_text(path, 1 << 20)?;
+    let text = selfrepair_core::untrusted::read_text(path, 1 << 20)?;
     check_own(&text).with_context(|| format!("in {place}"))?;
     let query =
         Query { name: Cow::Owned(name.to_string()), text: Cow::Owned(text), file: Cow::Owned(place.to_string()) };

@@ -12,7 +12,7 @@ pub fn markdown() -> Result<String> {
     let all = built_in()?;
     let mut text = String::from(
         "# Tables\n\n\
-         Written by `pipeline tables --markdown` from `src/tables/schema.rs` and the headers of `sql/`; a test keeps it \
+         Written by `pipeline tables --markdown` from `src/core/tables.rs` and the headers of `sql/`; a test keeps it \
          current.\n\n\
          Measured and derived tables are Parquet files below `<out>/tables/NAME/`. Views are computed when \
          `pipeline sql` is asked for them.\n\n\

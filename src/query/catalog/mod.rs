@@ -1,6 +1,6 @@
 //! What every table and view is: its grain, its sort key, its columns, and a query to begin with.
 //!
-//! The words come from where the tables are made, `src/tables/schema.rs` and the headers of `sql/`, and the types from
+//! The words come from where the tables are made, `src/core/tables.rs` and the headers of `sql/`, and the types from
 //! planning those queries, so nothing here can be out of date.
 
 mod builtin;

@@ -17,7 +17,7 @@ use object_store::{BackoffConfig, ListResult, ObjectMeta, ObjectStore, ObjectSto
 use url::Url;
 
 use super::requests::Connector;
-use selfrepair_core::outside::without_panic;
+use selfrepair_core::untrusted::without_panic;
 
 /// Variables that name a server.
 const SERVERS: [&str; 6] = [

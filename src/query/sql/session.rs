@@ -27,15 +27,15 @@ use tokio::runtime::Handle;
 use super::allowed::{self, Rights};
 use super::budget::{Budget, Kept};
 use super::cells::with_plain_texts;
+use super::location::{Place, TableFiles};
 use super::parameters::{Value, scalars};
 use super::parse;
-use super::place::{Place, TableFiles};
 use super::stack::{FAULT, Workers, on_large_stack};
 use super::{errors, functions, size};
 use crate::analyze::{Query, VIEWS, kind_and_grain, parameters};
 use selfrepair_core::config::AnalysisConfig;
-use selfrepair_core::outside::caught;
 use selfrepair_core::progress;
+use selfrepair_core::untrusted::caught;
 
 /// As many rows as the prompt and a terminal are shown of a result, unless more are asked for.
 pub const ROWS_ON_A_TERMINAL: usize = 500;

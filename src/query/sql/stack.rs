@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
-use selfrepair_core::outside::{caught, quiet_this_thread};
 use selfrepair_core::threads::NONE_LEFT;
+use selfrepair_core::untrusted::{caught, quiet_this_thread};
 
 /// Bytes of address space; memory is taken as it is used. A query as deep as is allowed needs a few percent of it.
 const PLANNING: usize = 64 << 20;

@@ -174,7 +174,7 @@ impl LayerColours {
 mod tests {
     use super::*;
     use crate::chart::Theme;
-    use crate::handmade_run;
+    use crate::test_run;
     use selfrepair_store::test_tables::table;
 
     fn drawn(out: &Path) -> Vec<Figure> {
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_run_without_the_measured_tables_has_the_figures_about_heads() {
-        let dir = handmade_run("tiny", &["zero"]);
+        let dir = test_run("tiny", &["zero"]);
         let figures = drawn(dir.path());
         let names: Vec<&str> = figures.iter().map(|f| f.name.as_str()).collect();
         let expected = [
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn every_measured_table_has_its_figures_and_an_empty_one_has_none() {
-        let dir = handmade_run("tiny", &["zero"]);
+        let dir = test_run("tiny", &["zero"]);
         let out = dir.path();
         let key = "ablation hold component layer head prompt position";
         let repairs = format!("{key} rank repairer repairer_layer repairer_head direct_effect change");
@@ -346,7 +346,7 @@ mod tests {
     /// Heads have effects of 1, 1, 1, 1 and 2, 0, 0, 0; the thresholds are 0.1, 0.5 and 1.
     #[test]
     fn tokens_count_whose_effect_is_above_a_threshold_and_not_at_it() {
-        let dir = handmade_run("tiny", &["zero"]);
+        let dir = test_run("tiny", &["zero"]);
         let figures = drawn(dir.path());
         let thresholds = named(&figures, "thresholds_zero").unwrap();
         let titles: Vec<&str> = thresholds.chart.panels.iter().map(|p| p.title.as_str()).collect();
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn what_is_held_is_compared_with_nothing_held() {
-        let dir = handmade_run("tiny", &["zero", "zero/erasers", "project_out"]);
+        let dir = test_run("tiny", &["zero", "zero/erasers", "project_out"]);
         let figures = drawn(dir.path());
         let held = named(&figures, "hold_erasers_zero").unwrap();
         // Both subsets; the held run is the same here, so that the points lie on the line.

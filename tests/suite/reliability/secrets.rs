@@ -69,3 +69,21 @@ fn a_token_is_in_no_error_no_log_and_no_file_however_the_hub_fails() {
     }
     println!("ways in which a hub failed: {}", replies.len());
 }
+
+/// ONNX Runtime's packages keep a device's number and a list of events, and send them, unless they are told not to.
+#[test]
+fn no_usage_data_is_kept() {
+    let library = selfrepair_model::provision::locate_library().unwrap();
+    let (home, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let out = out.path().to_str().unwrap();
+    let source = format!("model.source={TINY}");
+    let run = ["run", "trace", "--out", out, "--set", &source, "--set", "corpus.source=tests/fixtures/corpus.txt"];
+    let sizes = ["--set", "corpus.tokens=64", "--set", "corpus.prompt_len=16", "--set", "ablation.heads=[\"L0\"]"];
+    let run = [&run[..], &sizes].concat();
+    for args in [&["doctor"][..], &["model", TINY], &run] {
+        let mut command = pipeline();
+        command.args(args).env("HOME", home.path()).env("ORT_DYLIB_PATH", &library.path);
+        succeeded(command.env_remove("XDG_CACHE_HOME").env_remove("ORT_DISABLE_TELEMETRY").output().unwrap());
+        assert!(files(home.path()).is_empty(), "{args:?}: {:?}", files(home.path()));
+    }
+}

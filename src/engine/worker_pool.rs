@@ -9,7 +9,7 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 
-use super::after_head::combined;
+use super::next_readers::combined;
 use super::rate::Probe;
 use super::runtime::Runtime;
 use super::weights::SharedWeights;
@@ -17,7 +17,7 @@ use super::{Engine, Needs};
 use selfrepair_core::config::RuntimeConfig;
 use selfrepair_model::Architecture;
 
-pub struct Crew {
+pub struct WorkerPool {
     engines: Vec<Engine>,
     /// Of each engine's thread, while `bench` measures.
     probes: Vec<Option<Probe>>,
@@ -31,7 +31,7 @@ struct Progress {
     failed: bool,
 }
 
-impl Crew {
+impl WorkerPool {
     /// As many engines as the runtime has threads (one on a GPU), with one copy of the weights between them.
     pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, needs: &Needs) -> Result<Self> {
         let runtime = Runtime::get(config)?;
@@ -133,7 +133,7 @@ impl Crew {
         })
     }
 
-    /// As [`Crew::each`], for items that belong to shards, all of one after those of another. A shard begins with
+    /// As [`WorkerPool::each`], for items that belong to shards, all of one after those of another. A shard begins with
     /// `open`, takes the results of its items by `absorb`, and is handed to `finish` when the last is in, while the
     /// engines are at work on the next.
     pub fn each_of_shards<I: Sync, T: Send, S>(

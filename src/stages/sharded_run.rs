@@ -14,8 +14,8 @@ use selfrepair_core::interrupt;
 use selfrepair_core::progress;
 use selfrepair_core::shards::ShardSet;
 use selfrepair_measure::ablate;
+use selfrepair_store::locks::named;
 use selfrepair_store::run_folder::{STAGES, Stage, manifest};
-use selfrepair_store::sharing::named;
 
 /// How a process has the folder.
 enum Access {
@@ -51,7 +51,7 @@ pub fn run_set(config: Config, out: &Path, last: Stage, set: ShardSet) -> Result
             ));
         }
     }
-    run.bring_up_to(last)?;
+    run.ensure_up_to(last)?;
     run.summary(last)
 }
 
@@ -74,8 +74,8 @@ fn take_when_begun(run: &Run, last: Stage) -> Result<Access> {
             run.folder.reload();
             refuse_another_configuration(run)?;
             run.refuse_foreign(last, false)?;
-            run.clear_what_is_stale()?;
-            run.bring_up_to(Stage::Trace)?;
+            run.clear_stale()?;
+            run.ensure_up_to(Stage::Trace)?;
             if run.folder.is_current(Stage::Ablate, run.fingerprint(Stage::Ablate)) {
                 return Ok(Access::Alone);
             }
