@@ -16,17 +16,19 @@ mod tables;
 pub mod terminal;
 
 use std::io::Write;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use selfrepair_core::plain::{Stdout, visible_lines};
+use selfrepair_core::provenance::MEASUREMENT_VERSION;
 use selfrepair_core::threads;
 
 /// Measures self-repair in language models: when one attention head is ablated, later parts of the model compensate.
 ///
 /// `pipeline run all` measures a small pretrained model on real text and ends with tables, a summary and a report.
 #[derive(Parser)]
-#[command(name = "pipeline", version, propagate_version = true)]
+#[command(name = "pipeline", version = version(), propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -46,6 +48,15 @@ enum Command {
     Doctor(doctor::Args),
     Completions(completions::Args),
     Man(man::Args),
+}
+
+/// The version of the program, of what it measures, and the commit it was built from.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let (program, commit) = (env!("CARGO_PKG_VERSION"), env!("PIPELINE_COMMIT"));
+        format!("{program} (measurement {MEASUREMENT_VERSION}, commit {commit})")
+    });
+    &VERSION
 }
 
 /// Threads that a command starts beside those that compute: for signals, files, bars.

@@ -11,7 +11,7 @@ use selfrepair_core::prompts::TargetRow;
 
 /// What the stream and every `z` are projected on: a direction a prompt position.
 pub struct Directions {
-    /// u = γ ⊙ Ŵ[target], [P, S, D].
+    /// u = γ ⊙ Ŵ\[target\], [P, S, D].
     pub u: DynValue,
     /// W_O u of every layer, [P, S, H · d_head].
     pub v: Vec<DynValue>,

@@ -41,7 +41,7 @@ pub enum HookPoint {
     /// Which position attends to which, added to the scores, [S, S].
     Mask,
 
-    /// u = γ ⊙ Ŵ[target], [P, S, D].
+    /// u = γ ⊙ Ŵ\[target\], [P, S, D].
     U,
     /// W_O u of a layer's heads as an input, [P, S, H · d_head].
     V,

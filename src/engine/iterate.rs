@@ -12,7 +12,7 @@ use super::runtime::{Input, int_tensor, rows, tensor, view};
 /// A position of a prompt with something added to its stream.
 pub struct Addition {
     pub position: usize,
-    /// [D]
+    /// \[D\]
     pub added: Vec<f32>,
 }
 
@@ -20,11 +20,11 @@ pub struct Addition {
 pub struct Response {
     /// Of every block from there on, [N, H].
     pub head_effects: Vec<Vec<f32>>,
-    /// Of every block from there on, [N].
+    /// Of every block from there on, \[N\].
     pub mlp_effects: Vec<Vec<f32>>,
-    /// Final stream · u, [N].
+    /// Final stream · u, \[N\].
     pub dot: Vec<f32>,
-    /// Scale of the final norm, [N].
+    /// Scale of the final norm, \[N\].
     pub norm_scale: Vec<f32>,
 }
 

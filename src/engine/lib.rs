@@ -151,7 +151,7 @@ impl Engine {
         graph.run(vec![(HookPoint::U, Input::from(&directions.u))], &[HookPoint::W])?.take(HookPoint::W)
     }
 
-    /// Log-probability of the targets and Kullback-Leibler divergence, each [S], of one ablated run's final stream
+    /// Log-probability of the targets and Kullback-Leibler divergence, each \[S\], of one ablated run's final stream
     /// [1, S, D] against the clean one.
     pub fn divergence(
         &mut self,

@@ -45,7 +45,7 @@ pub enum Part {
 pub struct HeadChange<'a> {
     /// Replacement z less clean z, [B, S, d_head].
     pub z_change: DynValue,
-    /// Which head each run replaces, [B].
+    /// Which head each run replaces, \[B\].
     pub heads: DynValue,
     /// The clean stream that the heads wrote to, [P, S, D] over the clean batch.
     pub clean: &'a DynValue,

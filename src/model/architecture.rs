@@ -157,7 +157,7 @@ impl Architecture {
     }
 }
 
-/// γ and β of a norm; β is there if [`Biases::norm`] says so.
+/// γ and β of a norm; β is there if the family has such biases.
 #[derive(Clone)]
 pub struct NormWeights {
     pub gamma: Array1<f32>,

@@ -45,7 +45,7 @@ impl Model {
         Self::of(source, checkpoint)
     }
 
-    /// Reads the configuration alone: of a model of the hub, no weights are fetched. Good for [`crate::describe`] only.
+    /// Reads the configuration alone: of a model of the hub, no weights are fetched. Good for `pipeline model` only.
     pub fn open_configuration(config: &ModelConfig) -> Result<Self> {
         let source = ModelSource::resolve_configuration(config)?;
         let checkpoint = match &source {

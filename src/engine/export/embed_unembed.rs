@@ -109,7 +109,7 @@ pub fn directions(a: &Architecture, ends: &EndWeights, w_o: &[Stored], weights: 
     g
 }
 
-/// k = β · Ŵ[t] + b̂_U[t], an output if the model has either.
+/// k = β · Ŵ\[t\] + b̂_U[t], an output if the model has either.
 fn constant(g: &mut GraphBuilder, ends: &EndWeights, targets: &str, rows: &str) {
     let from_norm = ends.final_norm_beta.as_ref().map(|beta| {
         let beta = g.weight(beta);

@@ -14,7 +14,7 @@ pub struct Activate<'a> {
     pub padding: usize,
     /// [rows, M].
     pub x: &'a [f32],
-    /// [M].
+    /// \[M\].
     pub bias: Option<&'a [f32]>,
     /// [rows, M].
     pub up: Option<&'a [f32]>,
@@ -69,7 +69,7 @@ pub struct Add<'a> {
     pub d_model: usize,
     /// [rows, D].
     pub product: &'a [f32],
-    /// [D].
+    /// \[D\].
     pub bias: Option<&'a [f32]>,
     /// [rows, D].
     pub stream: &'a [f32],
@@ -139,7 +139,7 @@ pub struct Normalize<'a> {
     pub padding: usize,
     /// [rows, D].
     pub x: &'a [f32],
-    /// [D].
+    /// \[D\].
     pub gamma: &'a [f32],
     /// [rows, D + padding].
     pub normed: &'a mut [f32],

@@ -96,7 +96,7 @@ fn multiples(config: &Config) -> Vec<f64> {
     multiples
 }
 
-/// A head's output at position `s`, [D], from those of all heads [S · H · D].
+/// A head's output at position `s`, \[D\], from those of all heads [S · H · D].
 fn head_output(outputs: &[f32], heads: usize, d_model: usize, head: usize, s: usize) -> &[f32] {
     &outputs[(s * heads + head) * d_model..][..d_model]
 }
