@@ -37,11 +37,22 @@ impl ErrorKind {
     }
 }
 
-/// Returns a [`FailedCheck`] with a message.
+/// Returns a [`FailedCheck`](crate::error::FailedCheck) with a message.
 #[macro_export]
 macro_rules! fail_check {
     ($($message:tt)*) => {
         return Err($crate::error::FailedCheck(format!($($message)*)).into())
+    };
+}
+
+/// Returns a [`FailedCheck`](crate::error::FailedCheck) with a message unless a condition holds.
+#[macro_export]
+macro_rules! ensure_check {
+    ($condition:expr, $($message:tt)*) => {
+        if $condition {
+        } else {
+            $crate::fail_check!($($message)*)
+        }
     };
 }
 

@@ -415,7 +415,10 @@ pub fn count_writing<T>(write: impl FnOnce() -> T) -> T {
 
 #[cfg(test)]
 mod tests {
+    use selfrepair_core::memory::is_exhausted;
+
     use super::*;
+    use crate::export::onnx::{Dim, GraphBuilder, Role};
 
     const INPUTS: usize = 24;
     const OUTPUTS: usize = 16;
@@ -427,6 +430,22 @@ mod tests {
             row.iter().enumerate().map(|(i, &x)| f64::from(to.round(x)) * w(i * OUTPUTS + j)).sum()
         };
         x.chunks(INPUTS).flat_map(|row| (0..OUTPUTS).map(move |j| to.round(sum(row, j) as f32))).collect()
+    }
+
+    /// It has no error code for that, so its words must stay those that [`is_exhausted`] knows.
+    #[test]
+    fn memory_that_onnx_runtime_lacks_is_known_by_its_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut g = GraphBuilder::new("large", Role::Exact, "Zeros.", "");
+        let length = g.int_input(HookPoint::X, &[Dim::Size(1)], "how many");
+        g.node("ConstantOfShape", &[&length], &HookPoint::Y.name(), vec![]);
+        g.output(HookPoint::Y, &[Dim::Name("length")], "");
+        g.save(dir.path()).unwrap();
+        let runtime = Runtime::get(&RuntimeConfig::default()).unwrap();
+        let mut graph = runtime.load(&dir.path().join("large.onnx"), &SharedWeights::new(dir.path())).unwrap();
+        let length = int_tensor(&[1], vec![1 << 50]).unwrap();
+        let error = graph.run(vec![(HookPoint::X, Input::from(&length))], &[HookPoint::Y]).err().unwrap();
+        assert!(is_exhausted(&error), "{error:#}");
     }
 
     #[test]

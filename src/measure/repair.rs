@@ -1,7 +1,8 @@
 //! Self-repair of one token and its causes, from clean and ablated effects (docs/definitions.md, "Self-repair" and
 //! "Causes of self-repair").
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
+use selfrepair_core::ensure_check;
 
 use selfrepair_engine::{Ablated, CleanEffects};
 
@@ -135,7 +136,7 @@ pub fn repair(
     };
     let gap = self_repair - (repair.repair_attention + repair.repair_mlp + repair.repair_norm);
     let size = (sums.size + what.own_change.abs() + dot.abs() + new_dot.abs()) / scale;
-    ensure!(
+    ensure_check!(
         gap.abs() <= 1e-4 * tolerance * size.max(1.0),
         "self-repair is {self_repair} but its causes sum to {} (gap {gap:e}, effects of size {size})",
         self_repair - gap

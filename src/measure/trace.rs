@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
 use selfrepair_core::config::Activation;
@@ -15,6 +15,7 @@ use selfrepair_core::progress::{self, Bar};
 use selfrepair_core::prompts::{Prompts, TargetRow};
 use selfrepair_core::sink::Part;
 use selfrepair_core::tables::{CLEAN, DIRECT_EFFECTS};
+use selfrepair_core::{ensure_check, fail_check};
 use selfrepair_engine::runtime::{count_writing, view};
 use selfrepair_engine::{CleanBatch, CleanEffects, Engine, Keep, Needs, WorkerPool};
 use selfrepair_model::Architecture;
@@ -244,7 +245,7 @@ impl Means {
                 for (sum, chunk) in part.iter_mut().zip(chunks.by_ref()) {
                     *sum += f64::from_le_bytes(chunk.try_into()?);
                 }
-                ensure!(
+                ensure_check!(
                     part.iter().all(|sum| sum.is_finite()),
                     "{name} has non-finite sums: the model's activations overflow"
                 );
@@ -265,7 +266,7 @@ fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow], precision
             let (sum, size) = parts.fold((0f64, 0f64), |(sum, size), v| (sum + v, size + v.abs()));
             let dot = f64::from(clean.dot[i]);
             if let Some(name) = first_without_number(clean, i) {
-                bail!(
+                fail_check!(
                     "prompt {}, position {s}: the {name} is not a number that can be trusted; the model's activations \
                      overflow {} here, so nothing of this shard is written",
                     group[p],
@@ -274,7 +275,7 @@ fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow], precision
             }
             // Relative to the size of what is summed: that is what rounding leaves.
             if (sum - dot).abs() > 1e-4 * precision.tolerance() * size.max(1.0) {
-                bail!(
+                fail_check!(
                     "prompt {}, position {s}: the direct effects sum to {sum} where the stream gives {dot} (before the \
                      norm's scale {}); the exported graphs do not fit the model",
                     group[p],

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Float32Type, SchemaRef};
 use arrow::record_batch::RecordBatch;
@@ -16,6 +16,7 @@ use parquet::file::metadata::{KeyValue, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
+use selfrepair_core::fail_check;
 use selfrepair_core::own_files;
 use selfrepair_core::provenance::{self, MEASUREMENT_VERSION};
 use selfrepair_core::tables::{MEASURED, SCHEMA_VERSION, Table};
@@ -156,7 +157,12 @@ fn reject_non_finite(batch: &RecordBatch) -> Result<()> {
             .filter(|(column, _)| column.is_valid(row))
             .map(|(column, f)| Ok(format!("{} {}", f.name(), array_value_to_string(column, row)?)))
             .collect::<Result<_>>()?;
-        bail!("{} is {} at {}; the model's numbers overflow here", field.name(), values.value(row), about.join(", "));
+        fail_check!(
+            "{} is {} at {}; the model's numbers overflow here",
+            field.name(),
+            values.value(row),
+            about.join(", ")
+        );
     }
     Ok(())
 }

@@ -5,10 +5,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
 use selfrepair_core::components::{Ablatable, Component};
+use selfrepair_core::ensure_check;
 use selfrepair_core::files::sha256_of;
 use selfrepair_core::shards::ShardSet;
 use selfrepair_core::sink::{Part, RowSink};
@@ -157,7 +158,7 @@ impl<'a> SavedSums<'a> {
             return Ok(None);
         }
         for (total, &x) in self.values.iter_mut().zip(&sums.values) {
-            ensure!(x.is_finite(), "a sum over shard {shard} is {x}; the model's numbers overflow here");
+            ensure_check!(x.is_finite(), "a sum over shard {shard} is {x}; the model's numbers overflow here");
             *total += (x / UNIT).round() as i128;
         }
         self.shards.insert(shard);

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use arrow::array::{ArrayRef, Float32Array, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
+use selfrepair_core::ensure_check;
 
 use super::{Prompt, head_output, multiples};
 use crate::MeasureContext;
@@ -200,7 +201,7 @@ fn row(
         + (multiple * direct_effect).abs()
         + (dot.abs() + new_dot.abs()) / scale;
     let gap = total - (attention + mlp + norm);
-    ensure!(
+    ensure_check!(
         gap.abs() <= 1e-4 * tolerance * size.max(1.0),
         "position {s}: the response is {total} but its parts sum to {} (gap {gap:e}, effects of size {size})",
         total - gap
