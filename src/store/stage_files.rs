@@ -114,6 +114,7 @@ impl RowSink for StageFiles<'_> {
     fn keep(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.kept_path(name);
         create_folder_of(&path)?;
+        self.ledger.announce(&path)?;
         self.ledger.record(&path, sha256_of(bytes))?;
         write_atomically(&path, bytes)
     }
