@@ -224,7 +224,7 @@ fn redirects_without_a_place_and_odd_statuses_are_errors() {
 }
 
 #[test]
-fn nothing_is_waited_for_without_an_end() {
+fn every_wait_for_a_hub_has_a_limit() {
     let wait = || std::thread::sleep(Duration::from_secs(60));
     let head = "HTTP/1.1 206 x\r\ncontent-range: bytes 0-99/100\r\netag: \"abc\"\r\n";
     let drip = move |mut stream: TcpStream, head: &str| {

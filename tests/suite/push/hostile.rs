@@ -96,7 +96,7 @@ fn a_small_file_that_cannot_be_read_back_is_waited_for_once() {
 }
 
 #[test]
-fn what_is_not_of_the_run_is_not_sent_and_a_link_in_its_place_is_an_error() {
+fn foreign_files_are_not_sent_and_a_link_in_place_of_a_file_is_an_error() {
     let (dir, out, home) = run_and_home();
     let secret = dir.path().join("secret");
     std::fs::create_dir(&secret).unwrap();

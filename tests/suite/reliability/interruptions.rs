@@ -116,7 +116,7 @@ fn send(signal: &str, child: &Child) {
 }
 
 #[test]
-fn ctrl_c_and_sigterm_end_a_run_in_order_and_say_how_to_go_on() {
+fn ctrl_c_and_sigterm_end_a_run_in_order_and_say_how_to_resume() {
     let undisturbed = tempfile::tempdir().unwrap();
     let start = Instant::now();
     succeeded(everything("analyze", undisturbed.path()).output().unwrap());
