@@ -138,7 +138,7 @@ fn ctrl_c_and_sigterm_end_a_run_in_order_and_say_how_to_resume() {
         }
         stopped += 1;
         assert_eq!(output.status.code(), Some(130), "{said}");
-        assert!(said.contains("the same command goes on where this one stopped"), "{said}");
+        assert!(said.contains("the same command resumes the run"), "{said}");
         let half: Vec<_> =
             files(dir.path()).into_iter().filter(|p| p.extension().is_some_and(|e| e == "partial")).collect();
         assert!(half.is_empty(), "{half:?}");
