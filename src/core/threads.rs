@@ -30,7 +30,7 @@ fn check_variable(name: &str, value: &str) -> Result<()> {
     let is_unset = value.is_empty() || name.starts_with("RAYON") && value == "0";
     ensure!(
         is_count || is_unset,
-        "the environment variable {name} is `{value}`; expected a whole number from 1 to {MOST}, or leave it out"
+        "the environment variable {name} is `{value}`; expected a whole number from 1 to {MOST}, or unset it"
     );
     Ok(())
 }

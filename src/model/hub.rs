@@ -90,7 +90,7 @@ impl HubRepo {
         for file in &files {
             ensure!(
                 is_below(file),
-                "hf:{}: the hub lists a file called `{file}`, which could be written elsewhere",
+                "hf:{}: the hub lists a file called `{file}`, which could lead outside the cache",
                 self.name
             );
         }
@@ -153,7 +153,7 @@ impl HubRepo {
                 format!("there is no such repository, file or revision `{}`; is the name right?", self.revision)
             }
             _ if failure.again == Again::Never => failure.text.clone(),
-            _ => format!("{}; is there a network? (a download goes on where it stopped)", failure.text),
+            _ => format!("{}; is there a network? (the next run resumes the download)", failure.text),
         };
         anyhow::anyhow!("hf:{}: {doing}: {advice}", self.name)
     }

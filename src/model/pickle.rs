@@ -53,10 +53,10 @@ fn read_pickle(path: &Path) -> Result<Vec<u8>> {
         if !entry.is_file() || !entry.name().with_context(place)?.ends_with("data.pkl") {
             continue;
         }
-        ensure!(found.is_none(), "{}: it has two pickles; which one is meant cannot be known", path.display());
+        ensure!(found.is_none(), "{}: it has two pickles; expected one", path.display());
         let mut bytes = Vec::new();
         entry.take(MOST_BYTES + 1).read_to_end(&mut bytes).with_context(place)?;
-        ensure!(bytes.len() as u64 <= MOST_BYTES, "{}: its pickle is larger than that of any model", path.display());
+        ensure!(bytes.len() as u64 <= MOST_BYTES, "{}: its pickle is too large for a model", path.display());
         found = Some(bytes);
     }
     found.context("there is no data.pkl in it").with_context(place)

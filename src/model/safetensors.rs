@@ -60,7 +60,7 @@ impl SafetensorsFile {
         let length = u64::from_le_bytes(length);
         ensure!(
             length <= MOST_HEADER && length <= size - 8,
-            "its header is said to have {length} bytes, the file has {size}"
+            "its header declares {length} bytes, but the file has {size}"
         );
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header)?;

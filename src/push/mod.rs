@@ -47,7 +47,7 @@ pub struct Push<'a> {
 pub fn push(asked: &Push) -> Result<String> {
     let Push { out, to, private, dry_run } = *asked;
     let Some(name) = to.strip_prefix("hf:") else {
-        bail!("`{to}` is no place to push to; expected hf:owner/name, a data set of the hub");
+        bail!("`{to}` is not a push target; expected hf:owner/name, a data set of the hub");
     };
     hub::check_data_set(name)?;
     run_folder::check(out)?;
@@ -141,7 +141,7 @@ fn regular(out: &Path, relative: &str) -> Result<PathBuf> {
         })?;
         ensure!(
             !kind.is_symlink(),
-            "{} is a link; only regular files of the run itself are sent, so put what it stands for in its place",
+            "{} is a link; only regular files of the run itself are sent, so replace it by the file it points to",
             path.display()
         );
     }

@@ -34,7 +34,7 @@ impl Config {
         let threads = self.runtime.threads;
         ensure!(
             threads <= most,
-            "runtime.threads is {threads}; expected at most {most} on this machine, or 0 for one a core"
+            "runtime.threads is {threads}; expected at most {most} on this machine, or 0 for one per core"
         );
         for (key, selection) in [
             ("ablation.heads", &self.ablation.heads),

@@ -173,7 +173,7 @@ impl<'a> SavedSums<'a> {
         let mut values = self.values.clone();
         for other in sums_names(self.sink)?.iter().filter(|&other| *other != self.name) {
             let (_, others) = read_sums(self.sink, other, values.len())
-                .with_context(|| format!("{other} is not what was written; run with --fresh"))?;
+                .with_context(|| format!("{other} is corrupt; run with --fresh"))?;
             values.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
         }
         let mut sums = Sums::new(plan);

@@ -127,7 +127,7 @@ impl Prompt {
     }
 
     fn kept<'a>(&self, value: &'a Option<DynValue>) -> Result<&'a DynValue> {
-        value.as_ref().context("the clean pass did not keep what iterating needs")
+        value.as_ref().context("the clean pass did not keep the activations that additions need")
     }
 
     /// A head's clean effect at a position, unscaled.

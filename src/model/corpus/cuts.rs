@@ -71,7 +71,11 @@ impl Cuts {
         let decoder = serde_json::to_value(tokenizer.get_decoder())?;
         let before = growth(&normalizer).saturating_mul(growth(&pre_tokenizer));
         for (what, growth) in [("normalizer and pre-tokenizer", before), ("decoder", growth(&decoder))] {
-            ensure!(growth <= MOST_GROWTH, "its {what} can make a text {growth} times as long; at most {MOST_GROWTH}");
+            ensure!(
+                growth <= MOST_GROWTH,
+                "its {what} can make a text {growth} times as long; expected at most \
+                {MOST_GROWTH}"
+            );
         }
         let rule = rule(tokenizer, &parts(&normalizer, "normalizers"), &parts(&pre_tokenizer, "pretokenizers"));
         Ok(Self { rule, growth: before })
@@ -317,7 +321,7 @@ fn check_maps(part: &Value) -> Result<()> {
             Some(text) if key == "precompiled_charsmap" => {
                 let map = base64(text);
                 let said = map.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)) as usize;
-                ensure!(said <= map.len(), "its map of characters is said to have {said} bytes, and has {}", map.len());
+                ensure!(said <= map.len(), "its character map declares {said} bytes, but has {}", map.len());
                 Ok(())
             }
             _ => check_maps(value),

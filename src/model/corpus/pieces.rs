@@ -56,8 +56,8 @@ impl<'a, I: Iterator<Item = Result<Part>>> Pieces<'a, I> {
             }
             if text.len().saturating_mul(self.cuts.growth()) > MOST_AT_ONCE {
                 bail!(
-                    "document {} has {} bytes without a place where it could be cut for this tokenizer, which takes at most \
-                     {} at a time: make several documents of it",
+                    "document {} has {} bytes that cannot be split for this tokenizer, which takes at most {} at a \
+                    time: split it into several documents",
                     self.document,
                     text.len(),
                     MOST_AT_ONCE / self.cuts.growth()

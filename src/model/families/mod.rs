@@ -43,8 +43,8 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "stablelm" => &stablelm::FAMILY,
         // They norm what a block writes, so the direct effect as defined here does not sum to the logit.
         "gemma2" | "gemma3" | "gemma3_text" | "olmo2" | "olmo3" => bail!(
-            "`{model_type}` norms what each block writes to the stream; direct effects of such models are not supported \
-             yet. Supported: {NAMES}"
+            "`{model_type}` normalizes the output of each block; direct effects of such models are not supported yet. \
+            Supported: {NAMES}"
         ),
         other => bail!("the architecture `{other}` is not supported yet; supported: {NAMES}"),
     })

@@ -144,8 +144,7 @@ impl GgufFile {
         let left: Vec<&String> = self.content.tensor_infos.keys().filter(|n| !read.contains(*n)).collect();
         ensure!(
             left.is_empty(),
-            "{}: the file has tensors that its architecture does not speak of ({}); it is a variation that is not \
-             supported yet",
+            "{}: the file has tensors that its architecture does not explain ({}); this variant is not supported yet",
             self.path.display(),
             left.iter().take(3).map(|n| n.as_str()).collect::<Vec<_>>().join(", ")
         );

@@ -126,7 +126,7 @@ impl Cached {
             }
             if since.elapsed() > Duration::from_secs(30) {
                 bail!(
-                    "another process holds {} and its download does not get on; end that process and run again",
+                    "another process holds {} and its download makes no progress; end that process and run again",
                     path.display()
                 );
             }

@@ -198,9 +198,7 @@ impl Visitor for Changing {
         if !changing {
             return ControlFlow::Continue(());
         }
-        ControlFlow::Break(format!(
-            "{name}() gives another value every time, and the rows of a table must be the same for the same run"
-        ))
+        ControlFlow::Break(format!("{name}() is not deterministic, and a table must have the same rows every time"))
     }
 
     fn pre_visit_query(&mut self, query: &ast::Query) -> ControlFlow<String> {

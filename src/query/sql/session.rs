@@ -95,7 +95,7 @@ impl Tables {
     }
 
     fn with_config(folders: &[PathBuf], config: SessionConfig, memory: u64) -> Result<Self> {
-        ensure!(!folders.is_empty(), "no run is named; name one with --out");
+        ensure!(!folders.is_empty(), "name a run with --out");
         let mut config = config.with_information_schema(true);
         let parquet = &mut config.options_mut().execution.parquet;
         // Rows leave with the types that the tables were written with.
@@ -235,7 +235,7 @@ impl Tables {
         let Some(first) = settings.first() else { bail!("no run") };
         ensure!(
             settings.iter().all(|s| s == first),
-            "the runs differ in what $-parameters stand for ({}); write numbers instead",
+            "the runs have different values of the $-parameters ({}); write numbers instead",
             settings.iter().flatten().map(|(k, v)| format!("${k} = {v}")).collect::<Vec<_>>().join(", ")
         );
         Ok(first.clone())

@@ -193,7 +193,7 @@ fn what_a_hub_says_of_a_file_is_checked_and_pinned() {
         }
         false => asked.well(),
     });
-    assert!(error.contains("are free") && error.contains("HF_HUB_CACHE"), "{error}");
+    assert!(error.contains("free; make room") && error.contains("HF_HUB_CACHE"), "{error}");
     for sha in ["../../x", "", "a/b", &"a".repeat(300)] {
         let body = serde_json::json!({ "sha": sha, "siblings": [] }).to_string();
         let error = error_of(move |mut asked| asked.say("200 OK", "", body.as_bytes()));
@@ -256,7 +256,7 @@ fn every_wait_for_a_hub_has_a_limit() {
         }
         false => asked.well(),
     });
-    assert!(error.contains("less than 1 kB a second"), "{error}");
+    assert!(error.contains("less than 1 kB per second"), "{error}");
     // In circles.
     let error = error_of(|mut asked| {
         let to = format!("location: {}\r\n", asked.path);

@@ -64,7 +64,7 @@ fn a_hub_that_does_not_end_is_given_up() {
         hub.state().raw = Some(("/tree/main".into(), page("200 OK", &link, "[]").into_bytes()));
     };
     let tree = format!("HUB/api/datasets/{SET}/tree/main?recursive=true");
-    for (to, words) in [(&*tree, "does not end"), ("http://localhost:1/tree/main", "another place than the hub")] {
+    for (to, words) in [(&*tree, "does not end"), ("http://localhost:1/tree/main", "is not on the hub")] {
         let hub = Hub::start();
         next(&hub, to);
         let error = failed(hub.push(&home, &out, TOKEN, &[]));

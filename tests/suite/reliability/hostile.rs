@@ -123,7 +123,7 @@ fn a_record_that_names_what_lies_elsewhere_is_refused_and_removes_nothing() {
                     assert!(victim.join("photo.jpg").exists());
                 }
             }
-            assert!(failed(command("status", &out)).contains("lies outside the run folder"));
+            assert!(failed(command("status", &out)).contains("is outside the run folder"));
         }
         fs::write(&path, text).unwrap();
         let path = out.join(format!("stages/{stage}.sha256"));
