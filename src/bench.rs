@@ -1,4 +1,4 @@
-//! `pipeline bench`: how close a run comes to the limit of the machine.
+//! `pipeline bench`: the speed of a run relative to the limit of the machine.
 //!
 //! The limit is the necessary floating-point work (docs/definitions.md, "Necessary work") at the rate of ONNX Runtime's
 //! own MatMul on the model's shapes, on the same threads.

@@ -1,4 +1,4 @@
-//! Addresses where a path is expected: `s3://bucket/x` is no folder of this machine, though a path may look like that.
+//! Refuses addresses where a local path is expected: `s3://bucket/x` is not a local folder, though it parses as a path.
 
 use std::path::Path;
 

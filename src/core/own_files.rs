@@ -1,8 +1,8 @@
-//! The files of a run folder, which may come from somebody else and hold anything.
+//! The files of a run folder, which is not trusted.
 //!
-//! Names in its records are checked when they are read. A symbolic link below it is an error and is never followed, and so
-//! is anything else that is neither a folder nor a regular file. Temporary names cannot be predicted. What is removed are
-//! the files that the records list, never a folder with all that lies in it.
+//! Names in its records are checked when they are read. A symbolic link, or anything else that is neither a folder nor
+//! a regular file, is an error and is never followed. Temporary names cannot be predicted. Only files that the records
+//! list are removed, never a folder with everything in it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

@@ -1,4 +1,4 @@
-//! Threads: whether the system gives them, and what the environment says of their number.
+//! Threads: whether the system can start them, and environment variables that set their number.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;

@@ -1,4 +1,4 @@
-//! Bytes from outside: libraries that panic on corrupt ones, and files that are no files.
+//! Reads untrusted bytes: catches panics of libraries, and refuses paths that are not regular files.
 
 use std::cell::Cell;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! The tensors that enter and leave the graphs. Where TransformerLens has a name for one, it is that name.
+//! The inputs and outputs of the graphs, with TransformerLens names where it has one.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! What a measurement needs, and no more.
+//! The inputs of a measurement.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -1,10 +1,10 @@
 //! Repositories on the Hugging Face hub: `hf:owner/name`, fetched once into the hub's own cache.
 //!
-//! `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` mean what they mean
-//! to Hugging Face's own tools. A token is only ever sent as a header, to the hub: it is in no message and no table.
+//! `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` have the
+//! meaning of Hugging Face's own tools. The token is sent only as a header to the hub. It is in no message and no
+//! table.
 //!
-//! What a server answers is checked before it is used: a commit, an identifier and a name of a file become names in the
-//! cache.
+//! Server answers are checked before use, because commits, identifiers and file names become names in the cache.
 
 mod cache;
 mod download;

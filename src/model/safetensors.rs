@@ -1,7 +1,7 @@
-//! safetensors files: the header is read once, and a tensor's bytes when they are asked for.
+//! safetensors files: the header is read once, a tensor's bytes when they are needed.
 //!
-//! Files are read and not mapped. A mapped file that is cut meanwhile (a download that starts over, `rsync --inplace`)
-//! ends the process by SIGBUS; a read that ends too early is an error.
+//! Files are read, not mapped. If a mapped file is truncated (a download that restarts, `rsync --inplace`), the process
+//! ends with SIGBUS; a read that ends early is an error.
 
 use std::collections::BTreeMap;
 use std::fs::File;

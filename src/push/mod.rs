@@ -1,5 +1,5 @@
-//! A finished run as a data set of the Hugging Face hub: its tables as they are, with a card from which
-//! `datasets.load_dataset(name, "head_summary")` knows them, its configuration, what its columns mean, and its report.
+//! Pushes a finished run to a data set of the Hugging Face hub: its tables, a card that makes them loadable with
+//! `datasets.load_dataset(name, "head_summary")`, its configuration, the description of its columns, and its report.
 
 mod card;
 

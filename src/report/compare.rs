@@ -1,4 +1,4 @@
-//! Several runs beside each other: models, ablations or texts.
+//! Compares several runs: models, ablations or texts.
 
 use std::collections::HashSet;
 use std::fs;

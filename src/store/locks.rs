@@ -1,7 +1,7 @@
-//! Who may write into a run's folder: one process alone, or several that share `ablate`, each with a set of its shards.
+//! Locks on a run folder: held by one process alone, or shared by several that each compute a set of `ablate`'s shards.
 //!
-//! Locks are the operating system's, so those of a dead process are gone. A process that may write anything holds `.lock`
-//! alone. Those that each ablate a set of shards hold it together, and each a file of its own set besides.
+//! Locks are the operating system's, so those of a dead process are gone. A process that may write anything holds
+//! `.lock` exclusively. Processes that compute shard sets share it, and each also holds a lock file of its own set.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};

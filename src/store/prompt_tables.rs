@@ -1,4 +1,4 @@
-//! The tables `tokens` and `targets`: the prompts of a run as later stages read them.
+//! The tables `tokens` and `targets`: written by the corpus stage, and read as prompts by later stages.
 
 use std::path::Path;
 use std::sync::Arc;

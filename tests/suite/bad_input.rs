@@ -1,4 +1,4 @@
-//! Whatever is wrong, the error names it and says what to do.
+//! Every error names what is wrong and says what to do.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `runtime.precision`: what rounding does is measured, allowed for, and never silent.
+//! `runtime.precision`: the rounding error is measured, tolerated by the checks, and reported.
 
 use std::fs;
 

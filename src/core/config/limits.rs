@@ -1,5 +1,5 @@
-//! What no configuration may exceed: every number is checked before memory is taken for it, and every key before it is
-//! parsed.
+//! Upper limits of a configuration. Every number is checked before memory is allocated for it, and every key before it
+//! is parsed.
 
 use anyhow::{Result, ensure};
 

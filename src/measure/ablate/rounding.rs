@@ -1,4 +1,4 @@
-//! What a lower precision does to the numbers: the first shard once more in float32, and how far its rows are apart.
+//! The error of a lower precision: recomputes the first shard in float32 and compares its rows.
 
 use std::sync::Arc;
 

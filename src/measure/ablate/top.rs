@@ -1,5 +1,5 @@
 //! Each component's top tokens: those on which its clean direct effect is highest. They are known before anything is
-//! ablated, so that what is costly to keep is kept for them only.
+//! ablated, so that expensive details are kept for them only.
 
 use std::cmp::Ordering;
 use std::sync::Arc;

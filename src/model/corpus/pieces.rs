@@ -1,4 +1,5 @@
-//! Documents in pieces that are tokenized one by one: a book needs not be tokenized for its first page.
+//! Splits documents into pieces that are tokenized one by one, so that the first page of a book does not need the whole
+//! book.
 
 use anyhow::{Result, bail};
 

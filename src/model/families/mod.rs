@@ -1,7 +1,7 @@
-//! One short file a family: its configuration keys and tensor names mapped to [`Architecture`] and [`LayerWeights`].
+//! One short file per family: its configuration keys and tensor names, mapped to [`Architecture`] and [`LayerWeights`].
 //!
-//! To add one: write its file, put its [`Family`] into [`find`], and give it a checkpoint in
-//! `tests/reference/families.py`. Supported is what agrees with Hugging Face transformers there.
+//! To add a family, write its file, add its [`Family`] to [`find`], and give it a checkpoint in
+//! `tests/reference/families.py`. A family is supported if it agrees with Hugging Face transformers there.
 
 mod common;
 mod gemma;

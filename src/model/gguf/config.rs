@@ -1,4 +1,4 @@
-//! GGUF metadata in the words of Hugging Face's `config.json`.
+//! GGUF metadata, translated to the keys of Hugging Face's `config.json`.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value as Json, json};

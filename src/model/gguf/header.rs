@@ -1,5 +1,5 @@
-//! A GGUF file's header, checked before candle builds anything of it: candle divides by the alignment, keeps the last of
-//! two values of one name, and takes 32 bytes for each number of a list.
+//! Checks the header of a GGUF file before candle parses it. candle divides by the alignment, keeps the last of two
+//! values with the same name, and takes 32 bytes for each number of a list.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, Read};

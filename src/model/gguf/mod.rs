@@ -1,5 +1,5 @@
-//! GGUF files: tensors by Hugging Face's names and in its layout, and metadata as a Hugging Face configuration, so that
-//! the family files need not know where a checkpoint came from. What llama.cpp's converter did is undone here.
+//! GGUF files, presented as a Hugging Face checkpoint: tensors under its names and in its layout, and metadata as a
+//! configuration. The changes of llama.cpp's converter are reverted here, so family files need not know the format.
 
 mod config;
 mod header;

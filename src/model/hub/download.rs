@@ -1,5 +1,5 @@
-//! One file of a repository: what the hub says of it is checked once and pinned, and the bytes that come must be what was
-//! announced, no more and no less.
+//! Downloads one file of a repository. The hub's information about it is checked once and pinned; the bytes must have
+//! the announced length and checksum.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};

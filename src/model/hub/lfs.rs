@@ -1,4 +1,4 @@
-//! The store of large files, and what is read from this machine to be sent.
+//! Uploads to the store of large files (Git LFS), and reads the local files that are sent.
 
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};

@@ -1,8 +1,8 @@
-//! Writing to a data set of the hub, as Hugging Face's own client does it: large files go to the store of Git LFS, then
-//! one commit names all of them and holds the small ones.
+//! Writes to a data set of the hub, like Hugging Face's own client: large files go to the Git LFS store, then one
+//! commit names them and contains the small files.
 //!
-//! The token goes to the hub only, never to where the hub says that files are stored. No redirect of what is sent is
-//! followed, and what was committed is read back: only then is a push done.
+//! The token is sent only to the hub, never to the address of the store. Redirects are not followed when sending. A
+//! push is complete only after the commit has been read back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
-//! Requests to the hub, and to where the hub sends us: who is told the token, how long is waited, how much is read.
+//! HTTP requests to the hub and its stores: where the token is sent, timeouts, and limits on length.
 //!
-//! Redirects are followed here and not by the HTTP library: the token goes to the hub's own scheme, host and port, and
-//! no more once a chain of redirects has left it. Nothing is waited for without an end: a server that is silent, slower
-//! than [`SLOWEST`] or redirects for ever is an error.
+//! Redirects are followed here, not by the HTTP library. The token is sent to the hub's own scheme, host and port, and
+//! not again once a chain of redirects has left it. Every wait has a limit: a server that is silent, slower than
+//! [`SLOWEST`], or redirects without end gives an error.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! How much memory a pickle would take, and how deep its objects would nest, found without building any.
+//! The memory and the nesting depth that a pickle would need, computed without building its objects.
 
 use std::collections::HashMap;
 

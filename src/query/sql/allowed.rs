@@ -1,4 +1,4 @@
-//! What a statement may do: read the tables of the run, and nothing else unless the user allows files.
+//! Which statements are allowed: those that read the run's tables, and others only if the user allows files.
 
 use std::ops::ControlFlow;
 

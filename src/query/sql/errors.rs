@@ -1,4 +1,4 @@
-//! DataFusion's errors as sentences: what was not found, what it may have meant, and where in the text.
+//! DataFusion's errors as sentences: what was not found, what may have been meant, and the position in the query.
 
 use datafusion::common::{Column, SchemaError, Span};
 use datafusion::error::DataFusionError;

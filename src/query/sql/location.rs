@@ -1,4 +1,4 @@
-//! Where one run's tables lie: a folder, or a prefix in a bucket.
+//! The location of a run's tables: a folder, or a prefix in a bucket.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

@@ -1,4 +1,4 @@
-//! SQL text as statements: in a form that is not deep.
+//! Parses SQL text into statements, with long chains of operators kept shallow.
 
 use std::ops::ControlFlow;
 

@@ -1,6 +1,6 @@
-//! A DataFusion session over the tables of one run or of several.
+//! A DataFusion session over the tables of one or more runs.
 //!
-//! A table is opened when a query names it, and its schema is read from its first file: a session over thousands of
+//! A table is opened when a query names it, and its schema is read from its first file. So a session over thousands of
 //! shards starts as fast as one over a single file.
 
 use std::collections::BTreeSet;

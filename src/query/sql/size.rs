@@ -1,4 +1,4 @@
-//! How large a query may be: its text, its depth, and what it stands for with all that it reads put in its place.
+//! Limits on the size of a query: its text, its depth, and its plan with all views expanded.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;

@@ -1,4 +1,4 @@
-//! Threads with room for deep queries.
+//! Threads with stacks large enough for deep queries.
 
 use std::ops::Deref;
 use std::sync::Once;

@@ -1,4 +1,4 @@
-//! Hubs that send elsewhere, say two things of one file, or do not end.
+//! Hubs that redirect elsewhere, contradict themselves about a file, or never end.
 
 use std::io::Read;
 use std::net::{Shutdown, SocketAddr};

@@ -1,4 +1,4 @@
-//! Hubs that say they took what they did not, and run folders in which something lies that is not of the run.
+//! Hubs that claim to have stored files, and run folders with foreign files.
 
 use std::time::{Duration, Instant};
 

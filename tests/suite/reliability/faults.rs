@@ -1,4 +1,4 @@
-//! Files that are lost, cut short or changed behind the program's back.
+//! Files that are lost, truncated or changed outside the program.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Run folders of somebody else: links, special files, and records that name what lies elsewhere.
+//! Untrusted run folders: links, special files, and records that name files outside the folder.
 
 use std::fs;
 use std::os::unix::fs::symlink;

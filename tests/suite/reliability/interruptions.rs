@@ -1,4 +1,4 @@
-//! Killed and stopped runs, and two at once.
+//! Killed and stopped runs, and two runs at once.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Documents that are larger than any book: what is tokenized is what is needed, and memory has a bound.
+//! Very long documents: only the needed part is tokenized, and memory is bounded.
 
 use std::fs;
 use std::io::Write;

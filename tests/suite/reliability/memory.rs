@@ -1,4 +1,4 @@
-//! A batch that does not fit into memory is made smaller, and the values stay.
+//! A batch that does not fit into memory is made smaller, and values do not change.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Numbers that cannot be trusted are never written.
+//! Non-finite and wrong numbers are never written.
 
 use std::fs;
 use std::sync::Arc;

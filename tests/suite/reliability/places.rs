@@ -1,4 +1,4 @@
-//! Disks that are full and folders that cannot be written.
+//! Full disks and folders that are not writable.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

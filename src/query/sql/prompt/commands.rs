@@ -1,4 +1,4 @@
-//! What begins with a backslash.
+//! Commands of the prompt, which begin with a backslash.
 
 use anyhow::{Context, Result, bail};
 
