@@ -1,4 +1,4 @@
-//! The pieces of our own that every token or row goes through: everything else on that way is ONNX Runtime's.
+//! Benchmarks of our own code on the path of every token or row. The rest of that path is ONNX Runtime.
 //!
 //! ```text
 //! cargo bench --bench pieces

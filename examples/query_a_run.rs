@@ -1,4 +1,4 @@
-//! Asks the tables of a run a question in SQL.
+//! Queries the tables of a run in SQL.
 //!
 //! `cargo run --release --example query_a_run -- [OUT]`
 

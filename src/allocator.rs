@@ -1,4 +1,4 @@
-//! The allocator of the whole program, and a last guard against one allocation that is larger than all a query may take.
+//! The allocator of the whole program, with an upper limit on a single allocation.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

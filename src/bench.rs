@@ -1,4 +1,4 @@
-//! `pipeline bench`: how close a run comes to the limit of the machine.
+//! `pipeline bench`: the speed of a run relative to the limit of the machine.
 //!
 //! The limit is the necessary floating-point work (docs/definitions.md, "Necessary work") at the rate of ONNX Runtime's
 //! own MatMul on the model's shapes, on the same threads.
@@ -175,7 +175,7 @@ impl Bench {
             self.operators.iter().take(8).map(|(op, share)| format!("{op} {:.1} %", 100.0 * share)).collect();
         writeln!(text, "operators     {}", shares.join(", "))?;
         writeln!(text, "memory        {} at most", progress::bytes(self.peak_memory))?;
-        write!(text, "ablations     {:.1} bytes a row, {} rows", self.bytes_a_row, self.rows)?;
+        write!(text, "ablations     {:.1} bytes per row, {} rows", self.bytes_a_row, self.rows)?;
         Ok(text)
     }
 }

@@ -1,4 +1,4 @@
-//! What a run of a model would be, before anything heavy starts.
+//! Describes a model and the cost of a run, before anything expensive starts.
 
 use std::fmt::Write;
 

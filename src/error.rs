@@ -1,4 +1,4 @@
-//! The library's error.
+//! The error type of the library.
 
 use selfrepair_core::error::ErrorKind;
 

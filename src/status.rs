@@ -1,4 +1,4 @@
-//! What a run has done: which stages are current, which are not and why, and what lies in the folder.
+//! `pipeline status`: which stages are current, why others are not, and which files the folder holds.
 
 use std::fmt::Write;
 use std::fs;
@@ -21,15 +21,15 @@ use selfrepair_store::run_folder::{Manifest, Parts, STAGES, Stage, has_size, man
 /// Whether a stage's files are what they should be.
 #[derive(Debug, PartialEq)]
 pub enum State {
-    /// It has not begun.
+    /// It has not started.
     NotRun,
-    /// It was begun and not finished; it goes on where it was stopped.
+    /// It was started and not finished; it can be resumed.
     Incomplete,
-    /// Files it wrote are gone or have another size.
+    /// Some of its files are missing or have another size.
     Damaged(Vec<String>),
-    /// Files have other bytes than were written.
-    Spoilt(Vec<String>),
-    /// It was made from something else; why.
+    /// Some of its files have changed since they were written.
+    Corrupt(Vec<String>),
+    /// It was made from other inputs; the reasons.
     Stale(Vec<String>),
     Current,
 }
@@ -39,7 +39,7 @@ impl State {
         match self {
             State::NotRun => "not run",
             State::Incomplete => "incomplete",
-            State::Damaged(_) | State::Spoilt(_) => "damaged",
+            State::Damaged(_) | State::Corrupt(_) => "damaged",
             State::Stale(_) => "stale",
             State::Current => "current",
         }
@@ -51,15 +51,14 @@ impl State {
             State::NotRun => "it has not run yet".to_string(),
             State::Incomplete => "it was not finished".to_string(),
             State::Damaged(files) => format!("{} missing or of another size", few(files)),
-            State::Spoilt(files) => format!("{} changed since it was written", few(files)),
+            State::Corrupt(files) => format!("{} changed since it was written", few(files)),
             State::Stale(reasons) => few(reasons),
             State::Current => String::new(),
         }
     }
 }
 
-/// Whether a stage is what `wanted` (a fingerprint and its parts) asks for, or, without that, whether it agrees with
-/// what the stages before it were made from.
+/// Compares a stage with `wanted` (a fingerprint and its parts), or, without it, with the inputs of the stages before it.
 pub fn state(root: &Path, stage: Stage, wanted: Option<(&str, &Parts)>) -> State {
     let Some(found) = manifest(root, stage) else { return State::NotRun };
     let reasons = match wanted {
@@ -88,7 +87,7 @@ fn changes(before: &Parts, now: &Parts) -> Vec<String> {
         .collect()
 }
 
-/// A value for reading: of a checksum, what tells it from others.
+/// A value as text; a checksum is shortened.
 fn shown(value: &str) -> String {
     match value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit()) {
         true => value[..12].to_string(),
@@ -96,10 +95,10 @@ fn shown(value: &str) -> String {
     }
 }
 
-/// Why what was made from the one is not what the other asks for.
+/// Why a stage that was made from `before` is not current for `now`.
 pub fn differences(before: &Parts, now: &Parts) -> Vec<String> {
     if before.is_empty() {
-        return vec!["made by a version of this program that did not record from what".to_string()];
+        return vec!["made by a version of this program that did not record its inputs".to_string()];
     }
     match changes(before, now) {
         none if none.is_empty() => vec!["what it depends on has changed".to_string()],
@@ -107,7 +106,7 @@ pub fn differences(before: &Parts, now: &Parts) -> Vec<String> {
     }
 }
 
-/// Where a stage was made from other values than the stages before it.
+/// The inputs of a stage that differ from those of the stages before it.
 fn disagreements(root: &Path, stage: Stage, found: &Manifest) -> Vec<String> {
     let mut out = Vec::new();
     for earlier in STAGES.iter().filter(|s| **s < stage).filter_map(|s| manifest(root, *s)) {
@@ -134,7 +133,7 @@ fn few(items: &[String]) -> String {
 fn verify(root: &Path, stage: Stage, state: State) -> State {
     let files = manifest(root, stage).map(|m| m.files).unwrap_or_default();
     match state {
-        State::Current => Some(damaged(root, stage, &files)).filter(|d| !d.is_empty()).map_or(state, State::Spoilt),
+        State::Current => Some(damaged(root, stage, &files)).filter(|d| !d.is_empty()).map_or(state, State::Corrupt),
         other => other,
     }
 }
@@ -143,7 +142,7 @@ fn verify(root: &Path, stage: Stage, state: State) -> State {
 pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<String> {
     ensure!(
         out.join("stages").is_dir(),
-        "{} is no run; `pipeline run all --out {}` makes one",
+        "{} is not a run; `pipeline run all --out {}` makes one",
         out.display(),
         out.display()
     );
@@ -151,7 +150,7 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
     let wanted = config.map(Prepared::of).transpose()?;
     let mut text = String::new();
     if !locks::holders(out)?.is_empty() {
-        writeln!(text, "a run is going on in {}\n", visible(&locks::named(out)))?;
+        writeln!(text, "a run is active in {}\n", visible(&locks::named(out)))?;
     }
     writeln!(text, "{:8} {:10} {:>7} {:>13} {:>9} {:>9}  finished", "stage", "state", "files", "rows", "size", "time")?;
     for stage in STAGES {
@@ -168,7 +167,7 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
     Ok(text)
 }
 
-/// Files that are not the run's, and that no reader takes: a few, or all.
+/// Foreign files, which no reader takes: the first few, or all.
 fn foreign(text: &mut String, out: &Path, all: bool) -> Result<()> {
     let foreign = records::foreign(out)?;
     let names: Vec<String> = foreign.iter().map(|p| p.strip_prefix(out).unwrap_or(p).display().to_string()).collect();
@@ -186,7 +185,7 @@ fn row(text: &mut String, out: &Path, stage: Stage, state: &State, found: &Manif
         let paths = records::files_in(out, stage, &out.join(folder))?;
         files += paths.len();
         bytes += paths.iter().map(|path| fs::metadata(path).map_or(0, |m| m.len())).sum::<u64>();
-        // A spoilt file has no rows.
+        // A corrupt file has no rows.
         rows += catalog::rows(&paths).unwrap_or(0);
     }
     writeln!(

@@ -1,4 +1,4 @@
-//! Ablating components of a model on prompts, with the results in memory or in a sink of one's own.
+//! Ablates components of a model on prompts. Results are kept in memory or given to a sink.
 
 use anyhow::Context;
 use arrow::array::{Array, AsArray, RecordBatch};

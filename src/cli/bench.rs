@@ -6,10 +6,10 @@ use crate::bench::bench;
 use anyhow::Result;
 use selfrepair_core::config::Config;
 
-/// Measure how close trace and ablate come to the machine's own matrix products
+/// Measure the speed of trace and ablate relative to this machine's matrix products
 ///
-/// Runs both on a few prompts in a temporary folder, and prints the rate of ONNX Runtime's MatMul on the model's shapes,
-/// the necessary floating-point work, the ratio of the two, where the time goes, memory, and bytes a row.
+/// Runs both stages on a few prompts in a temporary folder. Prints the rate of ONNX Runtime's MatMul on the model's shapes,
+/// the rate of the necessary floating-point work, the ratio of the two, the time of each part, memory, and bytes per row.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

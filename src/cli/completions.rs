@@ -1,10 +1,10 @@
-//! `pipeline completions`: what a shell needs to complete this program's command line.
+//! `pipeline completions`: shell completion scripts.
 
 use anyhow::Result;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-/// Print a script that teaches a shell to complete `pipeline`'s commands and options
+/// Print a shell completion script for `pipeline`
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

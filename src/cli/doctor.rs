@@ -6,7 +6,7 @@ use selfrepair_core::progress;
 use selfrepair_engine::runtime;
 use selfrepair_model::provision::{assets, library, python};
 
-/// Show what this machine has: Python, ONNX Runtime and its providers, cached packages
+/// Show what is installed on this machine: Python, ONNX Runtime and its providers, cached packages
 ///
 /// Nothing is downloaded.
 #[derive(clap::Args)]

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::CommandFactory;
 
-/// Print the manual page, or write one for every command into a folder
+/// Print the manual page, or write one per command into a folder
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Write pipeline.1, pipeline-run.1, … here
+    /// Folder for pipeline.1, pipeline-run.1, …
     dir: Option<PathBuf>,
 }
 

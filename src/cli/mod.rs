@@ -1,4 +1,4 @@
-//! The command line: what there is to say, and which file answers it.
+//! The command line: one file per command.
 
 mod bench;
 mod completions;
@@ -50,7 +50,7 @@ enum Command {
     Man(man::Args),
 }
 
-/// The version of the program, of what it measures, and the commit it was built from.
+/// The version of the program, the measurement version, and the commit.
 fn version() -> &'static str {
     static VERSION: LazyLock<String> = LazyLock::new(|| {
         let (program, commit) = (env!("CARGO_PKG_VERSION"), env!("PIPELINE_COMMIT"));
@@ -59,7 +59,7 @@ fn version() -> &'static str {
     &VERSION
 }
 
-/// Threads that a command starts beside those that compute: for signals, files, bars.
+/// Threads that a command starts beside its compute threads: for signals, files and progress bars.
 const MORE_THREADS: usize = 8;
 
 pub fn run(cli: Cli) -> Result<()> {
@@ -84,15 +84,15 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// Said of a run that was told to stop.
-pub const RESUME: &str = "interrupted; the same command goes on where this one stopped";
+/// The message of an interrupted run.
+pub const RESUME: &str = "interrupted; the same command resumes the run";
 
-/// Prints a result for a person. What it shows of names and settings from outside is text and nothing else.
+/// Prints a result for a person. Control characters in names and settings are escaped.
 fn say(text: &str) -> Result<()> {
     say_exactly(&visible_lines(text))
 }
 
-/// Prints what another program reads, which has nothing from outside in it.
+/// Prints output for another program. It must contain no untrusted text.
 fn say_exactly(text: &str) -> Result<()> {
     writeln!(Stdout, "{}", text.trim_end_matches('\n')).context("cannot write to standard output")
 }

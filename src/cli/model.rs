@@ -5,18 +5,18 @@ use anyhow::Result;
 use selfrepair_core::config::ModelConfig;
 use selfrepair_model::Model;
 
-/// Show what a run of a model would be: its architecture, memory, floating-point work and time on this machine
+/// Show a model's architecture, and the memory, floating-point work and time that a run needs on this machine
 ///
-/// Only the configuration of the model is read (and, of an hf: model, fetched), not its weights.
+/// Only the model's configuration is read (and downloaded for an hf: model), not its weights.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// package:smollm2, hf:owner/name, a directory, or a .gguf file
+    /// The model: package:smollm2, hf:owner/name, a directory, or a .gguf file
     source: String,
     /// Branch, tag or commit of an hf: source
     #[arg(long, default_value = "")]
     revision: String,
-    /// Tokens of the run to estimate
+    /// Number of tokens to estimate for
     #[arg(long, default_value_t = 100_000)]
     tokens: usize,
 }

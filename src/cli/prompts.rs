@@ -7,17 +7,17 @@ use clap::ValueEnum;
 use selfrepair_core::plain::Stdout;
 use selfrepair_model::corpus::ioi;
 
-/// Print a prompt set as JSON lines, to measure a narrow task with corpus.mode = "prompts"
+/// Print a prompt set as JSON lines, for measuring a narrow task with corpus.mode = "prompts"
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Which task
+    /// The task
     #[arg(value_enum)]
     task: Task,
-    /// Prompts
+    /// Number of prompts
     #[arg(long, default_value_t = 200)]
     count: usize,
-    /// Draws names, places and things
+    /// Seed that draws names, places and things
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }

@@ -8,25 +8,26 @@ use selfrepair_core::address;
 
 /// Push a finished run to a data set of the Hugging Face hub
 ///
-/// The tables go there as they are, with a card that makes each of them a configuration of the data set: then
-/// `datasets.load_dataset("owner/name", "head_summary")` loads one. Beside them lie the configuration, what every column
-/// means, the report and the figures. The data set is created if there is none. A second push sends only what has changed,
-/// one that was interrupted only what is missing. What is sent is listed first: the files that the run itself wrote, and of
-/// those regular files only; what else lies in the folder stays here. The token is that of HF_TOKEN, or of
-/// `hf auth login`; HF_ENDPOINT names another hub. Mind that the configuration and the table `model` tell where the model
-/// and the text lay.
+/// Sends the tables, the configuration, the description of every column, the report and the figures. Each table becomes a
+/// configuration of the data set: `datasets.load_dataset("owner/name", "head_summary")` loads one. The data set is created
+/// if it does not exist. A second push sends only what has changed; after an interruption, only what is missing.
+///
+/// Only regular files that the run itself wrote are sent, and they are listed first. Note that the configuration and the
+/// table `model` contain the paths of the model and the text.
+///
+/// The token is that of HF_TOKEN, or of `hf auth login`; HF_ENDPOINT names another hub.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Where to: hf:owner/name
+    /// The data set: hf:owner/name
     to: String,
     /// Folder of the run
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
-    /// Create the data set as a private one; one that exists stays as it is
+    /// Create the data set as a private one; an existing one keeps its visibility
     #[arg(long)]
     private: bool,
-    /// List what would be sent, and send nothing
+    /// List the files that would be sent; send nothing
     #[arg(long)]
     dry_run: bool,
 }

@@ -6,14 +6,14 @@ use anyhow::{Result, bail};
 use selfrepair_core::address;
 use selfrepair_report::compare;
 
-/// Write a run's report again, or compare several runs in one page with figures
+/// Write the report of a run again, or compare several runs in one page with figures
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Folder of a run; give it several times to compare
     #[arg(long, value_name = "DIR", required = true)]
     out: Vec<PathBuf>,
-    /// Where the comparison is written: a new folder, an empty one, or that of an earlier comparison
+    /// Folder for the comparison: new, empty, or that of an earlier comparison
     /// [default: comparison]
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,

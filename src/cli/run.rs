@@ -12,10 +12,10 @@ use selfrepair_store::run_folder::Stage;
 
 use crate::stages;
 
-/// Bring a stage up to date, running what it needs before it
+/// Run a stage and the stages before it; reuse cached work
 ///
-/// Stages: corpus (tokenize) → export (ONNX graphs) → trace (clean pass) → ablate → analyze (SQL) → report. What is up
-/// to date already is not run again, and a run that was killed resumes.
+/// Stages: corpus (tokenize) → export (ONNX graphs) → trace (clean pass) → ablate → analyze (SQL) → report. A stage that
+/// is up to date is not run again. A run that was killed resumes.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -27,35 +27,36 @@ pub struct Args {
     /// Folder of the run
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
-    /// Do every stage anew
+    /// Run every stage again, from the start
     #[arg(long)]
     fresh: bool,
-    /// Compute the i-th of n sets of shards of `ablate` only, for several processes on one run
+    /// Compute only the i-th of n sets of shards of `ablate`, for several processes on one run
     ///
-    /// All of them get the same configuration and folder. The first one there runs the stages before, and the last one
-    /// to end those after; the tables are the same, byte for byte, as those of one process.
+    /// All processes get the same configuration and folder. The first process runs everything before `ablate`. Each
+    /// process then computes its shards. The last one to finish runs `analyze` and `report`. The tables are byte for byte
+    /// those of a single process.
     #[arg(long, value_name = "I/N", conflicts_with_all = ["fresh", "dry_run"])]
     shard: Option<ShardSet>,
-    /// Say which stages would run and why, and what they would take; run nothing
+    /// Show which stages would run, why, and what they would cost; run nothing
     ///
-    /// The folder is left as it is. The model and the corpus are read, and fetched if they are not there.
+    /// The folder is not changed. The model and the corpus are read, and downloaded if they are missing.
     #[arg(long)]
     dry_run: bool,
 }
 
-/// What a run is asked to do, as `run` and `status` take it.
+/// The configuration options of `run` and `status`.
 #[derive(clap::Args)]
 pub struct Settings {
     /// Configuration file (TOML) [default: the built-in pipeline/quick.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Override a key of the configuration; the value is TOML, a bare word is a string
+    /// Override a key of the configuration; the value is TOML, and a bare word is a string
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Where to compute: cpu, cuda or cuda:n (the same as --set runtime.device=…)
+    /// Device: cpu, cuda or cuda:n (the same as --set runtime.device=…)
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
-    /// What projections multiply in: fp32, bf16, fp16, or tf32 on a GPU (the same as --set runtime.precision=…)
+    /// Precision of projections: fp32, bf16, fp16, or tf32 on a GPU (the same as --set runtime.precision=…)
     #[arg(long, value_name = "PRECISION")]
     pub precision: Option<String>,
 }
@@ -93,7 +94,7 @@ impl Last {
 }
 
 impl Settings {
-    /// Whether anything is asked that differs from the built-in configuration.
+    /// Whether any option was given.
     pub fn are_given(&self) -> bool {
         self.config.is_some() || !self.overrides.is_empty() || self.device.is_some() || self.precision.is_some()
     }

@@ -1,6 +1,5 @@
-//! Signals, and the ends of the process that no error reaches. Everything a run writes survives being killed, so that
-//! stopping early is a courtesy: the batches at work are dropped, files that are being written are finished, and the user
-//! is told how to resume.
+//! Signals and immediate exits. A run can be killed at any moment, so an orderly stop is only a courtesy: current batches
+//! are discarded, files that are being written are finished, and a message says how to resume.
 
 use std::thread;
 use std::time::Duration;
@@ -11,23 +10,23 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::terminal::say;
 
-/// Exit status of a run that was told to stop (128 + SIGINT, as shells have it).
+/// Exit status of an interrupted run (128 + SIGINT, the shell convention).
 pub const EXIT: u8 = 130;
 
-/// Work that cannot be stopped between batches (a download, a long query) gets this long to end by itself.
+/// How long work that cannot be stopped between batches (a download, a long query) may take to end.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// What the first Ctrl-C or SIGTERM does.
 #[derive(Clone)]
 enum Stop {
-    /// [`interrupt::check`] fails from then on. The text says how to resume where there was no time for an orderly end.
+    /// [`interrupt::check`] fails from then on. The text says how to resume after an exit that was not orderly.
     Orderly(String),
-    /// The process ends: nothing of it must be put in order.
+    /// The process exits: there is nothing to clean up.
     AtOnce,
 }
 
 /// From now on the first Ctrl-C or SIGTERM stops the run between two batches, and a second one ends the process at once.
-/// `resume` is what to tell the user when there was no time for an orderly end.
+/// `resume` is the message if the end is not orderly.
 pub fn watch(resume: String) -> Result<()> {
     listen(&[SignalKind::interrupt(), SignalKind::terminate()], Stop::Orderly(resume))
 }
@@ -64,7 +63,7 @@ async fn stop_at(mut signal: Signal, stop: Stop) {
         if interrupt::stop() {
             leave(resume);
         }
-        say("stopping after the batch at work; press Ctrl-C again to stop at once");
+        say("stopping after the current batch; press Ctrl-C again to stop at once");
         let resume = resume.clone();
         let late = move || {
             thread::sleep(GRACE);
@@ -75,8 +74,7 @@ async fn stop_at(mut signal: Signal, stop: Stop) {
     }
 }
 
-/// From now on, writing to a file that may not grow (`ulimit -f`) is an error that names the file, and does not end the
-/// process.
+/// From now on, exceeding the file size limit (`ulimit -f`) is an error that names the file, and does not end the process.
 #[allow(unsafe_code)]
 pub fn ignore_file_size_signal() {
     // SAFETY: `signal` with SIG_IGN installs no code of this process; no other thread runs yet.
@@ -85,13 +83,13 @@ pub fn ignore_file_size_signal() {
     }
 }
 
-/// Ends the process of a run that was told to stop.
+/// Ends the process of an interrupted run.
 fn leave(text: &str) -> ! {
     say(text);
     exit(EXIT)
 }
 
-/// Ends the process with an error, where there is nobody to hand it to.
+/// Ends the process with an error that cannot be returned to a caller.
 pub fn fail(text: &str) -> ! {
     say(text);
     exit(1)

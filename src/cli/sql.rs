@@ -12,12 +12,12 @@ use selfrepair_query::sql::{DataFrame, Format, ROWS_ON_A_TERMINAL, Rights, Table
 use super::{signals, terminal};
 use crate::allocator;
 
-/// Ask a run's tables a question in SQL
+/// Query the tables of a run in SQL
 ///
-/// Every table under OUT/tables is there under its folder's name: tokens, clean, direct_effects, ablations,
-/// head_summary, layer_summary, … and so are the views over them (`pipeline tables` lists all). Without QUERY and FILE,
-/// a terminal gets a prompt, and a pipe is read as the query. Several statements are separated by `;`. `$top_fraction`
-/// stands for the run's own.
+/// A table has the name of its folder under OUT/tables: tokens, clean, direct_effects, ablations, head_summary,
+/// layer_summary, … There are views over them too (`pipeline tables` lists all). Without QUERY and FILE, the query is read
+/// from a pipe, or from a prompt on a terminal. Separate statements with `;`. `$top_fraction` is the run's
+/// analysis.top_fraction.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -27,10 +27,10 @@ pub struct Args {
     /// Read the query from a file
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Folder of the run, or s3://bucket/prefix; given several times, every table has a leading column `run` and the rows of all
+    /// Folder of the run, or s3://bucket/prefix; repeat it to query several runs, with a leading column `run` in every table
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: Vec<PathBuf>,
-    /// How to write the rows [default: by the name of --output, else table]
+    /// Output format [default: from the name of --output, else table]
     #[arg(long, value_enum)]
     format: Option<FormatName>,
     /// Write the rows to a file
@@ -38,12 +38,12 @@ pub struct Args {
     output: Option<PathBuf>,
     /// Let statements read and write files: create external table, copy, create table
     ///
-    /// Otherwise a statement reads the run's tables and nothing else: select, explain, describe, show, and `create view`,
-    /// which names a query for this session. A run's own tables are never written to.
+    /// Without it, a statement can only read the run's tables: select, explain, describe, show, and `create view` (which
+    /// names a query for this session). A run's own tables are never written to.
     #[arg(long)]
     allow_files: bool,
-    /// Bytes of memory that queries may take; what does not fit is put into temporary files, or is an error
-    /// [default: runtime.memory of the run, or four fifths of what is free]
+    /// Bytes of memory that queries may take; larger queries spill to temporary files, or fail
+    /// [default: runtime.memory of the run, or four fifths of the free memory]
     #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true)]
     memory: u64,
 }
@@ -64,7 +64,7 @@ enum FormatName {
     /// Aligned columns for reading
     Table,
     Csv,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
     Parquet,
     /// Arrow IPC: the file format in a file, the stream format in a pipe
@@ -139,14 +139,14 @@ fn answer(tables: &Tables, sql: &str, target: &Target) -> Result<()> {
         results += 1;
         ensure!(
             results == 1 || !target.holds_one_result(),
-            "several statements have results, and the output holds one; leave one `select`, or write CSV or JSON to a pipe"
+            "several statements return rows, and the output holds one result; keep one `select`, or write CSV or JSON to a pipe"
         );
         write(tables, frame, sql, target)?;
     }
     Ok(())
 }
 
-/// Writes the rows as they come. A terminal gets the first few hundred: what scrolls by is read by nobody.
+/// Writes the rows as they come. A terminal gets only the first few hundred.
 fn write(tables: &Tables, frame: DataFrame, sql: &str, target: &Target) -> Result<()> {
     let schema = std::sync::Arc::new(frame.schema().as_arrow().clone());
     let mut stream = tables.stream(frame, sql)?;
@@ -163,7 +163,7 @@ fn write(tables: &Tables, frame: DataFrame, sql: &str, target: &Target) -> Resul
     target.write(&schema, next)?;
     if more {
         terminal::say(&format!(
-            "the first {ROWS_ON_A_TERMINAL} rows; --output FILE (.parquet, .csv, …) or a pipe gets all"
+            "the first {ROWS_ON_A_TERMINAL} rows; --output FILE (.parquet, .csv, …) or a pipe gets all rows"
         ));
     }
     Ok(())

@@ -10,8 +10,8 @@ use super::run::Settings;
 
 /// Show what a run has done: its stages, whether they are current, their files, rows, sizes and times
 ///
-/// With --config, --set or --device, what is there is compared with that configuration, and what would have to run
-/// again is shown with the reason.
+/// With --config, --set or --device, the run is compared with that configuration: stages that would have to run again are
+/// shown with the reason.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

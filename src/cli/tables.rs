@@ -6,11 +6,10 @@ use anyhow::Result;
 use selfrepair_query::catalog;
 use selfrepair_query::sql::Tables;
 
-/// Show what tables there are, and what their columns mean
+/// List the tables and views, or describe one
 ///
-/// With NAME: what one row stands for, how the rows are sorted, every column with its type, unit and meaning, and a
-/// query to begin with. The built-in tables and views are described without a run, too; of a run, its own tables and
-/// their sizes are shown.
+/// With NAME: the grain, the sort order, every column with its type, unit and description, and an example query. Without a
+/// run, the built-in tables and views are described. With a run, the user's own tables and all sizes are shown too.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -19,7 +18,7 @@ pub struct Args {
     /// Folder of the run, or s3://bucket/prefix [default: out, if there is one]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// The documentation of all built-in tables and views as Markdown
+    /// Print the documentation of all built-in tables and views as Markdown
     #[arg(long, conflicts_with_all = ["name", "out"])]
     markdown: bool,
 }
@@ -41,7 +40,7 @@ pub fn run(args: Args) -> Result<()> {
     let text = match (args.name, tables) {
         (None, Some(tables)) => catalog::list_of_run(&tables)?,
         (None, None) => catalog::list()?,
-        // A table that the run does not have (yet) is described as it would be.
+        // A built-in table that the run does not have yet.
         (Some(name), Some(tables)) if tables.names().contains(&name) => catalog::table_of_session(&tables, &name)?,
         (Some(name), _) => catalog::find(&name)?.text(),
     };

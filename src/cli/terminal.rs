@@ -1,4 +1,4 @@
-//! What a person sees on standard error: bars with rate and time left on a terminal, lines in a pipe.
+//! Progress on standard error: bars with rate and time left on a terminal, lines in a pipe.
 
 use std::io::Write;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Addresses where a path is expected: `s3://bucket/x` is no folder of this machine, though a path may look like that.
+//! Refuses addresses where a local path is expected: `s3://bucket/x` is not a local folder, though it parses as a path.
 
 use std::path::Path;
 
@@ -25,8 +25,8 @@ pub fn scheme(path: &Path) -> Option<String> {
 pub fn refuse(path: &Path, option: &str, what: &str) -> Result<()> {
     let Some(scheme) = scheme(path) else { return Ok(()) };
     bail!(
-        "{option} names an address ({scheme}:…), and {what} on this machine; name a folder or a file here, and copy it there \
-         afterwards (`aws s3 cp --recursive`, `pipeline push` for the Hugging Face hub)"
+        "{option} is an address ({scheme}:…), but {what} on this machine; name a local folder or file, and copy it to \
+        the address afterwards (`aws s3 cp --recursive`, `pipeline push` for the Hugging Face hub)"
     )
 }
 

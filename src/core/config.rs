@@ -1,7 +1,7 @@
-//! What a run is asked to do: the TOML file, its documented defaults, and `--set key=value`.
+//! The configuration of a run: the TOML file, its documented defaults, and `--set key=value`.
 //!
-//! A configuration is three layers, later ones winning: the defaults below, the file (`pipeline/quick.toml` when none
-//! is named), and the `--set` options. Unknown keys are errors, because a misspelt key that is silently ignored is a
+//! A configuration has three layers, later ones winning: the defaults below, the file (`pipeline/quick.toml` when none
+//! is named), and the `--set` options. Unknown keys are errors, because a misspelt key that is silently ignored gives a
 //! wrong result.
 
 mod limits;

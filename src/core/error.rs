@@ -1,4 +1,4 @@
-//! Kinds of failure that a caller can tell apart without reading a message.
+//! Kinds of errors, which a caller can tell apart without reading the message.
 
 use anyhow::Error;
 

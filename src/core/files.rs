@@ -1,4 +1,4 @@
-//! Files: written whole or not at all, listed in order, and known by their SHA-256.
+//! Files: atomic writes, sorted listings, and SHA-256 checksums.
 
 use std::fs;
 use std::io::{self, Write};

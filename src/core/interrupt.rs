@@ -1,5 +1,5 @@
-//! Stopping early. Whoever runs the library calls [`stop`]; long work calls [`check`] between two batches and ends with
-//! [`Interrupted`]. Everything that was written by then is kept.
+//! Stopping early. The program calls [`stop`]; long work calls [`check`] between two batches and returns
+//! [`Interrupted`]. Everything written by then is kept.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

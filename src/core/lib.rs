@@ -1,5 +1,5 @@
-//! What every layer of selfrepair shares: names of components, the configuration, prompts and their targets, the columns
-//! of the measured tables, files, and errors. Nothing here reads a model or runs a graph.
+//! Types that every layer of selfrepair shares: names of components, the configuration, prompts and targets, the
+//! columns of the measured tables, files, and errors. Nothing here reads a model or runs a graph.
 
 pub mod address;
 pub mod components;

@@ -1,5 +1,5 @@
-//! Memory: what the machine has to give, and what a call of the graphs takes. A batch that does not fit is made smaller;
-//! the values stay the same to float32 rounding.
+//! Memory: how much the machine has, and how much a call of the graphs takes. A batch that does not fit is made
+//! smaller; values change by float32 rounding only.
 
 mod group;
 

@@ -1,8 +1,8 @@
-//! The files of a run folder, which may come from somebody else and hold anything.
+//! The files of a run folder, which is not trusted.
 //!
-//! Names in its records are checked when they are read. A symbolic link below it is an error and is never followed, and so
-//! is anything else that is neither a folder nor a regular file. Temporary names cannot be predicted. What is removed are
-//! the files that the records list, never a folder with all that lies in it.
+//! Names in its records are checked when they are read. A symbolic link, or anything else that is neither a folder nor
+//! a regular file, is an error and is never followed. Temporary names cannot be predicted. Only files that the records
+//! list are removed, never a folder with everything in it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -41,8 +41,8 @@ const ENDINGS: [&str; 9] = ["parquet", "arrow", "f64", "sums", "json", "sha256",
 pub fn is_plain(record: &str, name: &str) -> Result<bool> {
     ensure!(
         !name.starts_with('/') && name.split('/').all(|part| part != ".."),
-        "{record} lists `{}`, which lies outside the run folder; this program writes no such names, so the folder was \
-         changed by something else: choose another --out",
+        "{record} lists `{}`, which is outside the run folder; something other than this program changed the folder: \
+        choose another --out",
         name.escape_debug()
     );
     let is_part = |part: &str| !part.is_empty() && part != "." && !part.contains(|c: char| c.is_control());
@@ -97,7 +97,7 @@ pub fn check_kind(path: &Path, kind: FileType) -> Result<()> {
     }
     ensure!(
         kind.is_dir() || kind.is_file(),
-        "{} is {}, where a run has only folders and regular files: remove it or choose another --out",
+        "{} is {}, but a run folder may hold only folders and regular files: remove it or choose another --out",
         path.display(),
         kind_name(kind)
     );

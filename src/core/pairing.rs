@@ -1,4 +1,4 @@
-//! Which prompt lends its activations to which, for resample ablation.
+//! The partner of each prompt for resample ablation.
 
 use anyhow::{Result, ensure};
 use rand_chacha::ChaCha8Rng;

@@ -1,4 +1,4 @@
-//! Text from outside (names, cells, settings, answers of servers) as a terminal may be sent it.
+//! Escapes untrusted text (names, cells, settings, server answers) for a terminal.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! How finely the products behind a projection round: `runtime.precision`.
+//! The precision of projections: `runtime.precision`.
 
 use serde::{Deserialize, Serialize};
 

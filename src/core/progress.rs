@@ -1,7 +1,7 @@
-//! Progress of long work, told to whoever shows it.
+//! Progress of long work.
 //!
-//! Every line is a `tracing` event. A program that draws bars installs a [`Reporter`] with [`report_to`]; without one,
-//! nothing is printed.
+//! Every line is a `tracing` event. A program that draws progress bars installs a [`Reporter`] with [`report_to`];
+//! without one, nothing is printed.
 
 use std::sync::OnceLock;
 

@@ -1,4 +1,5 @@
-//! Prompts: what a model reads, and which tokens' logits are measured. Most are cut from one long stream of tokens.
+//! Prompts: the token ids that a model reads, and the tokens whose logits are measured. Most are cut from one long
+//! stream.
 
 use std::ops::Range;
 

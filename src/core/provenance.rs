@@ -1,4 +1,4 @@
-//! What results were made by. Both identities are written into every file.
+//! The measurement version and the commit of the program. Both are written into every file.
 
 use std::sync::OnceLock;
 

@@ -44,7 +44,7 @@ impl FromStr for ShardSet {
         let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match parts {
             Some((i, count)) if (1..=count).contains(&i) => Ok(Self { index: i - 1, count }),
-            _ => bail!("`{text}` is no set of shards: expected i/n with i from 1 to n, as 1/4"),
+            _ => bail!("`{text}` is not a shard set: expected i/n with i from 1 to n, such as 1/4"),
         }
     }
 }

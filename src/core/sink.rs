@@ -1,5 +1,5 @@
-//! Where measured rows go. The measurement gives every table's rows to a [`RowSink`] and asks it what earlier runs left;
-//! it knows nothing of folders or file formats.
+//! Where measured rows go. The measurement gives the rows of every table to a [`RowSink`], and asks it which shards
+//! earlier runs finished. It does not depend on folders or file formats.
 //!
 //! `selfrepair-store` implements the trait over a run folder. [`MemorySink`] keeps everything in memory.
 

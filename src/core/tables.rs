@@ -1,4 +1,4 @@
-//! Columns of the measured tables. Other people's scripts read these names.
+//! Columns of the measured tables. Users' scripts depend on these names.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Threads: whether the system gives them, and what the environment says of their number.
+//! Threads: whether the system can start them, and environment variables that set their number.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
@@ -30,7 +30,7 @@ fn check_variable(name: &str, value: &str) -> Result<()> {
     let is_unset = value.is_empty() || name.starts_with("RAYON") && value == "0";
     ensure!(
         is_count || is_unset,
-        "the environment variable {name} is `{value}`; expected a whole number from 1 to {MOST}, or leave it out"
+        "the environment variable {name} is `{value}`; expected a whole number from 1 to {MOST}, or unset it"
     );
     Ok(())
 }

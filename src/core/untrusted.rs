@@ -1,4 +1,4 @@
-//! Bytes from outside: libraries that panic on corrupt ones, and files that are no files.
+//! Reads untrusted bytes: catches panics of libraries, and refuses paths that are not regular files.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -24,7 +24,7 @@ pub fn is_guarded() -> bool {
 /// # Errors
 /// Those of `read`; a panic of the library is one too.
 pub fn without_panic<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
-    caught(read).unwrap_or_else(|| Err(anyhow!("a part of it has the wrong form")))
+    caught(read).unwrap_or_else(|| Err(anyhow!("a part of it is malformed")))
 }
 
 /// What a library gives; nothing where it panics.
@@ -113,7 +113,7 @@ mod tests {
     fn a_panic_is_an_error_and_values_and_errors_are_what_they_were() {
         let nothing: [u8; 0] = [];
         let error = without_panic(|| Ok(nothing[std::hint::black_box(0)])).unwrap_err();
-        assert!(error.to_string().contains("wrong form"));
+        assert!(error.to_string().contains("malformed"));
         assert_eq!(without_panic(|| Ok(7)).unwrap(), 7);
         assert!(without_panic::<u8>(|| anyhow::bail!("why")).unwrap_err().to_string().contains("why"));
     }

@@ -1,5 +1,5 @@
-//! How many rows one call of a graph has. A batch that does not fit into memory is made smaller; values stay the same to
-//! float32 rounding.
+//! How many rows one call of a graph has. A batch that does not fit into memory is made smaller; values change by
+//! float32 rounding only.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! The tensors that enter and leave the graphs. Where TransformerLens has a name for one, it is that name.
+//! The inputs and outputs of the graphs, with TransformerLens names where it has one.
 
 use std::borrow::Cow;
 
@@ -173,7 +173,7 @@ impl Outputs {
     /// If it was not asked for, or was taken before.
     pub fn take(&mut self, point: HookPoint) -> Result<DynValue> {
         let found = self.0.iter().position(|(at, _)| *at == point);
-        let found = found.with_context(|| format!("{} was not asked of the graph", point.name()))?;
+        let found = found.with_context(|| format!("{} was not requested from the graph", point.name()))?;
         Ok(self.0.swap_remove(found).1)
     }
 

@@ -1,5 +1,5 @@
-//! Iterative inference: a head's effect after something was added to what it reads, what all later components do then,
-//! and what heads write.
+//! Iterative inference: a head's effect after an addition to its input, the response of all later components, and the
+//! outputs of heads.
 
 use anyhow::{Context, Result};
 use ort::value::DynValue;

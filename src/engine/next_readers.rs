@@ -1,5 +1,5 @@
-//! The first readers of a replaced head, which read it by its difference from the clean stream (`export::readers` has the
-//! formula): products with d_head rows instead of d_model.
+//! The next readers of an ablated head. They compute the difference from the clean stream (formula in
+//! `export::readers`): products with inner dimension d_head instead of d_model.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! The machine's own speed: ONNX Runtime's MatMul on a model's shapes, which is what a run's time is held against.
+//! The speed of this machine: ONNX Runtime's MatMul on a model's shapes. A run's speed is compared with it.
 
 use std::sync::Mutex;
 use std::thread;

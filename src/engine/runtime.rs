@@ -159,7 +159,7 @@ fn make_first_session(environment: &Environment) -> Result<()> {
         let mut builder = Session::builder(environment)?.with_flush_to_zero()?.with_operators(operators::domain()?)?;
         builder.commit_from_memory(&export::identity())
     };
-    first().context("ONNX Runtime cannot make a session")?;
+    first().context("ONNX Runtime cannot create a session")?;
     Ok(())
 }
 
@@ -280,7 +280,7 @@ impl Graph {
 fn trimmed(value: &DynValue) -> Result<DynValue> {
     let (shape, values) = value.try_extract_tensor::<f32>()?;
     let mut shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
-    let padded = shape.pop().context("a number has no rows")?;
+    let padded = shape.pop().context("a scalar has no rows")?;
     let columns = padded - PADDING;
     shape.push(columns);
     let mut kept = try_with_capacity(shape.iter().product())?;

@@ -1,5 +1,5 @@
-//! Ablated runs: everything before the ablated component is the clean pass's, so only what follows is run, from the
-//! stream that the component wrote to, up to the final norm, without unembedding.
+//! Ablated runs. Everything before the ablated component is unchanged, so only the suffix runs: from the stream after
+//! the component to the final norm, without unembedding.
 
 use std::ops::Range;
 

@@ -1,5 +1,4 @@
-//! Weights shared between sessions: read once, and put into the order that matrix products want once, however many
-//! graphs and threads use them.
+//! Weights shared between sessions: read and prepacked once for all graphs and threads.
 
 use std::collections::HashMap;
 use std::fs::File;

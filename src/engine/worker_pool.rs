@@ -1,5 +1,5 @@
-//! Several engines at work: one a thread, each on a batch of its own. Threads that share one matrix product wait for
-//! each other at the end of every operator; threads with a batch each never do.
+//! One engine per thread, each with its own batch. Threads that share a matrix product wait for each other at the end
+//! of every operator; threads with separate batches do not.
 
 use std::collections::BTreeMap;
 use std::path::Path;

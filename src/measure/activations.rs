@@ -1,4 +1,4 @@
-//! Raw activations on request (`trace.save`): one list-typed row a prompt position.
+//! Raw activations on request (`trace.save`): one row per prompt position, with a list column.
 
 use std::sync::Arc;
 

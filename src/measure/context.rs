@@ -1,4 +1,4 @@
-//! What a measurement needs, and no more.
+//! The inputs of a measurement.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -35,7 +35,13 @@ impl RowsPerCall {
         let wanted = batch::rows_wanted(&config.runtime);
         let fit = batch::rows_that_fit(&config.runtime, architecture, config.corpus.prompt_len, components)?;
         if fit < wanted {
-            progress::line("memory", &format!("batches of {fit} rows instead of {wanted}: more would not fit"));
+            progress::line(
+                "memory",
+                &format!(
+                    "batches of {fit} rows instead of {wanted}: larger ones do not fit in \
+                memory"
+                ),
+            );
         }
         Ok(Self(AtomicUsize::new(wanted.min(fit))))
     }

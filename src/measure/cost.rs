@@ -1,4 +1,4 @@
-//! The necessary floating-point operations of a measurement: what a run's rate is held against.
+//! The necessary floating-point operations of a measurement. `bench` and dry runs use them.
 
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::{Config, Kind};

@@ -1,8 +1,8 @@
-//! The measurement of self-repair (Rushing & Nanda, arXiv 2402.15390): a clean pass over all prompts, then every selected
-//! component ablated and only what follows it run again.
+//! The measurement of self-repair (Rushing & Nanda, arXiv 2402.15390). A clean pass over all prompts comes first. Then
+//! every selected component is ablated, and only what follows it runs again.
 //!
-//! [`trace`] and [`ablate`] take a [`MeasureContext`], which is all that they need, and give the rows of their tables to
-//! its [`RowSink`](selfrepair_core::sink::RowSink). They know nothing of folders, Parquet or SQL. `docs/definitions.md`
+//! [`trace`] and [`ablate`] take a [`MeasureContext`] and give the rows of their tables to its
+//! [`RowSink`](selfrepair_core::sink::RowSink). They do not depend on folders, Parquet or SQL. `docs/definitions.md`
 //! has the definitions; [`Repair`] cites them.
 
 pub mod ablate;

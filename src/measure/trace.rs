@@ -267,7 +267,7 @@ fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow], precision
             let dot = f64::from(clean.dot[i]);
             if let Some(name) = first_without_number(clean, i) {
                 fail_check!(
-                    "prompt {}, position {s}: the {name} is not a number that can be trusted; the model's activations \
+                    "prompt {}, position {s}: the {name} is not finite; the model's activations \
                      overflow {} here, so nothing of this shard is written",
                     group[p],
                     precision.name()
@@ -276,7 +276,7 @@ fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow], precision
             // Relative to the size of what is summed: that is what rounding leaves.
             if (sum - dot).abs() > 1e-4 * precision.tolerance() * size.max(1.0) {
                 fail_check!(
-                    "prompt {}, position {s}: the direct effects sum to {sum} where the stream gives {dot} (before the \
+                    "prompt {}, position {s}: the direct effects sum to {sum}, but the stream gives {dot} (before the \
                      norm's scale {}); the exported graphs do not fit the model",
                     group[p],
                     clean.norm_scale[i]

@@ -1,4 +1,4 @@
-//! What a decoder-only transformer is made of, for the block builder in `export`.
+//! The architecture of a decoder-only transformer. `export` builds the graphs from it.
 
 use ndarray::{Array1, Array2};
 

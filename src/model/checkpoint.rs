@@ -215,8 +215,8 @@ impl Checkpoint {
             all.iter().filter(|n| !read.contains(*n) && !computed.iter().any(|c| n.ends_with(c))).collect();
         ensure!(
             left.is_empty(),
-            "{}: the checkpoint has tensors that its configuration does not speak of ({}{}); it is a variation that is \
-             not supported yet",
+            "{}: the checkpoint has tensors that its configuration does not explain ({}{}); this variant is not \
+            supported yet",
             self.path.display(),
             left.iter().take(3).map(|n| n.as_str()).collect::<Vec<_>>().join(", "),
             if left.len() > 3 { ", …" } else { "" }

@@ -1,10 +1,10 @@
 //! Repositories on the Hugging Face hub: `hf:owner/name`, fetched once into the hub's own cache.
 //!
-//! `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` mean what they mean
-//! to Hugging Face's own tools. A token is only ever sent as a header, to the hub: it is in no message and no table.
+//! `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` and `HF_HUB_DOWNLOAD_TIMEOUT` have the
+//! meaning of Hugging Face's own tools. The token is sent only as a header to the hub. It is in no message and no
+//! table.
 //!
-//! What a server answers is checked before it is used: a commit, an identifier and a name of a file become names in the
-//! cache.
+//! Server answers are checked before use, because commits, identifiers and file names become names in the cache.
 
 mod cache;
 mod download;
@@ -90,7 +90,7 @@ impl HubRepo {
         for file in &files {
             ensure!(
                 is_below(file),
-                "hf:{}: the hub lists a file called `{file}`, which could be written elsewhere",
+                "hf:{}: the hub lists a file called `{file}`, which could lead outside the cache",
                 self.name
             );
         }
@@ -153,7 +153,7 @@ impl HubRepo {
                 format!("there is no such repository, file or revision `{}`; is the name right?", self.revision)
             }
             _ if failure.again == Again::Never => failure.text.clone(),
-            _ => format!("{}; is there a network? (a download goes on where it stopped)", failure.text),
+            _ => format!("{}; is there a network? (the next run resumes the download)", failure.text),
         };
         anyhow::anyhow!("hf:{}: {doing}: {advice}", self.name)
     }

@@ -1,8 +1,8 @@
-//! A model as this program sees it: one architecture description and its weights, whatever file they came from.
+//! Models and corpora: checkpoints of many formats and families become one architecture description and its weights.
 //!
-//! `source` finds the files, `checkpoint` reads named tensors out of them, and a family file (`families/`) maps a
-//! checkpoint's configuration and tensor names to the [`Architecture`] and to [`LayerWeights`]. Everything after that
-//! (export, engine) knows no families.
+//! `source` finds the files, `checkpoint` reads named tensors, and a family file (`families/`) maps a checkpoint's
+//! configuration and tensor names to the [`Architecture`] and to [`LayerWeights`]. The later layers (export, engine) do
+//! not depend on the family.
 
 mod architecture;
 mod checkpoint;

@@ -1,11 +1,11 @@
-//! What a PyTorch file is made of, before any tensor is read from it.
+//! Checks a PyTorch file before any tensor is read from it.
 //!
-//! A pickle is a program: it can name any function and have it called. candle builds a description of those calls and
-//! makes none, but it also passes over entries that are no tensors, so that a file that was made to do harm would only
-//! seem to lack one. Such a file is refused here by the name of what it would have called.
+//! A pickle is a program: it can name any function and call it. candle only builds a description of those calls, but it
+//! skips entries that are not tensors, so a malicious file would only seem to lack a tensor. Such a file is refused
+//! here, and the error names the function that it would have called.
 //!
-//! It can also nest without end and copy what it built any number of times. [`measure`] therefore runs the program
-//! first, with numbers in place of objects, and refuses it before candle builds anything.
+//! A pickle can also nest without end and copy its objects any number of times. [`measure`] therefore runs the program
+//! first, with sizes in place of objects, and refuses it before candle builds anything.
 
 mod measure;
 
@@ -53,10 +53,10 @@ fn read_pickle(path: &Path) -> Result<Vec<u8>> {
         if !entry.is_file() || !entry.name().with_context(place)?.ends_with("data.pkl") {
             continue;
         }
-        ensure!(found.is_none(), "{}: it has two pickles; which one is meant cannot be known", path.display());
+        ensure!(found.is_none(), "{}: it has two pickles; expected one", path.display());
         let mut bytes = Vec::new();
         entry.take(MOST_BYTES + 1).read_to_end(&mut bytes).with_context(place)?;
-        ensure!(bytes.len() as u64 <= MOST_BYTES, "{}: its pickle is larger than that of any model", path.display());
+        ensure!(bytes.len() as u64 <= MOST_BYTES, "{}: its pickle is too large for a model", path.display());
         found = Some(bytes);
     }
     found.context("there is no data.pkl in it").with_context(place)

@@ -1,7 +1,7 @@
-//! safetensors files: the header is read once, and a tensor's bytes when they are asked for.
+//! safetensors files: the header is read once, a tensor's bytes when they are needed.
 //!
-//! Files are read and not mapped. A mapped file that is cut meanwhile (a download that starts over, `rsync --inplace`)
-//! ends the process by SIGBUS; a read that ends too early is an error.
+//! Files are read, not mapped. If a mapped file is truncated (a download that restarts, `rsync --inplace`), the process
+//! ends with SIGBUS; a read that ends early is an error.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -60,7 +60,7 @@ impl SafetensorsFile {
         let length = u64::from_le_bytes(length);
         ensure!(
             length <= MOST_HEADER && length <= size - 8,
-            "its header is said to have {length} bytes, the file has {size}"
+            "its header declares {length} bytes, but the file has {size}"
         );
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header)?;

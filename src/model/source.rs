@@ -116,7 +116,7 @@ fn fetch(name: &str, revision: &str) -> Result<PathBuf> {
     let repo = HubRepo::new(Kind::Model, name, revision)?;
     let files = repo.files()?;
     let has = |file: &str| files.iter().any(|f| f == file);
-    ensure!(has("config.json"), "hf:{name} has no config.json; it is no model that transformers could load");
+    ensure!(has("config.json"), "hf:{name} has no config.json; transformers could not load it either");
     let config = repo.get("config.json")?;
     for file in TOKENIZER.iter().filter(|f| has(f)) {
         repo.get(file)?;

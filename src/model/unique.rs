@@ -1,4 +1,4 @@
-//! JSON objects in which no key may come twice: readers disagree on which of two values counts.
+//! JSON objects without duplicate keys. Readers disagree on which of two values counts.
 
 use std::collections::BTreeMap;
 use std::fmt;

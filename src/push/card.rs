@@ -1,4 +1,4 @@
-//! The data card: what `datasets` reads (one configuration a table), and what a reader wants to know first.
+//! The data card: the configurations that `datasets` reads (one per table), and an introduction for readers.
 
 use std::fmt::Write;
 

@@ -1,5 +1,5 @@
-//! A finished run as a data set of the Hugging Face hub: its tables as they are, with a card from which
-//! `datasets.load_dataset(name, "head_summary")` knows them, its configuration, what its columns mean, and its report.
+//! Pushes a finished run to a data set of the Hugging Face hub: its tables, a card that makes them loadable with
+//! `datasets.load_dataset(name, "head_summary")`, its configuration, the description of its columns, and its report.
 
 mod card;
 
@@ -47,7 +47,7 @@ pub struct Push<'a> {
 pub fn push(asked: &Push) -> Result<String> {
     let Push { out, to, private, dry_run } = *asked;
     let Some(name) = to.strip_prefix("hf:") else {
-        bail!("`{to}` is no place to push to; expected hf:owner/name, a data set of the hub");
+        bail!("`{to}` is not a push target; expected hf:owner/name, a data set of the hub");
     };
     hub::check_data_set(name)?;
     run_folder::check(out)?;
@@ -141,7 +141,7 @@ fn regular(out: &Path, relative: &str) -> Result<PathBuf> {
         })?;
         ensure!(
             !kind.is_symlink(),
-            "{} is a link; only regular files of the run itself are sent, so put what it stands for in its place",
+            "{} is a link; only regular files of the run itself are sent, so replace it by the file it points to",
             path.display()
         );
     }

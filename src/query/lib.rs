@@ -1,4 +1,5 @@
-//! SQL over the tables of runs with DataFusion: sessions, the analyses in `sql/`, the checks, and the catalog of tables.
+//! SQL over the tables of runs with DataFusion: sessions, the analyses in `sql/`, the checks, and the catalog of
+//! tables.
 
 pub mod analyze;
 pub mod catalog;

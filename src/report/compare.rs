@@ -1,4 +1,4 @@
-//! Several runs beside each other: models, ablations or texts.
+//! Compares several runs: models, ablations or texts.
 
 use std::collections::HashSet;
 use std::fs;
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn one_run_gets_its_own_report_anew() {
+    fn one_run_gets_its_own_report_again() {
         let run = test_run("model-a", &["zero"]);
         compare(&[run.path().into()], Path::new("unused")).unwrap();
         let page = fs::read_to_string(run.path().join("report/index.html")).unwrap();

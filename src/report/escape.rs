@@ -1,4 +1,4 @@
-//! Text from tables, configurations and folders is text wherever it goes: into HTML, SVG, and names of files.
+//! Escapes text from tables, configurations and folders for HTML, SVG and file names.
 
 use std::collections::HashSet;
 

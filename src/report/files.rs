@@ -1,4 +1,4 @@
-//! Figures as files good enough for a paper: SVG on white, and PNG at twice its size.
+//! Figures as publication-quality files: SVG on white, and PNG at twice the size.
 
 use std::io;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The folder of a comparison: it may hold what a report wrote into it, and nothing else.
+//! The folder of a comparison. It may hold only files that a report wrote.
 
 use std::collections::BTreeSet;
 use std::fs;

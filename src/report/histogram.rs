@@ -1,4 +1,4 @@
-//! Counting values into bins, here for a few thousand values and in SQL for millions.
+//! Bins and counts values: here for a few thousand values, in SQL for millions.
 
 use super::chart::{Colour, Mark, extent};
 

@@ -1,4 +1,4 @@
-//! One HTML file that opens from disk without a network, light or dark, on a wide screen or a phone.
+//! The report as one HTML file. It opens from disk without a network, light or dark, on a wide screen or a phone.
 
 use std::fmt::Write;
 use std::path::Path;

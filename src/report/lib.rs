@@ -1,4 +1,4 @@
-//! The `report` stage: what a run found, in the terminal, as one self-contained HTML file, and as figures for a paper.
+//! The `report` stage: a summary in the terminal, one self-contained HTML file, and figures for a paper.
 
 mod chart;
 mod compare;

@@ -1,7 +1,7 @@
 //! The queries of figures, of the page's tables and of the summary: one file each in `sql/figures/`, compiled in.
 //!
-//! A file opens with the same comment as the others in `sql/`. What a run chooses (an ablation, a head) stands in it as
-//! `$name` and is given as a value: no text of a table becomes part of a query.
+//! A file starts with the same header comment as the others in `sql/`. Values that depend on the run (an ablation, a
+//! head) are `$name` parameters, so no text from a table becomes part of a query.
 
 use anyhow::{Context, Result};
 

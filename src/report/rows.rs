@@ -1,4 +1,4 @@
-//! The rows of a query as columns of text and numbers, for tables and figures.
+//! The rows of a query as columns of texts and numbers, for tables and figures.
 
 use anyhow::{Context, Result};
 use arrow::array::{AsArray, BooleanArray, RecordBatch};

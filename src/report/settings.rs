@@ -1,4 +1,4 @@
-//! What a figure says of the run it is from.
+//! The description of a run that a figure shows.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What was found, in a dozen lines for the terminal.
+//! The summary of a run for the terminal, in about a dozen lines.
 
 use std::fmt::Write;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Tables, configurations and folders that someone made to do harm: their text stays text, and files stay in their folder.
+//! Malicious tables, configurations and folders: their text stays text, and files stay in their folder.
 
 use std::collections::HashSet;
 use std::fs::{self, File};

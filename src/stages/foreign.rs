@@ -1,4 +1,4 @@
-//! What other processes and people do in a run's folder while a stage would write there.
+//! Files in a run folder that this run did not write, and the lock of the report.
 
 use anyhow::Result;
 
@@ -14,8 +14,8 @@ impl Run {
     }
 
     /// # Errors
-    /// If files that are not the run's lie where a stage would write that is cleared or has to run. Asked before anything
-    /// is removed. Such files beside a finished stage's are only named: readers leave them out.
+    /// If foreign files lie in the folder of a stage that has to run or be cleared. Called before anything is removed.
+    /// Foreign files in the folder of a finished stage are only reported: readers skip them.
     pub(super) fn refuse_foreign(&self, last: Stage, fresh: bool) -> Result<()> {
         for stage in STAGES {
             let (fingerprint, folders) = (self.fingerprint(stage), self.folders(stage));

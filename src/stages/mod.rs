@@ -1,5 +1,5 @@
-//! The stages of a run, in the order in which they depend on each other. Each reads and writes files only, knows by a
-//! fingerprint whether its output is current, and can be killed at any moment and resumed.
+//! The stages of a run, in the order in which they depend on each other. A stage only reads and writes files. Its
+//! fingerprint says whether its output is current. It can be killed at any moment and resumed.
 
 mod foreign;
 mod parts;
@@ -42,7 +42,7 @@ use selfrepair_store::locks::ReportLock;
 pub use plan::{Estimate, dry_run};
 pub use sharded_run::run_set;
 
-/// A run with its inputs found and read as far as every stage needs.
+/// A run, with its inputs located and its folder locked.
 pub struct Run {
     pub config: Config,
     pub folder: RunFolder,
@@ -58,7 +58,7 @@ pub struct Run {
     rows: RowsPerCall,
 }
 
-/// A configuration with its inputs found and read as far as every stage needs, before a folder is taken for it.
+/// A configuration with its inputs located and read as far as every stage needs, before a folder is locked.
 pub struct Prepared {
     pub config: Config,
     pub model: Model,
@@ -74,10 +74,10 @@ pub struct Prepared {
     run_id: String,
 }
 
-/// A stage's work; it returns what it did, for the line that is printed.
+/// The work of a stage. Returns a summary for the progress line.
 type Work = fn(&Run) -> Result<String>;
 
-/// Brings `last` up to date, running what it needs before it. Returns the summary for the terminal.
+/// Runs `last` and the stages before it; reuses cached work. Returns the summary for the terminal.
 pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<String> {
     let run = Run::open(config, out)?;
     run.refuse_foreign(last, fresh)?;
@@ -139,12 +139,12 @@ impl Prepared {
 }
 
 impl Run {
-    /// Finds the inputs of a configuration and takes the folder for it.
+    /// Locates the inputs of a configuration and locks its folder.
     pub fn open(config: Config, out: &Path) -> Result<Self> {
         Self::open_with(config, out, None)
     }
 
-    /// As [`Run::open`]; of a set of shards, without taking the folder yet.
+    /// As [`Run::open`]. For a set of shards, the folder is not locked yet.
     fn open_with(config: Config, out: &Path, set: Option<ShardSet>) -> Result<Self> {
         run_folder::check(out)?;
         let Prepared { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id } =
@@ -155,7 +155,7 @@ impl Run {
         Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components, analysis_tables, rows })
     }
 
-    /// Says before anything heavy starts what the run will need.
+    /// Prints what the run will need, before it starts.
     fn announce(&self) {
         let Some(Estimate { flops, iterate_flops, tokens, disk, memory }) =
             Estimate::of(&self.config, &self.model.architecture, &self.components)
@@ -177,7 +177,7 @@ impl Run {
         );
     }
 
-    /// What to say at the end.
+    /// The text at the end of a run.
     fn summary(&self, last: Stage) -> Result<String> {
         match last {
             Stage::Report => report::summary(self.folder.root()),
@@ -193,12 +193,12 @@ impl Run {
         self.files(stage).meta().clone()
     }
 
-    /// Where the rows of a stage go.
+    /// The files of a stage, as a sink for rows.
     fn files(&self, stage: Stage) -> StageFiles<'_> {
         StageFiles::new(&self.folder, stage, self.fingerprint(stage))
     }
 
-    /// What a measurement needs, its rows going to `files`.
+    /// The context of a measurement whose rows go to `files`.
     fn context<'a>(&'a self, graphs: &'a Path, files: &'a StageFiles<'a>) -> MeasureContext<'a> {
         MeasureContext {
             config: &self.config,
@@ -210,7 +210,7 @@ impl Run {
         }
     }
 
-    /// Removes what every stage, also one that will not run now, wrote under another configuration.
+    /// Removes the files that any stage wrote under another configuration, even if the stage does not run now.
     fn clear_stale(&self) -> Result<()> {
         for stage in STAGES {
             if self.folder.is_stale(stage, self.fingerprint(stage)) {
@@ -226,13 +226,13 @@ impl Run {
         Ok(())
     }
 
-    /// Every stage up to `last`, in order, as far as it is not current.
+    /// Runs every stage up to `last` that is not current, in order.
     pub fn ensure_up_to(&self, last: Stage) -> Result<()> {
         self.remove_corrupt_files(last)?;
         self.run_through(last)
     }
 
-    /// As [`Run::ensure_up_to`], when what earlier stages wrote was written a moment ago.
+    /// As [`Run::ensure_up_to`], without comparing checksums first.
     pub fn run_through(&self, last: Stage) -> Result<()> {
         let stages: [(Stage, Work); 6] = [
             (Stage::Corpus, Run::corpus),
@@ -246,8 +246,8 @@ impl Run {
         wanted.into_iter().try_for_each(|(stage, work)| self.run_stage(stage, work))
     }
 
-    /// Compares what a stage is about to read with what was written. A file with other bytes is removed, so that the
-    /// stage that wrote it makes it anew, and only it.
+    /// Compares the files that a stage is about to read with their checksums. A corrupt file is removed, so that the stage
+    /// that wrote it regenerates that file only.
     fn remove_corrupt_files(&self, last: Stage) -> Result<()> {
         let current = |stage: Stage| self.folder.is_current(stage, self.fingerprint(stage));
         let Some(reader) = STAGES.into_iter().filter(|&s| s <= last && !current(s)).max() else { return Ok(()) };
@@ -256,7 +256,7 @@ impl Run {
             for path in self.folder.damaged(stage).into_iter().filter(|path| own_files::is_file(path)) {
                 progress::line(
                     stage.name(),
-                    &format!("{} has changed since it was written; made anew", path.display()),
+                    &format!("{} has changed since it was written; it is regenerated", path.display()),
                 );
                 std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }
@@ -327,7 +327,7 @@ impl Run {
 
     fn export(&self) -> Result<String> {
         let (folder, ledger) = (self.folder.model(), self.folder.ledger(Stage::Export));
-        // A graph gets its name once it is on record.
+        // A graph is renamed once it is on record.
         let scratch = own_files::scratch_in(&folder).with_context(|| format!("cannot write {}", folder.display()))?;
         export::export(&self.model, self.config.corpus.prompt_len, scratch.path())?;
         for (from, _) in own_files::walk(scratch.path())? {
@@ -388,7 +388,7 @@ impl Run {
     }
 
     fn analyze(&self) -> Result<String> {
-        // What a failed check speaks against must not be there to be read.
+        // After a failed check, no derived table may remain.
         let discard = || {
             let tables = self.folder.root().join("tables");
             for path in self.folder.files_in(Stage::Analyze, &tables)? {
@@ -406,19 +406,19 @@ impl Run {
         report::report(self.folder.root())
     }
 
-    /// The prompts as the tables of the corpus stage have them.
+    /// The prompts, read from the tables of the corpus stage.
     pub fn prompts(&self) -> Result<Prompts> {
         let targets = self.folder.table("targets");
         ensure!(
             self.config.corpus.mode == Mode::Packed || targets.join("targets.parquet").exists(),
-            "{} has vanished; run again to have it made anew",
+            "{} is missing; run again to regenerate it",
             targets.join("targets.parquet").display()
         );
         prompt_tables::read(&self.folder.table("tokens"), &targets)
     }
 }
 
-/// The checksum of a file that is read. One in the hub's cache must be what the hub gave.
+/// The checksum of an input file. A file in the hub's cache must have the checksum that the hub announced.
 fn sha256_of_input(path: &Path) -> Result<String> {
     let sha256 = sha256_of_file(path)?;
     hub::check_cached(path, &sha256)?;

@@ -1,4 +1,4 @@
-//! What each stage's fingerprint is made of, by name, so that `status` and `--dry-run` can say why a stage is stale.
+//! The named inputs of each stage's fingerprint. `status` and `--dry-run` compare them to say why a stage is stale.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -41,7 +41,7 @@ pub fn parts(config: &Config, model_sha256: &str, corpus_sha256: &[String]) -> R
     Ok([corpus, export, trace, ablate, analyze, report])
 }
 
-/// A section of the configuration as `section.key` → value, as `--set` would write it. What is not set has no part.
+/// A section of the configuration as `section.key` → value, as in `--set`. Keys without a value are left out.
 fn add(parts: &mut Parts, name: &str, value: &impl Serialize) -> Result<()> {
     flatten(parts, name, &serde_json::to_value(value)?);
     Ok(())

@@ -1,4 +1,4 @@
-//! What a run would do, and what it would take, before anything is run.
+//! Dry runs: what a run would do and what it would cost.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -16,14 +16,14 @@ use selfrepair_measure::iterate;
 use selfrepair_model::Architecture;
 use selfrepair_store::run_folder::{STAGES, Stage, check};
 
-/// What additions reach of the bare matrix product's rate, as measured on SmolLM2-135M: their calls are small.
+/// The rate of additions as a share of the matrix product's rate, measured on SmolLM2-135M. Their calls are small.
 const ITERATE_EFFICIENCY: f64 = 0.6;
 
-/// What a run takes.
+/// The cost of a run.
 pub struct Estimate {
     /// Necessary floating-point operations of the ablations.
     pub flops: f64,
-    /// Operations of what `iterative.prompts` asks for besides.
+    /// Operations of the additions (`iterative.prompts`).
     pub iterate_flops: f64,
     /// Tokens measured.
     pub tokens: f64,
@@ -34,7 +34,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of a prompt set, whose size is not known before it is read: nothing.
+    /// `None` for a prompt set: its size is not known before it is read.
     pub fn of(config: &Config, a: &Architecture, components: &[Ablatable]) -> Option<Self> {
         let c = &config.corpus;
         if c.mode == Mode::Prompts {
@@ -46,7 +46,7 @@ impl Estimate {
         let runs = runs * (1 + config.ablation.hold.len()) as f64;
         let flops = components.iter().map(|c| a.suffix_flops(c)).sum::<f64>() * tokens * runs;
         let weights = 4.0 * a.parameters() as f64;
-        // Measured: 37 bytes a row of `ablations`, 4 a row of `direct_effects`.
+        // Measured: 37 bytes per row of `ablations`, 4 per row of `direct_effects`.
         let rows = config.ablation.kinds.len() as f64 * components.len() as f64 * tokens;
         let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
         let iterate_flops = iterate::flops(config, a, components);
@@ -54,7 +54,7 @@ impl Estimate {
     }
 }
 
-/// Which stages would run and why, and what they would take. The folder is only read.
+/// Which stages would run, why, and what they would cost. The folder is only read.
 pub fn dry_run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<String> {
     check(out)?;
     let run = Prepared::of(config)?;
@@ -65,7 +65,7 @@ pub fn dry_run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<S
         let what = match (&state, stage <= last) {
             (State::Current, true) if !fresh => "is up to date".to_string(),
             (_, true) if fresh => "would run: --fresh".to_string(),
-            (State::Incomplete, true) => "would go on where it was stopped".to_string(),
+            (State::Incomplete, true) => "would resume".to_string(),
             (_, true) => format!("would run: {}", state.why()),
             (State::Stale(_), false) => format!("would be cleared: {}", state.why()),
             (_, false) => continue,
@@ -114,8 +114,8 @@ fn what_it_takes(text: &mut String, run: &Prepared, estimate: &Estimate, ablates
     }
     writeln!(
         text,
-        "    time about {} at {EFFICIENCY} of this machine's {:.0} GFLOP/s in matrix products; less if shards of it are \
-         there",
+        "    time about {} at {EFFICIENCY} of this machine's {:.0} GFLOP/s in matrix products; less if some shards \
+         exist already",
         progress::seconds(seconds),
         rate / 1e9
     )?;

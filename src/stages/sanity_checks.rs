@@ -1,4 +1,4 @@
-//! Whether the model knows the text at all: one whose tokenizer is another model's does not.
+//! Checks that the model predicts the text better than a uniform guess. With another model's tokenizer it does not.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,8 +13,8 @@ use super::Run;
 use selfrepair_core::config::Mode;
 use selfrepair_store::run_folder::Stage;
 
-/// A doubt if the targets are less probable than by a guess. Of a prompt set nothing is said: an answer may be wrong on
-/// purpose, and with `wrong` there is no probability.
+/// A warning if the targets are less probable than under a uniform guess. Prompt sets are not checked: an answer may be
+/// wrong on purpose, and a logit difference has no probability.
 pub fn about_predictions(run: &Run) -> Result<Option<String>> {
     if run.config.corpus.mode == Mode::Prompts {
         return Ok(None);
@@ -31,12 +31,12 @@ pub fn about_predictions(run: &Run) -> Result<Option<String>> {
 /// `mean` is of the targets' log-probabilities, in nats.
 fn worse_than_a_guess(mean: f64, vocab: usize) -> Option<String> {
     let guess = -(vocab as f64).ln();
-    // Weights that say the same of every token guess, to rounding.
+    // A model that gives every token the same probability equals a guess, up to rounding.
     (mean < guess - 0.01).then(|| {
         format!(
-            "the model predicts this text worse than a guess among its {vocab} tokens would (mean log-probability \
+            "the model predicts this text worse than a uniform guess among its {vocab} tokens (mean log-probability \
              {mean:.2}, a guess has {guess:.2}): the tokenizer belongs to another model, the text is in a language that \
-             it does not know, or its weights are untrained"
+             the model does not know, or its weights are untrained"
         )
     })
 }
@@ -57,7 +57,7 @@ mod tests {
 
     /// ln 50257 = 10.825.
     #[test]
-    fn what_a_model_knows_is_no_doubt_and_what_it_does_not_is_one() {
+    fn a_text_that_is_predicted_worse_than_a_guess_gives_a_warning() {
         for mean in [-3.3, -10.8, -10.83] {
             assert_eq!(worse_than_a_guess(mean, 50257), None, "{mean}");
         }

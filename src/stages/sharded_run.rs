@@ -1,5 +1,5 @@
-//! Several processes on one run (`--shard i/n`). One of them, whichever comes first, brings the run to where shards can be
-//! computed; each computes its set; and the one that ends last does what remains.
+//! Several processes on one run (`--shard i/n`). The first process runs everything before `ablate`. Each process then
+//! computes its shards. The last one to finish runs `analyze` and `report`.
 
 use std::path::Path;
 use std::thread;
@@ -17,16 +17,16 @@ use selfrepair_measure::ablate;
 use selfrepair_store::locks::named;
 use selfrepair_store::run_folder::{STAGES, Stage, manifest};
 
-/// How a process has the folder.
+/// How a process holds the folder.
 enum Access {
-    /// With others that ablate.
+    /// Together with other processes that ablate.
     Shared,
-    /// Alone, because nothing is left to share.
+    /// Alone, because no shard is left to compute.
     Alone,
 }
 
-/// Computes a set of shards of `ablate`, and what is before; the last process to end goes on to `last`. Returns the
-/// summary for the terminal.
+/// Computes a set of shards of `ablate`, after the stages before it. The last process to finish runs the stages up to
+/// `last`. Returns the summary for the terminal.
 pub fn run_set(config: Config, out: &Path, last: Stage, set: ShardSet) -> Result<String> {
     ensure!(last >= Stage::Ablate, "--shard divides ablate, which comes after {}; leave it out", last.name());
     let run = Run::open_with(config, out, Some(set))?;
@@ -39,14 +39,14 @@ pub fn run_set(config: Config, out: &Path, last: Stage, set: ShardSet) -> Result
         let place = run.folder.root().display();
         if !run.folder.lock.try_alone()? {
             let others = named(run.folder.root());
-            return Ok(format!("shards {set} of {place} are done; {others} will go on when done too"));
+            return Ok(format!("shards {set} of {place} are done; {others} will run the next stages"));
         }
         run.folder.reload();
         let left = ablate::sets_left(&context, &prompts, set)?;
         if !left.is_empty() {
             let left: Vec<String> = left.iter().map(|set| format!("--shard {set}")).collect();
             return Ok(format!(
-                "shards {set} of {place} are done; what is left is that of {}, or of a run without --shard",
+                "shards {set} of {place} are done; still to run: {}, or a run without --shard",
                 left.join(", ")
             ));
         }
@@ -55,8 +55,8 @@ pub fn run_set(config: Config, out: &Path, last: Stage, set: ShardSet) -> Result
     run.summary(last)
 }
 
-/// Takes the folder together with others once shards can be computed, after bringing it there or waiting for another
-/// process that does.
+/// Shares the folder with other processes once shards can be computed. Until then, runs the earlier stages, or waits for
+/// another process that runs them.
 fn take_when_begun(run: &Run, last: Stage) -> Result<Access> {
     let lock = &run.folder.lock;
     let mut told = false;
@@ -93,7 +93,7 @@ fn take_when_begun(run: &Run, last: Stage) -> Result<Access> {
     }
 }
 
-/// Whether what all shards of `ablate` read is there.
+/// Whether the files that all shards of `ablate` read exist.
 fn has_begun(run: &Run) -> bool {
     let (files, graphs) = (run.files(Stage::Ablate), run.folder.model());
     run.folder.has_begun(Stage::Ablate, run.fingerprint(Stage::Ablate))
@@ -101,7 +101,7 @@ fn has_begun(run: &Run) -> bool {
 }
 
 /// # Errors
-/// If processes with another configuration share the run and have not finished: what they computed would be cleared.
+/// If unfinished processes with another configuration share the run: their files would be removed.
 fn refuse_another_configuration(run: &Run) -> Result<()> {
     let root = run.folder.root();
     let Some(begun) = manifest(root, Stage::Ablate).filter(|m| !m.complete) else { return Ok(()) };
@@ -118,8 +118,8 @@ fn refuse_another_configuration(run: &Run) -> Result<()> {
     differ.dedup();
     ensure!(
         differ.is_empty(),
-        "{} is shared by --shard processes with another configuration, and is not finished: {}; nothing was cleared. Give \
-         this process their configuration, choose another --out, or give up what they computed with a run without --shard",
+        "{} is shared by --shard processes with another configuration, which are not finished: {}; nothing was cleared. Use \
+         their configuration, choose another --out, or discard their results with a run without --shard",
         root.display(),
         differ.join(", ")
     );

@@ -1,8 +1,8 @@
-//! Checksums of every file a stage wrote: `<out>/stages/<stage>.sha256`, which `sha256sum -c` understands from inside the
-//! run folder. A file is hashed while it is written, and what a stage reads is compared first, so that a byte that
-//! changed on disk means that a shard is computed again and not that a number is wrong.
+//! Checksums of every file that a stage wrote: `<out>/stages/<stage>.sha256`, readable by `sha256sum -c` inside the run
+//! folder. A file is hashed while it is written, and compared before a stage reads it. So a byte that changes on disk
+//! costs the time of one shard and never gives a wrong number.
 //!
-//! A file is in the ledger before it has its name, so that the ledger tells which files are the run's.
+//! A file is listed before it is renamed to its final name, so the list tells which files belong to the run.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};

@@ -1,6 +1,6 @@
-//! The run folder: where each stage's files lie, Parquet as all tables have it, checksums of every file, and locks.
+//! The run folder: the files of each stage, the Parquet layout of all tables, checksums, and locks.
 //!
-//! Stages read and write files only. A file is written under a temporary name and renamed when it is complete.
+//! Stages only read and write files. A file is written under a temporary name and renamed when it is complete.
 
 pub mod checksums;
 pub mod locks;

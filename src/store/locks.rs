@@ -1,7 +1,7 @@
-//! Who may write into a run's folder: one process alone, or several that share `ablate`, each with a set of its shards.
+//! Locks on a run folder: held by one process alone, or shared by several that each compute a set of `ablate`'s shards.
 //!
-//! Locks are the operating system's, so those of a dead process are gone. A process that may write anything holds `.lock`
-//! alone. Those that each ablate a set of shards hold it together, and each a file of its own set besides.
+//! Locks are the operating system's, so those of a dead process are gone. A process that may write anything holds
+//! `.lock` exclusively. Processes that compute shard sets share it, and each also holds a lock file of its own set.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -42,7 +42,7 @@ impl Lock {
             let divided = |name: &str| name.split_once("-of-").map(|(_, n)| n.to_string());
             ensure!(
                 divided(&of) == divided(&set.name()),
-                "process {process} is at work on the shards {} of {}; --shard {set} divides them in another way",
+                "process {process} is computing the shards {} of {}; --shard {set} is another division",
                 of.replace("-of-", "/"),
                 root.display(),
             );
@@ -203,7 +203,7 @@ mod tests {
         let set = |text: &str| Lock::of_set(root, text.parse().unwrap());
         let first = set("1/2").unwrap();
         assert!(set("1/2").err().unwrap().to_string().contains("are being computed by process"));
-        assert!(set("1/3").err().unwrap().to_string().contains("divides them in another way"));
+        assert!(set("1/3").err().unwrap().to_string().contains("is another division"));
         let second = set("2/2").unwrap();
         assert!(first.try_share().unwrap() && second.try_share().unwrap());
         assert_eq!(holders(root).unwrap(), [std::process::id().to_string(), std::process::id().to_string()]);

@@ -1,4 +1,4 @@
-//! The tables `tokens` and `targets`: the prompts of a run as later stages read them.
+//! The tables `tokens` and `targets`: written by the corpus stage, and read as prompts by later stages.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -81,7 +81,11 @@ pub fn read(tokens: &Path, targets: &Path) -> Result<Prompts> {
         return Ok(Prompts::packed(length, prompts.concat()));
     }
     let [position, answer, wrong] = int_columns(&path, ["position", "answer", "wrong"])?;
-    ensure!(position.len() == prompts.len(), "{} has another number of prompts than the tokens", path.display());
+    ensure!(
+        position.len() == prompts.len(),
+        "{} and the table tokens have different numbers of prompts",
+        path.display()
+    );
     let mut answers = Vec::new();
     for (((position, answer), wrong), prompt) in position.into_iter().zip(answer).zip(wrong).zip(&prompts) {
         let position = position.map(|p| p as usize).filter(|&p| p < prompt.len());

@@ -1,5 +1,5 @@
-//! What a run's records say that each stage wrote: `stages/<stage>.json` when it finished, `stages/<stage>.sha256` while it
-//! is at work. The names in them are checked here, wherever they are read from.
+//! The lists of files that each stage wrote: `stages/<stage>.json` for a finished stage, `stages/<stage>.sha256` while
+//! it runs. The names in them are checked here, for every reader.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
-//! The folder of one run: where each stage's files lie, whether they are current, and who holds the folder.
+//! The folder of one run: the files of each stage, whether they are current, and locks.
 //!
-//! A stage is current when its manifest names the fingerprint of everything it depends on and every file it listed is
-//! still there with its size. What was written under another fingerprint is removed before anything runs, so tables of
-//! two configurations are never mixed. Only files that the records list are removed: a stage that has to run is refused
-//! while other files lie where it writes. A folder that has such sub-folders without being a run is refused too.
+//! A stage is current when its manifest has the fingerprint of everything it depends on, and every listed file exists
+//! with its size. Files written under another fingerprint are removed before anything runs, so tables of two
+//! configurations are never mixed. Only files that the records list are removed. A stage that has to run is refused
+//! while foreign files lie in its folders. A folder that has such sub-folders and is not a run is refused too.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! The files of one stage as the place where measured rows go.
+//! The files of one stage as a sink for measured rows.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};

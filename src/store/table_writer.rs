@@ -1,4 +1,5 @@
-//! Parquet as all tables have it: sorted, zstd, byte-stream-split floats, page statistics, self-describing.
+//! Writes Parquet in the layout of all tables: sorted, zstd, byte-stream-split floats, page statistics,
+//! self-describing.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

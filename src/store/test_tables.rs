@@ -1,4 +1,4 @@
-//! Small runs written by hand, for tests whose expected numbers are worked out on paper.
+//! Small hand-written runs for tests whose expected numbers are computed on paper.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Whatever is wrong, the error names it and says what to do.
+//! Every error names what is wrong and says what to do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -158,11 +158,11 @@ fn architectures_that_are_not_supported() {
     assert_says(&error, &["`gemma2` norms what each block writes"]);
     let error = swap("\"rope_type\": \"default\"", "\"rope_type\": \"yarn\"");
     assert_says(&error, &["rope scaling `yarn`", "not supported"]);
-    // What the configuration promises must be there, and nothing that it does not speak of.
+    // What the configuration promises must be there, and nothing else.
     let error = swap("\"attention_bias\": false", "\"attention_bias\": true");
     assert_says(&error, &["self_attn.q_proj.bias", "is missing"]);
     let error = swap("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2");
-    assert_says(&error, &["model.layers.2.", "configuration does not speak of"]);
+    assert_says(&error, &["model.layers.2.", "configuration does not explain"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The binary from text to report on a tiny model, and what a run promises.
+//! The binary from text to report on a tiny model, and the promises of a run.
 
 use std::path::Path;
 use std::process::Stdio;

@@ -1,5 +1,5 @@
-//! What is measured besides the effects of ablated heads agrees with `tests/reference/extended.py`: other components and
-//! kinds, held components, which components and neurons repair, additions to what heads read, prompt sets.
+//! Measurements other than ablated heads agree with `tests/reference/extended.py`: other components and kinds, held
+//! components, repairing components and neurons, additions to heads' inputs, prompt sets.
 
 use std::fs;
 use std::path::Path;

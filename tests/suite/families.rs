@@ -1,4 +1,4 @@
-//! Every family agrees with `tests/reference/families.py` on a tiny checkpoint with all its peculiarities.
+//! Every family agrees with `tests/reference/families.py` on a tiny checkpoint that uses all its settings.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The same weights in every format give the same numbers, and files that would do harm are refused.
+//! The same weights in every format give the same numbers, and malicious files are refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! GGUF files of every architecture give what the checkpoints they were made from give, and every quantisation is read
-//! as gguf-py reads it (`tests/reference/gguf_files.py`).
+//! A GGUF file of every architecture gives the numbers of its source checkpoint, and every quantisation is read as
+//! gguf-py reads it (`tests/reference/gguf_files.py`).
 
 use std::fs;
 use std::path::Path;

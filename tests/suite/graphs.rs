@@ -1,4 +1,4 @@
-//! The exported files are ONNX that other tools open.
+//! The exported files are valid ONNX for other tools.
 
 use std::path::Path;
 use std::process::Command;

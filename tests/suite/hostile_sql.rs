@@ -1,4 +1,4 @@
-//! Queries that ask for too much: too deep, too large, too long, or for what is not theirs. Each is an answer or an error,
+//! Queries that ask for too much: too deep, too large, too long, or for other files. Each gives an answer or an error,
 //! never an abort, and nothing is written.
 
 use std::fs;

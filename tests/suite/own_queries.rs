@@ -1,4 +1,4 @@
-//! `analysis.sql`: a user's own queries as tables of the run.
+//! `analysis.sql`: the user's own queries as tables of the run.
 
 use std::fs;
 use std::path::Path;

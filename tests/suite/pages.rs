@@ -1,4 +1,4 @@
-//! What the pages of `docs/` and the README say is there: files, tables, figures, settings, links.
+//! Files, tables, figures, settings and links that `docs/` and the README name exist.
 
 use std::collections::BTreeSet;
 use std::path::Path;

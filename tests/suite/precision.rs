@@ -1,4 +1,4 @@
-//! `runtime.precision`: what rounding does is measured, allowed for, and never silent.
+//! `runtime.precision`: the rounding error is measured, tolerated by the checks, and reported.
 
 use std::fs;
 
@@ -97,7 +97,7 @@ fn precisions_that_cannot_be_had_are_refused() {
 
 /// Neurons above 65504 are numbers in float32 and bfloat16, and infinite in fp16.
 #[test]
-fn an_overflow_of_two_bytes_stops_the_run_and_names_where() {
+fn an_overflow_in_fp16_stops_the_run_and_names_where() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("model");
     fs::create_dir(&folder).unwrap();

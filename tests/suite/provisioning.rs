@@ -1,4 +1,4 @@
-//! First runs: what pip gives, what it does not, and what happens without it.
+//! First runs: downloads with pip, failing downloads, and runs without pip.
 
 use std::fs::File;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! `pipeline push`, to a small hub served on loopback that keeps what it is sent.
+//! `pipeline push` to a small hub served on loopback, which keeps what it receives.
 
 mod hostile;
 

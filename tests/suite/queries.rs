@@ -1,11 +1,11 @@
 //! Every query of `sql/` on small tables whose answer was worked out by hand: `tests/queries/NAME.txt` for
-//! `sql/NAME.sql`, and the same for those of `sql/checks/` and `sql/views/`. (A view has no order of its own: its rows are
-//! expected in that of the columns that the case names.)
+//! `sql/NAME.sql`, and likewise for `sql/checks/` and `sql/views/`. (A view has no order, so its rows are sorted by the
+//! columns that the case names.)
 //!
-//! A case is blocks of lines, divided by empty lines. The first line of a block names a table, the second its columns, and
-//! the others are its rows; the last block, `expect`, is what the query must return, of the columns it names. Cells are
-//! divided by spaces unless they stand in double quotes; `-` is null; a line that starts with # is a comment. Of a measured
-//! table, columns that are not named are 0, empty or, where they may be, null.
+//! A case is blocks of lines, separated by empty lines. The first line of a block names a table, the second its
+//! columns, and the others are its rows. The last block, `expect`, has the rows that the query must return, for the
+//! columns it names. Cells are separated by spaces unless in double quotes; `-` is null; a line that starts with # is a
+//! comment. Columns of a measured table that are not named are 0, empty or, if nullable, null.
 
 use std::fs;
 use std::path::Path;

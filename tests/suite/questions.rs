@@ -1,4 +1,4 @@
-//! The queries of `docs/questions.md`, as they stand there.
+//! The queries of `docs/questions.md` run as printed.
 
 use arrow::array::Array;
 

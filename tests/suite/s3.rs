@@ -352,7 +352,7 @@ fn what_is_written_to_a_folder_is_not_written_to_an_address() {
             &["push", "hf:me/x", "--out", address],
         ] {
             let error = failed(pipeline().args(arguments).current_dir(dir.path()).output().unwrap());
-            assert!(error.contains("names an address"), "{arguments:?}: {error}");
+            assert!(error.contains("is an address"), "{arguments:?}: {error}");
         }
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was created");

@@ -75,7 +75,7 @@ fn stages_are_shown_with_rows_times_and_states() {
     assert!(shown.contains("tables/clean/00000.parquet missing"), "{shown}");
     let plan = dry_run("all", dir.path(), &[]);
     assert!(plan.contains("trace would run: tables/clean/00000.parquet missing"), "{plan}");
-    assert!(plan.contains("ablate would go on where it was stopped"), "{plan}");
+    assert!(plan.contains("ablate would resume"), "{plan}");
 
     let error = failed(status(Path::new("no/such/run"), &[]));
     assert!(error.contains("no/such/run is no run") && error.contains("pipeline run all"), "{error}");
@@ -167,5 +167,5 @@ fn a_run_that_goes_on_is_shown_with_its_process() {
     let holder = std::fs::read_to_string(dir.path().join(".lock")).unwrap();
     let child = pipeline().arg("status").arg("--out").arg(dir.path()).stdout(Stdio::piped()).spawn().unwrap();
     let shown = succeeded(child.wait_with_output().unwrap());
-    assert!(shown.contains(&format!("a run is going on in process {}", holder.trim())), "{shown}");
+    assert!(shown.contains(&format!("a run is active in process {}", holder.trim())), "{shown}");
 }

@@ -1,4 +1,4 @@
-//! What is around the program: closed streams, terminals, limits on threads, variables of the environment.
+//! The program's environment: closed streams, terminals, thread limits, environment variables.
 
 use std::fs;
 use std::os::unix::process::CommandExt;

@@ -1,5 +1,5 @@
-//! What no configuration may exceed: every number is checked before memory is taken for it, and every key before it is
-//! parsed.
+//! Upper limits of a configuration. Every number is checked before memory is allocated for it, and every key before it
+//! is parsed.
 
 use anyhow::{Result, ensure};
 
@@ -34,7 +34,7 @@ impl Config {
         let threads = self.runtime.threads;
         ensure!(
             threads <= most,
-            "runtime.threads is {threads}; expected at most {most} on this machine, or 0 for one a core"
+            "runtime.threads is {threads}; expected at most {most} on this machine, or 0 for one per core"
         );
         for (key, selection) in [
             ("ablation.heads", &self.ablation.heads),

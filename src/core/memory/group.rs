@@ -1,6 +1,6 @@
-//! What the control groups of a process leave it, of version 1 and 2. Slurm, systemd and containers limit memory so.
+//! Memory limits of control groups, versions 1 and 2, which Slurm, systemd and containers use.
 //!
-//! A group is limited by every group that it is in, so that the way from its own up to the root is walked.
+//! A group is limited by each of its ancestors, so all groups up to the root are read.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The graphs around the blocks. Shapes as in `graphs`.
+//! The graphs before and after the blocks. Shapes as in `graphs`.
 
 use super::graphs::{B, P, S, norm, sum_last};
 use super::onnx::{Dim, GraphBuilder, Role, Stored, int};

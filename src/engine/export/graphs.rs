@@ -1,9 +1,9 @@
 //! The graphs of a block. Shapes: B runs in a batch (ablations or prompts), P directions to broadcast over them
 //! (P = B, or 1 when all runs share a prompt), S positions, D = d_model, H heads.
 //!
-//! Effects leave the graphs as dot products with the *unscaled* direction `u = γ ⊙ Ŵ\[target\]`; dividing by the clean
-//! scale of the final norm makes them direct effects, and is left to the caller, so that the clean pass needs no
-//! second pass once its scale is known.
+//! The graphs output effects as dot products with the *unscaled* direction `u = γ ⊙ Ŵ\[target\]`. The caller divides by
+//! the clean scale of the final norm to get direct effects. So the clean pass needs no second pass once its scale is
+//! known.
 
 use super::onnx::{Dim, GraphBuilder, Role, Stored, float, int, ints, string};
 use super::readers::Reading;

@@ -1,12 +1,12 @@
-//! The `export` stage: ONNX graphs and one weights file, written from a checkpoint without Python.
+//! The `export` stage: writes ONNX graphs and one weights file from a checkpoint, without Python.
 //!
-//! A block is two graphs, `attention_LL` and `mlp_LL`, so that an ablated run can begin anywhere: ablating a head
-//! changes the stream between them. Around them: `embed`, `unembed`, `readout` (the final norm and the dot product
-//! with the target's direction), `directions` (u and W_O u of every layer) and `ablate_LL` (the stream with one head's
-//! output replaced). Further graphs for what only some runs measure: blocks with components held at given values or
-//! with another order of attention, neurons' directions, each head's output, and `divergence` (two distributions
-//! compared). `readers` has what reads a replaced head first. All refer to `weights.bin` by offset, so no weight is stored
-//! twice.
+//! A block is two graphs, `attention_LL` and `mlp_LL`, so that an ablated run can start anywhere: ablating a head
+//! changes the stream between them. The other graphs of every run are `embed`, `unembed`, `readout` (the final norm and
+//! the dot product with the target's direction), `directions` (u and W_O u of every layer) and `ablate_LL` (the stream
+//! with one head's output replaced). Graphs that only some runs need are blocks with held components, blocks with
+//! another order of attention, directions of neurons, the output of each head, and `divergence` (compares two
+//! distributions). `readers` has the projections that read an ablated head first. All graphs refer to `weights.bin` by
+//! offset, so no weight is stored twice.
 
 mod embed_unembed;
 mod graphs;

@@ -1,13 +1,13 @@
-//! How a block's projections read the stream: through the norm, or, right after one head was replaced, from what they read
-//! of the clean stream.
+//! How a block's projections read the stream: through the norm, or, for the next readers of an ablated head, as a
+//! difference from the clean stream.
 //!
-//! Replacing a head changes the stream r by Δz W_O, of rank d_head. With s and s' the norm's scales before and after, what
-//! a projection W behind a norm with γ reads of it is
+//! Ablating a head changes the stream r by Δz W_O, of rank d_head. Let s and s' be the norm's scales before and after.
+//! A projection W behind a norm with γ then computes
 //!
 //! x' W = (s (x W) + Δz (W_O γ W)) / s'
 //!
-//! where x = γ r / s is the clean normed stream (under layer norms r and W_O are centred). x W is computed once for all
-//! heads of a layer, and W_O γ W once for the run, so that the product with Δz has d_head rows instead of D.
+//! where x = γ r / s is the clean normed stream (with LayerNorm, r and W_O are centred). x W is computed once for all
+//! heads of a layer, and W_O γ W once per run, so the product with Δz has inner dimension d_head instead of D.
 
 use super::graphs::{B, P, S, norm, project};
 use super::onnx::{Dim, GraphBuilder, Role, Stored, int};

@@ -1,4 +1,4 @@
-//! Putting weights into the weights file, and remembering where.
+//! Writes weights to the weights file and records their offsets.
 
 use anyhow::Result;
 use ndarray::{Array1, Array2, ArrayBase, Axis, Data, Dimension};

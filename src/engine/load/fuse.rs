@@ -1,5 +1,5 @@
-//! Exported graphs with chains of standard operators made one of our own each (`crate::operators`), for a CPU. It is
-//! decided when a graph is loaded; the files stay as they are.
+//! Replaces chains of standard operators by custom ones (`crate::operators`) on a CPU, when a graph is loaded. The
+//! files do not change.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Exported graphs in a lower precision. The files stay float32; what is rounded is decided when a graph is loaded.
+//! Lowers the precision of graphs when they are loaded. The files stay float32.
 
 use std::collections::BTreeSet;
 

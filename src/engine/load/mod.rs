@@ -1,5 +1,5 @@
-//! What happens to an exported graph when it is loaded: a lower precision (`lower`), operators of our own in place of
-//! chains of standard ones (`fuse`), and padded rows (`pad`). The files stay as they are.
+//! Transforms exported graphs at load time: a lower precision (`lower`), custom operators in place of chains of
+//! standard ones (`fuse`), and padded rows (`pad`). The files do not change.
 
 mod fuse;
 mod lower;

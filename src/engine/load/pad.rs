@@ -1,7 +1,7 @@
-//! Rows that lie apart by a multiple of 4096 bytes fall into the same few places of a processor's nearest cache. A matrix
-//! product reads a dozen of them at once, and takes up to a fifth longer for it (`docs/performance-log.md`). So what our own
-//! operators write for products of so many columns gets rows with a cache line of zeros behind them, and the products' weights
-//! get rows of zeros to meet those.
+//! Pads rows to avoid 4K aliasing. Rows that are a multiple of 4096 bytes apart compete for the same sets of the L1
+//! cache. A matrix product reads a dozen of them at once, and takes up to a fifth longer (`docs/performance-log.md`).
+//! So the outputs of custom operators that feed such products get one cache line of zeros after each row, and the
+//! products' weights get matching rows of zeros.
 
 use std::collections::BTreeSet;
 

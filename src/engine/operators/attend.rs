@@ -1,4 +1,4 @@
-//! Causal attention, a few queries at a time and only over what they see, and heads' dot products with directions.
+//! Causal attention over unmasked keys only, a few queries at a time, and dot products of heads with directions.
 
 use std::array::from_fn;
 use std::ops::Range;

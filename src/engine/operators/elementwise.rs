@@ -1,4 +1,4 @@
-//! What lies between a block's products, in one pass over memory each.
+//! The elementwise operations between a block's matrix products, each fused into one pass over memory.
 
 use pulp::{Simd, WithSimd};
 

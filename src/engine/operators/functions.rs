@@ -1,4 +1,4 @@
-//! Functions of as many numbers at once as a processor's register holds.
+//! Vectorised functions: as many floats at once as a register holds.
 
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 

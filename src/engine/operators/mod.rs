@@ -1,7 +1,7 @@
-//! Operators of our own for ONNX Runtime on a CPU, in place of chains of standard ones that go through memory again for
-//! each (`load::prepared` puts them into a graph as it is loaded; the files have standard operators only).
+//! Custom operators for ONNX Runtime on a CPU. They replace chains of standard operators, each of which would pass over
+//! memory again. `load::prepared` puts them into a graph when it is loaded; the files have standard operators only.
 //!
-//! A thread has an engine of its own, so an operator runs on the thread that calls it.
+//! Every thread has its own engine, so an operator runs on the thread that calls it.
 
 mod attend;
 mod elementwise;

@@ -1,8 +1,8 @@
-//! The `ablate` stage: every selected component of every prompt ablated, only what follows it run again.
+//! The `ablate` stage: ablates every selected component of every prompt, and reruns only what follows it.
 //!
-//! `plan` says what is ablated, `top` which tokens are each component's strongest, `work` runs batches of prompts,
-//! `tally` gathers what components and neurons changed, `sums` keeps what is summed over the whole corpus, and `shard`
-//! lays out the rows of one file. `rounding` says what a lower precision did to them.
+//! `plan` lists what is ablated, `top` each component's top tokens. `work` runs batches of prompts, `tally` collects
+//! the changes of components and neurons, `sums` keeps sums over the whole corpus, and `shard` lays out the rows of one
+//! file. `rounding` measures the error of a lower precision.
 
 mod plan;
 mod replace;

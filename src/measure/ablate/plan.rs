@@ -1,4 +1,4 @@
-//! What is ablated, the same for every prompt.
+//! The list of ablations, the same for every prompt.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

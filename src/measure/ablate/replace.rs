@@ -1,4 +1,4 @@
-//! The streams that ablated runs start from: the clean ones with a component's output replaced.
+//! The initial streams of ablated runs: the clean streams with a component's output replaced.
 
 use std::ops::Range;
 

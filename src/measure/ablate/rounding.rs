@@ -1,4 +1,4 @@
-//! What a lower precision does to the numbers: the first shard once more in float32, and how far its rows are apart.
+//! The error of a lower precision: recomputes the first shard in float32 and compares its rows.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub fn measure(context: &MeasureContext, plan: &Plan) -> Result<()> {
     if precision == Precision::Fp32 {
         return Ok(());
     }
-    let spinner = progress::spinner("the first shard in float32, to see what rounding does");
+    let spinner = progress::spinner("the first shard again in float32, to measure the rounding error");
     let exact = in_float32(context, plan)?;
     spinner.finish();
     let (rows, differences) = compare(context.sink, &exact)?;
@@ -44,8 +44,9 @@ pub fn measure(context: &MeasureContext, plan: &Plan) -> Result<()> {
     };
     let repair = of("self_repair")?;
     context.sink.warn(format!(
-        "projections were computed in {}: on the first shard's {rows} rows, self_repair is {:.2e} from float32 (root mean \
-         square; its own is {:.2e}), at most {:.2e}; table rounding has every column",
+        "projections were computed in {}: on the first shard's {rows} rows, self_repair has an error of {:.2e} \
+        against float32 (root mean square; of self_repair itself: {:.2e}), at most {:.2e}; the table rounding has \
+        every column",
         precision.name(),
         root(repair.squares),
         root(repair.own_squares),

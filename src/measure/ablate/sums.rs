@@ -1,6 +1,6 @@
-//! What is summed over the whole corpus while shards come and go: the repair graph and the neurons' curves. The sums
-//! after each shard are kept in one file a process, so that a killed run goes on where it was, and storage does not grow.
-//! Shards are added as whole numbers: in any order, and divided among processes in any way, they give the same bytes.
+//! Sums over the whole corpus: the repair graph and the neurons' curves. Each process keeps its sums after every shard
+//! in one file, so that a killed run can resume and storage does not grow. Shards are added as integers, so any order
+//! and any division among processes give the same bytes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -174,7 +174,7 @@ impl<'a> SavedSums<'a> {
         let mut values = self.values.clone();
         for other in sums_names(self.sink)?.iter().filter(|&other| *other != self.name) {
             let (_, others) = read_sums(self.sink, other, values.len())
-                .with_context(|| format!("{other} is not what was written; run with --fresh"))?;
+                .with_context(|| format!("{other} is corrupt; run with --fresh"))?;
             values.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
         }
         let mut sums = Sums::new(plan);

@@ -1,6 +1,6 @@
-//! What later components and neurons changed, gathered over the runs of one group of components.
+//! Collects the changes of later components and neurons over the runs of one group of components.
 //!
-//! Resample samples are averaged as effects, so what is ranked or squared waits here until all samples are in.
+//! Resample samples are averaged as effects, so ranks and squares are computed only when all samples are in.
 
 use anyhow::{Context, Result};
 use ort::value::DynValue;

@@ -1,5 +1,5 @@
 //! Each component's top tokens: those on which its clean direct effect is highest. They are known before anything is
-//! ablated, so that what is costly to keep is kept for them only.
+//! ablated, so that expensive details are kept for them only.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ impl TopTokens {
         let count = ((context.config.analysis.top_fraction * measured as f64) as usize).max(1);
         let mut best = vec![Best::new(count); context.components.len()];
         let seen = read_effects(context, &mut best)?;
-        ensure!(seen == measured, "direct_effects has {seen} tokens where the corpus has {measured}; run with --fresh");
+        ensure!(seen == measured, "direct_effects has {seen} tokens, but the corpus has {measured}; run with --fresh");
         Ok(Self::new(best.into_iter().map(Best::ranked).collect()))
     }
 

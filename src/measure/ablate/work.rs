@@ -1,4 +1,4 @@
-//! Running every ablation of a batch of prompts.
+//! Runs every ablation of a batch of prompts.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};

@@ -1,6 +1,5 @@
-//! Iterative inference (on request, for the first prompts of a run): what a head does after something was added to the
-//! stream it reads, what all later components do after a head's output was added before any block, and how alike heads'
-//! outputs are.
+//! Iterative inference (on request, for the first prompts of a run): how a head responds to an addition to its input,
+//! how all later components respond to a head's output added before any block, and how similar heads' outputs are.
 
 mod self_additions;
 mod similarity;
@@ -127,7 +126,7 @@ impl Prompt {
     }
 
     fn kept<'a>(&self, value: &'a Option<DynValue>) -> Result<&'a DynValue> {
-        value.as_ref().context("the clean pass did not keep what iterating needs")
+        value.as_ref().context("the clean pass did not keep the activations that additions need")
     }
 
     /// A head's clean effect at a position, unscaled.

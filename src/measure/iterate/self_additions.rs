@@ -1,4 +1,4 @@
-//! A head's reaction to what was added to its own input, and to two controls. Table `self_additions`.
+//! A head's reaction to an addition to its own input, and to two controls. Table `self_additions`.
 
 use std::sync::Arc;
 

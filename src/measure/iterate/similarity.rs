@@ -1,4 +1,5 @@
-//! How alike the outputs of two heads are, with and without the part along the correct token. Table `head_similarity`.
+//! How similar the outputs of two heads are, with and without the part along the correct token. Table
+//! `head_similarity`.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! What the later components do after a multiple of a head's output was added to the stream before a block, whichever
-//! block that is, at one position at a time. Table `stream_additions`.
+//! The response of later components when a multiple of a head's output is added to the stream before a block, for every
+//! block in turn, one position at a time. Table `stream_additions`.
 
 use std::sync::Arc;
 

@@ -1,21 +1,22 @@
 //! Where a long document may be cut, so that its pieces, tokenized one by one, give the tokens of the whole.
 //!
-//! A cut must be a place that no token crosses, and neither side may look beyond it. That depends on the tokenizer, and
-//! holds for those whose parts are known here; a document is tokenized whole if any part is not:
+//! No token may cross a cut, and neither side may depend on the other. Whether that holds depends on the tokenizer. The
+//! parts below are known; if a tokenizer has any other part, documents are tokenized whole:
 //!
 //! - Pre-tokenizers that match a pattern from left to right (GPT-2's, cl100k and its variants, o200k). None of their
-//!   alternatives goes from something that is no whitespace to a space, or from a letter or digit to one of
-//!   [`AFTER_WORD`]: such a place always ends a match. What follows a place decides nothing before it: the only
-//!   lookahead, `\s+(?!\S)`, is after whitespace, and the text before a cut does not end in any. What precedes it
-//!   decides nothing after it: the patterns do not look back, and a match begins there.
-//! - `Digits` and `Punctuation` split by single characters, `Whitespace` and `WhitespaceSplit` by whether one is part of
-//!   a word, `Metaspace` at every space. A space after anything else is a boundary to all of them.
-//! - A BPE without a pre-tokenizer (SentencePiece's, where a space is `▁`) merges only into tokens of its vocabulary. If
-//!   none has some character before a `▁`, no merge crosses from that character to a space.
-//! - Normalizers must see each side by itself. To Unicode's forms a space or mark of [`AFTER_WORD`] is a boundary: it
-//!   composes with nothing before it. `Prepend` writes `▁` at the beginning of every piece, which is what becomes of a
-//!   space: the space is left out instead.
-//! - Tokens that were added are found before all that. A cut is not where one could cross it or look across it.
+//!   alternatives matches across the boundary from non-whitespace to a space, or from a letter or digit to one of
+//!   [`AFTER_WORD`], so a match always ends there. The text after the boundary does not affect matches before it: the
+//!   only lookahead, `\s+(?!\S)`, follows whitespace, and the text before a cut does not end in whitespace. The text
+//!   before it does not affect matches after it: the patterns have no lookbehind, and a match begins there.
+//! - `Digits` and `Punctuation` split by single characters, `Whitespace` and `WhitespaceSplit` by whether a character
+//!   is part of a word, `Metaspace` at every space. For all of them, a space after anything else is a boundary.
+//! - A BPE without a pre-tokenizer (SentencePiece's, where a space is `▁`) merges only into tokens of its vocabulary.
+//!   If no token has a given character before a `▁`, no merge crosses from that character to a space.
+//! - Normalizers must treat each side independently. For Unicode normalization, a space or a mark of [`AFTER_WORD`] is
+//!   a boundary, because it composes with nothing before it. `Prepend` writes `▁` at the beginning of every piece, in
+//!   place of the space, so the space is left out of the piece.
+//! - Added tokens are found before everything else. A cut is never where an added token could cross it or look across
+//!   it.
 
 use std::collections::HashSet;
 
@@ -71,7 +72,11 @@ impl Cuts {
         let decoder = serde_json::to_value(tokenizer.get_decoder())?;
         let before = growth(&normalizer).saturating_mul(growth(&pre_tokenizer));
         for (what, growth) in [("normalizer and pre-tokenizer", before), ("decoder", growth(&decoder))] {
-            ensure!(growth <= MOST_GROWTH, "its {what} can make a text {growth} times as long; at most {MOST_GROWTH}");
+            ensure!(
+                growth <= MOST_GROWTH,
+                "its {what} can make a text {growth} times as long; expected at most \
+                {MOST_GROWTH}"
+            );
         }
         let rule = rule(tokenizer, &parts(&normalizer, "normalizers"), &parts(&pre_tokenizer, "pretokenizers"));
         Ok(Self { rule, growth: before })
@@ -317,7 +322,7 @@ fn check_maps(part: &Value) -> Result<()> {
             Some(text) if key == "precompiled_charsmap" => {
                 let map = base64(text);
                 let said = map.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)) as usize;
-                ensure!(said <= map.len(), "its map of characters is said to have {said} bytes, and has {}", map.len());
+                ensure!(said <= map.len(), "its character map declares {said} bytes, but has {}", map.len());
                 Ok(())
             }
             _ => check_maps(value),

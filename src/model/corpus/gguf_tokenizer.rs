@@ -1,7 +1,7 @@
 //! The tokenizer inside a GGUF file, rebuilt to give the ids of the model's own `tokenizer.json`.
 //!
-//! A GGUF file holds the vocabulary and the merges (or scores), but names its pre-tokenizer only; each name stands here
-//! for what the models behind it have. `tests/reference/gguf_tokenizers.py` makes the expected ids.
+//! A GGUF file holds the vocabulary and the merges (or scores), but only the name of the pre-tokenizer. This file has
+//! the pre-tokenizer for each name. `tests/reference/gguf_tokenizers.py` computes the expected ids.
 
 use ahash::AHashMap;
 use anyhow::{Context, Result, anyhow, bail, ensure};

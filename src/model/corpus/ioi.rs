@@ -1,5 +1,5 @@
-//! A prompt set of our own making: indirect object identification. "When Mary and John went to the park, John gave a ball
-//! to" is to be continued by " Mary": the model must see which name does not come twice.
+//! A generated prompt set: indirect object identification. "When Mary and John went to the park, John gave a ball to"
+//! is continued by " Mary": the model must find the name that occurs only once.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

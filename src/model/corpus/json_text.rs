@@ -1,5 +1,4 @@
-//! One text of a line of JSON, without the rest of the line in memory: a list of a hundred million numbers beside it is
-//! passed over.
+//! Reads one text from a line of JSON. The rest of the line is skipped, not kept in memory.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Lines of a file, in parts if they are long.
+//! Lines of a file. Long lines are read in parts.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Documents in pieces that are tokenized one by one: a book needs not be tokenized for its first page.
+//! Splits documents into pieces that are tokenized one by one, so that the first page of a book does not need the whole
+//! book.
 
 use anyhow::{Result, bail};
 
@@ -56,8 +57,8 @@ impl<'a, I: Iterator<Item = Result<Part>>> Pieces<'a, I> {
             }
             if text.len().saturating_mul(self.cuts.growth()) > MOST_AT_ONCE {
                 bail!(
-                    "document {} has {} bytes without a place where it could be cut for this tokenizer, which takes at most \
-                     {} at a time: make several documents of it",
+                    "document {} has {} bytes that cannot be split for this tokenizer, which takes at most {} at a \
+                    time: split it into several documents",
                     self.document,
                     text.len(),
                     MOST_AT_ONCE / self.cuts.growth()

@@ -82,7 +82,7 @@ fn whole_lines<R: Read>(path: &Path, reader: R, most: usize) -> impl Iterator<It
     let name = path.display().to_string();
     let lines = Lines::new(path, reader, most).map(move |line| {
         let (number, part) = line?;
-        ensure!(part.last, "{name}, line {number}: it has more than {most} bytes; make several lines of it");
+        ensure!(part.last, "{name}, line {number}: it has more than {most} bytes; split it into several lines");
         Ok((number, part.text))
     });
     lines.filter(|line| !line.as_ref().is_ok_and(|(_, text)| text.trim().is_empty()))
@@ -141,7 +141,7 @@ fn parquet_rows(path: &Path, file: File, column: &str) -> Result<impl Iterator<I
         // One row at a time is made a text of its own.
         let row = move |i: usize| {
             let texts = texts.as_ref().and_then(|t| t.as_string_view_opt());
-            let texts = texts.with_context(|| format!("{name}: its texts have another type than it says"))?;
+            let texts = texts.with_context(|| format!("{name}: its texts do not have the declared type"))?;
             Ok(if texts.is_valid(i) { texts.value(i).to_string() } else { String::new() })
         };
         (0..count).map(row).chain(error)

@@ -105,9 +105,9 @@ impl TextTokenizer {
 
     /// Token ids of a text, with no token added by a template.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let place = || format!("{}: the tokenizer cannot take the text {:?}", self.place, beginning(text));
+        let place = || format!("{}: the tokenizer cannot encode the text {:?}", self.place, beginning(text));
         let most = MOST_AT_ONCE / self.cuts.growth();
-        ensure!(text.len() <= most, "{}: it has {} bytes; at most {most} are taken at a time", place(), text.len());
+        ensure!(text.len() <= most, "{}: it has {} bytes; at most {most} are encoded at a time", place(), text.len());
         let encode = || {
             let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| anyhow!("{e}"))?;
             Ok(encoding.get_ids().to_vec())
@@ -186,8 +186,8 @@ fn guarded_from_gguf(gguf: &GgufFile) -> Result<Tokenizer> {
 fn too_few(tokens: usize, vocab: usize) -> Option<String> {
     (10 * tokens < 9 * vocab).then(|| {
         format!(
-            "the tokenizer has {tokens} tokens for an embedding of {vocab} rows, of which a model's own tokenizer uses \
-             nearly all: does it belong to this model?"
+            "the tokenizer has {tokens} tokens for an embedding of {vocab} rows, but a model's own tokenizer uses \
+            nearly all of them: does it belong to this model?"
         )
     })
 }
@@ -342,7 +342,7 @@ mod tests {
             json!({"decoder": {"type": "Sequence", "decoders": vec![spaces; 30]}}),
         ] {
             let error = format!("{:#}", with(parts).err().unwrap());
-            assert!(error.contains("times as long") || error.contains("map of characters"), "{error}");
+            assert!(error.contains("times as long") || error.contains("character map"), "{error}");
         }
         // A long token.
         let mut model = tiny()["model"].clone();

@@ -1,4 +1,4 @@
-//! What several families say in the same words.
+//! Helpers that several families share.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;

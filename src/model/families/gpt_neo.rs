@@ -1,5 +1,5 @@
-//! GPT-Neo and TinyStories (`GPTNeoForCausalLM`): learned positions, layer norms, layers that look at everything and
-//! layers that look at a window, attention scores that are not scaled.
+//! GPT-Neo and TinyStories (`GPTNeoForCausalLM`): learned positions, layer norms, layers with global or local
+//! attention, unscaled attention scores.
 
 use anyhow::{Context, Result, bail};
 

@@ -1,7 +1,7 @@
-//! One short file a family: its configuration keys and tensor names mapped to [`Architecture`] and [`LayerWeights`].
+//! One short file per family: its configuration keys and tensor names, mapped to [`Architecture`] and [`LayerWeights`].
 //!
-//! To add one: write its file, put its [`Family`] into [`find`], and give it a checkpoint in
-//! `tests/reference/families.py`. Supported is what agrees with Hugging Face transformers there.
+//! To add a family, write its file, add its [`Family`] to [`find`], and give it a checkpoint in
+//! `tests/reference/families.py`. A family is supported if it agrees with Hugging Face transformers there.
 
 mod common;
 mod gemma;
@@ -43,8 +43,8 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "stablelm" => &stablelm::FAMILY,
         // They norm what a block writes, so the direct effect as defined here does not sum to the logit.
         "gemma2" | "gemma3" | "gemma3_text" | "olmo2" | "olmo3" => bail!(
-            "`{model_type}` norms what each block writes to the stream; direct effects of such models are not supported \
-             yet. Supported: {NAMES}"
+            "`{model_type}` normalizes the output of each block; direct effects of such models are not supported yet. \
+            Supported: {NAMES}"
         ),
         other => bail!("the architecture `{other}` is not supported yet; supported: {NAMES}"),
     })

@@ -1,4 +1,4 @@
-//! GGUF metadata in the words of Hugging Face's `config.json`.
+//! GGUF metadata, translated to the keys of Hugging Face's `config.json`.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value as Json, json};
@@ -31,7 +31,11 @@ impl GgufFile {
         ensure!(layers <= MOST_LAYERS as u64, "{}: `{}` is {layers}", self.path().display(), key("block_count"));
         ensure!(heads > 0, "{}: `{}` is 0", self.path().display(), key("attention.head_count"));
         let d_head = self.integer(&key("attention.key_length"))?.unwrap_or(d_model / heads);
-        ensure!(d_head > 0, "{}: {heads} heads of a stream of {d_model} numbers have none each", self.path().display());
+        ensure!(
+            d_head > 0,
+            "{}: a stream of width {d_model} cannot be split among {heads} heads",
+            self.path().display()
+        );
         let rotary_dims = self.integer(&key("rope.dimension_count"))?.unwrap_or(d_head);
         let embedding = self.content.tensor_infos.get("token_embd.weight");
         let embedding = embedding

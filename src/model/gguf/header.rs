@@ -1,5 +1,5 @@
-//! A GGUF file's header, checked before candle builds anything of it: candle divides by the alignment, keeps the last of
-//! two values of one name, and takes 32 bytes for each number of a list.
+//! Checks the header of a GGUF file before candle parses it. candle divides by the alignment, keeps the last of two
+//! values with the same name, and takes 32 bytes for each number of a list.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, Read};
@@ -183,7 +183,7 @@ impl<R: BufRead> Header<R> {
         let mut elements = 1u64;
         for _ in 0..dimensions {
             let size = self.count()?;
-            elements = elements.checked_mul(size).filter(|&n| n < 1 << 48).context("its size is beyond all measure")?;
+            elements = elements.checked_mul(size).filter(|&n| n < 1 << 48).context("its size is out of range")?;
         }
         let kind = self.u32()?;
         if !SUPPORTED.contains(&kind) {
@@ -254,7 +254,7 @@ mod tests {
         }
         assert_refused(&file(&[entry("a", 9, &nested)], &[]), "nest deeper");
         assert_refused(&file(&[entry("a", 8, &u64::MAX.to_le_bytes())], &[]), "bytes of text");
-        assert_refused(&file(&[], &[tensor("t", &[1 << 32, 1 << 32], 0)]), "beyond all measure");
+        assert_refused(&file(&[], &[tensor("t", &[1 << 32, 1 << 32], 0)]), "out of range");
         assert_refused(&file(&[], &[tensor("t", &[1; 5], 0)]), "5 dimensions");
     }
 

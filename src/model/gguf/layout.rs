@@ -1,4 +1,4 @@
-//! Names and layouts of tensors: what llama.cpp's converter (`convert_hf_to_gguf.py`) did to them, undone.
+//! Names and layouts of tensors: reverts the changes of llama.cpp's converter (`convert_hf_to_gguf.py`).
 
 use candle_core::{Result, Tensor};
 

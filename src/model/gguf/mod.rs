@@ -1,5 +1,5 @@
-//! GGUF files: tensors by Hugging Face's names and in its layout, and metadata as a Hugging Face configuration, so that
-//! the family files need not know where a checkpoint came from. What llama.cpp's converter did is undone here.
+//! GGUF files, presented as a Hugging Face checkpoint: tensors under its names and in its layout, and metadata as a
+//! configuration. The changes of llama.cpp's converter are reverted here, so family files need not know the format.
 
 mod config;
 mod header;
@@ -144,8 +144,7 @@ impl GgufFile {
         let left: Vec<&String> = self.content.tensor_infos.keys().filter(|n| !read.contains(*n)).collect();
         ensure!(
             left.is_empty(),
-            "{}: the file has tensors that its architecture does not speak of ({}); it is a variation that is not \
-             supported yet",
+            "{}: the file has tensors that its architecture does not explain ({}); this variant is not supported yet",
             self.path.display(),
             left.iter().take(3).map(|n| n.as_str()).collect::<Vec<_>>().join(", ")
         );

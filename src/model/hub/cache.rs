@@ -1,6 +1,5 @@
-//! The hub's cache on this machine, laid out as Hugging Face's own tools do, so that both use each other's files:
-//! `blobs/` has the bytes by their identifier, `snapshots/<commit>/` names of files as links to them, `refs/` the commit
-//! that a branch was when it was last asked for.
+//! The local cache of the hub, in the layout of Hugging Face's own tools, which can share it: `blobs/` has the bytes by
+//! identifier, `snapshots/<commit>/` has file names as links to them, `refs/` has the last known commit of each branch.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -126,7 +125,7 @@ impl Cached {
             }
             if since.elapsed() > Duration::from_secs(30) {
                 bail!(
-                    "another process holds {} and its download does not get on; end that process and run again",
+                    "another process holds {} and its download makes no progress; end that process and run again",
                     path.display()
                 );
             }

@@ -1,5 +1,5 @@
-//! One file of a repository: what the hub says of it is checked once and pinned, and the bytes that come must be what was
-//! announced, no more and no less.
+//! Downloads one file of a repository. The hub's information about it is checked once and pinned; the bytes must have
+//! the announced length and checksum.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -123,7 +123,8 @@ impl Source<'_> {
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         ensure!(
             bytes <= free,
-            "{}: it takes {} more in {}, where {} are free; make room or set HF_HUB_CACHE to a folder on another disk",
+            "{}: the download needs {} more in {}, which has {} free; make room or set HF_HUB_CACHE to a folder on \
+            another disk",
             self.file,
             progress::bytes(bytes),
             folder.display(),
@@ -173,9 +174,7 @@ impl Source<'_> {
                 let is_asked =
                     range.map_or(have == 0, |(start, total)| start == have && total.is_none_or(|t| t == pinned.size));
                 if !is_asked {
-                    return Err(Failure::lasting(
-                        "the server sends another part of the file than was asked for".into(),
-                    ));
+                    return Err(Failure::lasting("the server sends another part of the file than requested".into()));
                 }
             }
             416 => {
@@ -194,7 +193,7 @@ impl Source<'_> {
             let read = without_panic(|| Ok(body.read(&mut buffer)));
             let read = match read {
                 Ok(read) => read.map_err(|e| self.web.broken(&e))?,
-                Err(_) => return Err(Failure::lasting("the answer has the wrong form".into())),
+                Err(_) => return Err(Failure::lasting("the answer is malformed".into())),
             };
             if read == 0 {
                 let text = format!("the connection ended after {have} of {} bytes", pinned.size);

@@ -1,4 +1,4 @@
-//! The store of large files, and what is read from this machine to be sent.
+//! Uploads to the store of large files (Git LFS), and reads the local files that are sent.
 
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
@@ -42,7 +42,7 @@ impl DataSet {
         for file in files {
             let told = answer["objects"].as_array().into_iter().flatten().find(|o| o["oid"] == file.sha256.as_str());
             let told =
-                told.with_context(|| format!("hf:{}: the hub does not say where {} goes", self.name, file.path))?;
+                told.with_context(|| format!("hf:{}: the hub gives no upload address for {}", self.name, file.path))?;
             if let Some(message) = told["error"]["message"].as_str() {
                 bail!("hf:{}: the hub does not take {}: {}", self.name, file.path, self.quoted(message));
             }
@@ -69,7 +69,7 @@ impl DataSet {
         let url = Url::parse(href).ok().filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
         let url = url.filter(|u| u.username().is_empty() && u.password().is_none());
         let url = url.filter(|u| u.scheme() == "https" || self.web.endpoint.scheme() == "http");
-        url.with_context(|| format!("hf:{}: {doing}: the hub names a place to send to that is none", self.name))
+        url.with_context(|| format!("hf:{}: {doing}: the hub gives an invalid upload address", self.name))
     }
 
     /// In one piece, or, where the hub wants it so, in parts.
@@ -84,7 +84,7 @@ impl DataSet {
             return Ok(());
         };
         let chunk: u64 = text(chunk).parse().ok().filter(|&n| n > 0).with_context(|| {
-            format!("hf:{}: {doing}: the hub wants parts of {chunk} bytes, which is no size", self.name)
+            format!("hf:{}: {doing}: the hub wants parts of {chunk} bytes, which is not a valid size", self.name)
         })?;
         let count = file.size.div_ceil(chunk);
         ensure!(

@@ -1,4 +1,4 @@
-//! What the environment says about the hub, with the names and meanings of Hugging Face's own tools.
+//! Environment variables of the hub, with the names and meanings of Hugging Face's own tools.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

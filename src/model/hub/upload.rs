@@ -1,8 +1,8 @@
-//! Writing to a data set of the hub, as Hugging Face's own client does it: large files go to the store of Git LFS, then
-//! one commit names all of them and holds the small ones.
+//! Writes to a data set of the hub, like Hugging Face's own client: large files go to the Git LFS store, then one
+//! commit names them and contains the small files.
 //!
-//! The token goes to the hub only, never to where the hub says that files are stored. No redirect of what is sent is
-//! followed, and what was committed is read back: only then is a push done.
+//! The token is sent only to the hub, never to the address of the store. Redirects are not followed when sending. A
+//! push is complete only after the commit has been read back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -319,7 +319,10 @@ impl DataSet {
     pub(super) fn checked(&self, doing: &str, answer: Response<Body>) -> Result<Response<Body>> {
         let advice = match answer.status().as_u16() {
             401 => "the hub does not accept the token; set HF_TOKEN to one that may write".to_string(),
-            403 => format!("the token may not write to {}; is it of that owner, and a token that writes?", self.name),
+            403 => format!(
+                "the token may not write to {}; does it belong to that owner, and is it a write token?",
+                self.name
+            ),
             404 => "there is no such data set, or the token may not see it; is the name right?".to_string(),
             code => format!("the hub answers {code}"),
         };
@@ -328,7 +331,7 @@ impl DataSet {
 
     /// The store's answer, if it is not a refusal. It knows of no token: what it does not take has expired, or is too much.
     pub(super) fn taken(&self, doing: &str, answer: Response<Body>) -> Result<Response<Body>> {
-        let advice = format!("the store answers {}; push again to go on from here", answer.status().as_u16());
+        let advice = format!("the store answers {}; push again to resume", answer.status().as_u16());
         self.succeeded(doing, &advice, answer)
     }
 
@@ -354,7 +357,7 @@ fn next_page(answer: &Response<Body>, at: &Url, web: &Web) -> Result<Option<Url>
     let Some(next) = links.split(',').find(|link| link.contains("rel=\"next\"")) else { return Ok(None) };
     let url = next.split_once('<').and_then(|(_, rest)| Some(rest.split_once('>')?.0));
     let url = url.and_then(|url| at.join(url).ok()).filter(|url| web.is_at_hub(url));
-    url.map(Some).ok_or_else(|| Failure::lasting("the list goes on at another place than the hub".into()))
+    url.map(Some).ok_or_else(|| Failure::lasting("the next page of the list is not on the hub".into()))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Requests to the hub, and to where the hub sends us: who is told the token, how long is waited, how much is read.
+//! HTTP requests to the hub and its stores: where the token is sent, timeouts, and limits on length.
 //!
-//! Redirects are followed here and not by the HTTP library: the token goes to the hub's own scheme, host and port, and
-//! no more once a chain of redirects has left it. Nothing is waited for without an end: a server that is silent, slower
-//! than [`SLOWEST`] or redirects for ever is an error.
+//! Redirects are followed here, not by the HTTP library. The token is sent to the hub's own scheme, host and port, and
+//! not again once a chain of redirects has left it. Every wait has a limit: a server that is silent, slower than
+//! [`SLOWEST`], or redirects without end gives an error.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -175,7 +175,7 @@ impl Web {
         match without_panic(|| Ok(send())) {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.failure(&error, began.elapsed())),
-            Err(_) => Err(Failure::lasting("the answer has the wrong form".into())),
+            Err(_) => Err(Failure::lasting("the answer is malformed".into())),
         }
     }
 
@@ -184,7 +184,7 @@ impl Web {
         let silent = || Failure::stuck(format!("no answer within {} s", waited.as_secs().max(1)));
         match error {
             ureq::Error::Timeout(ureq::Timeout::SendBody | ureq::Timeout::PerWrite) => {
-                Failure::stuck("the server takes the bytes too slowly".into())
+                Failure::stuck("the server receives too slowly".into())
             }
             ureq::Error::Timeout(_) => silent(),
             ureq::Error::Io(e) if e.kind() == io::ErrorKind::TimedOut => silent(),
@@ -203,7 +203,12 @@ impl Web {
             Failure::lasting(format!("the server answers {status} (moved) and does not say where to (no Location)"))
         })?;
         let url = at.join(location).ok().filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
-        let mut url = url.ok_or_else(|| Failure::lasting(format!("the server redirects ({status}) to no address")))?;
+        let mut url = url.ok_or_else(|| {
+            Failure::lasting(format!(
+                "the server redirects ({status}) to an invalid \
+            address"
+            ))
+        })?;
         if at.scheme() == "https" && url.scheme() != "https" {
             let host = url.host_str().unwrap_or_default();
             return Err(Failure::lasting(format!(
@@ -245,7 +250,7 @@ impl Web {
             }
             Ok(Ok(_)) => Ok(bytes),
             Ok(Err(e)) => Err(self.broken(&e)),
-            Err(_) => Err(Failure::lasting("the answer has the wrong form".into())),
+            Err(_) => Err(Failure::lasting("the answer is malformed".into())),
         }
     }
 
@@ -366,7 +371,7 @@ impl<R: Read> Read for Paced<R> {
         let stretch = self.since.elapsed();
         if read > 0 && stretch >= self.patience {
             if self.bytes < SLOWEST * stretch.as_secs() {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the server sends less than 1 kB a second"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the server sends less than 1 kB per second"));
             }
             (self.since, self.bytes) = (Instant::now(), 0);
         }
@@ -398,7 +403,7 @@ mod tests {
         let mut reader = Paced::new(Drip(Duration::from_millis(50)), Duration::from_secs(1), None);
         let began = Instant::now();
         let error = io::copy(&mut reader, &mut io::sink()).unwrap_err();
-        assert!(error.to_string().contains("less than 1 kB a second"), "{error}");
+        assert!(error.to_string().contains("less than 1 kB per second"), "{error}");
         assert!(began.elapsed() < Duration::from_secs(5));
     }
 
@@ -439,7 +444,7 @@ mod tests {
         assert_eq!(target("https://me:password@other/c").unwrap(), "https://other/c");
         assert!(target("http://other/c").unwrap_err().contains("without encryption"));
         for none in ["ftp://other/c", "javascript:x", "https://", "http://["] {
-            assert!(target(none).unwrap_err().contains("no address"), "{none}");
+            assert!(target(none).unwrap_err().contains("invalid address"), "{none}");
         }
     }
 

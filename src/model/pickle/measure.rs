@@ -1,4 +1,4 @@
-//! How much memory a pickle would take, and how deep its objects would nest, found without building any.
+//! The memory and the nesting depth that a pickle would need, computed without building its objects.
 
 use std::collections::HashMap;
 
@@ -96,8 +96,8 @@ impl<'a> Machine<'a> {
         self.objects = self.objects.saturating_add(new);
         self.text = self.text.saturating_add(if new > 0 { object.text } else { 0 });
         ensure!(object.depth <= MOST_DEPTH, "its objects nest deeper than {MOST_DEPTH} levels");
-        ensure!(self.objects <= MOST_OBJECTS, "it repeats itself beyond all measure: more than {MOST_OBJECTS} objects");
-        ensure!(self.text <= MOST_TEXT, "it repeats itself beyond all measure: more than {MOST_TEXT} bytes of text");
+        ensure!(self.objects <= MOST_OBJECTS, "it expands to more than {MOST_OBJECTS} objects");
+        ensure!(self.text <= MOST_TEXT, "it expands to more than {MOST_TEXT} bytes of text");
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! ONNX Runtime's shared library: which file to load.
+//! Finds ONNX Runtime's shared library.
 
 use std::path::{Path, PathBuf};
 

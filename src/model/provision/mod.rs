@@ -1,7 +1,7 @@
-//! What a run needs and a fresh machine lacks: ONNX Runtime's library, the default model, the default corpus.
+//! The files that a run needs and a new machine lacks: ONNX Runtime's library, the default model, the default corpus.
 //!
-//! Looked for in this order: where the user points (`ORT_DYLIB_PATH`), what Python has installed, this program's
-//! cache, and at last the Python package registry through the user's own `pip`.
+//! They are looked for in this order: where the user points (`ORT_DYLIB_PATH`), Python's installed packages, this
+//! program's cache, and then the Python package registry, through the user's own `pip`.
 
 pub mod assets;
 pub mod library;

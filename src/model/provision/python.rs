@@ -1,4 +1,4 @@
-//! The user's own Python: where its packages lie, and `pip download`.
+//! The user's own Python: the folders of its packages, and `pip download`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,8 +1,9 @@
-//! How sure the means are: a bootstrap over prompts.
+//! Confidence intervals of the means: a bootstrap over prompts.
 //!
-//! Tokens of one prompt are not independent, so whole prompts are drawn with replacement, the same ones for every head:
-//! a layer's mean then varies as its heads vary together. A replicate of a head's mean is Σ w·sum / Σ w·tokens over
-//! prompts, w being how often the prompt was drawn; a layer's is the mean of its heads', as in `layer_summary`.
+//! The tokens of a prompt are not independent, so whole prompts are drawn with replacement. All heads use the same
+//! draws, so a layer's interval includes the correlation between its heads. A replicate of a head's mean is Σ w·sum / Σ
+//! w·tokens over prompts, where w is how often the prompt was drawn. A layer's mean is the mean over its heads, as in
+//! `layer_summary`.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! How self-repair is spread over tokens: quantiles and deciles, which a data frame computes better than SQL.
+//! The distribution of self-repair over tokens: quantiles and deciles, computed with data frames.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The `analyze` stage and SQL over a run: DataFusion for queries, polars for what a data frame says better.
+//! The `analyze` stage: derived tables and checks with DataFusion; quantiles with polars.
 
 mod bootstrap;
 mod distributions;

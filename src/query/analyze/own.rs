@@ -1,4 +1,4 @@
-//! A user's own analyses: a folder of `.sql` files that run after the built-in ones, under the same rules.
+//! The user's own analyses: a folder of `.sql` files that run after the built-in ones, under the same rules.
 
 use std::borrow::Cow;
 use std::fs;

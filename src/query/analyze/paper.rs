@@ -1,4 +1,4 @@
-//! The run beside the numbers that the paper's authors published, where its model is one of theirs.
+//! Compares the run with the numbers that the paper's authors published, if they measured its model.
 
 use std::path::Path;
 

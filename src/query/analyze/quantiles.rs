@@ -1,4 +1,4 @@
-//! Quantiles, in one place for all of them.
+//! The definition of a quantile that all code uses.
 
 use polars::prelude::{ChunkQuantile, Float64Chunked, NamedFrom, QuantileMethod};
 use polars::series::IsSorted;

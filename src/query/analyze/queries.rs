@@ -1,7 +1,7 @@
-//! The SQL that is compiled in: one file a derived table, and the checks that must return no rows.
+//! The compiled-in SQL: one file per derived table, and the checks, which must return no rows.
 //!
-//! A file opens with a comment: the question, the grain, and a line `-- column[, column]: description [unit]` for its
-//! columns. That comment is where a derived table's documentation lives.
+//! A file starts with a comment: the question, the grain, and one line `-- column[, column]: description [unit]` per
+//! column or group of columns. This comment is the documentation of the derived table.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! Order among things that read what others write: one after the other, or as steps that run several at a time.
+//! Topological order of queries that read each other: one by one, or in steps whose queries run in parallel.
 
 use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! The tables that the program itself makes.
+//! The built-in tables.
 
 use anyhow::{Context, Result};
 use arrow::datatypes::{DataType, Field, Schema};

@@ -1,4 +1,4 @@
-//! Names and texts from outside inside Markdown: there they are text, whatever they hold.
+//! Escapes untrusted names and texts for Markdown.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! `docs/tables.md`.
+//! Writes `docs/tables.md`.
 
 use std::fmt::Write;
 

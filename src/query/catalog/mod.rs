@@ -1,7 +1,7 @@
-//! What every table and view is: its grain, its sort key, its columns, and a query to begin with.
+//! The catalog of tables and views: grain, sort key, columns, and an example query.
 //!
-//! The words come from where the tables are made, `src/core/tables.rs` and the headers of `sql/`, and the types from
-//! planning those queries, so nothing here can be out of date.
+//! Descriptions come from `src/core/tables.rs` and the headers of `sql/`; types come from planning those queries. So
+//! the catalog cannot be out of date.
 
 mod builtin;
 pub mod escape;

@@ -1,4 +1,4 @@
-//! The tables of a run: how large they are, and those that only this run has.
+//! The tables of a run: their sizes, and the user's own tables.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

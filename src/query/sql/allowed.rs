@@ -1,4 +1,4 @@
-//! What a statement may do: read the tables of the run, and nothing else unless the user allows files.
+//! Which statements are allowed: those that read the run's tables, and others only if the user allows files.
 
 use std::ops::ControlFlow;
 
@@ -198,9 +198,7 @@ impl Visitor for Changing {
         if !changing {
             return ControlFlow::Continue(());
         }
-        ControlFlow::Break(format!(
-            "{name}() gives another value every time, and the rows of a table must be the same for the same run"
-        ))
+        ControlFlow::Break(format!("{name}() is not deterministic, and a table must have the same rows every time"))
     }
 
     fn pre_visit_query(&mut self, query: &ast::Query) -> ControlFlow<String> {

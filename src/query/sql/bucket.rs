@@ -1,4 +1,4 @@
-//! A run that lies in an object store with S3's interface.
+//! A run in an object store with the S3 interface.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;

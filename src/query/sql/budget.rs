@@ -1,4 +1,4 @@
-//! The memory that queries may take, and the folder for what does not fit into it.
+//! The memory that queries may take, and the folder that they spill to.
 
 use std::sync::Arc;
 

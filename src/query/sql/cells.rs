@@ -1,4 +1,4 @@
-//! Cells as text: for a person at a terminal, and for a program that may take a text for a formula.
+//! Cells as text: escaped for a terminal, and safe for a spreadsheet that evaluates formulas.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! DataFusion's errors as sentences: what was not found, what it may have meant, and where in the text.
+//! DataFusion's errors as sentences: what was not found, what may have been meant, and the position in the query.
 
 use datafusion::common::{Column, SchemaError, Span};
 use datafusion::error::DataFusionError;
@@ -23,7 +23,7 @@ pub fn explain(error: &DataFusionError, sql: &str, tables: &[String], functions:
         DataFusionError::ExecutionJoin(join) => (format!("{FAULT} ({join})"), None),
         DataFusionError::Internal(_) => {
             let text = text.split("\nThis issue was likely").next().unwrap_or_default();
-            (format!("{text} (a fault of the query engine)"), None)
+            (format!("{text} (a bug in the query engine)"), None)
         }
         _ => (text, None),
     };
@@ -43,7 +43,7 @@ fn column_error(error: &SchemaError, sql: &str) -> (String, Option<String>) {
     let mut message = format!("no column `{}`", field.flat_name().replace('"', ""));
     // `where name = "L9H6"`, as other languages write text.
     if sql.contains(&format!("\"{}\"", field.name)) {
-        message.push_str(&format!("; double quotes name a column, text stands in single ones: '{}'", field.name));
+        message.push_str(&format!("; double quotes are for column names, single quotes for text: '{}'", field.name));
         return (message, Some(field.name.clone()));
     }
     match nearest(&field.name, &names).as_slice() {
@@ -76,10 +76,13 @@ fn plan_error(plan: &str, tables: &[String], functions: &[String]) -> (String, O
     }
     if plan.starts_with("No value found for placeholder") {
         let name = plan.rsplit(' ').next().unwrap_or_default();
-        return (format!("{name} stands for nothing; the run's only parameter is $top_fraction"), None);
+        return (format!("{name} is not defined; the only parameter is $top_fraction"), None);
     }
     if plan.starts_with("DDL not supported") {
-        return ("a query makes no table; `create view NAME as …` names it for the session".to_string(), None);
+        return (
+            "a query cannot create a table; `create view NAME as …` names a query for the session".to_string(),
+            None,
+        );
     }
     if plan.starts_with("DML not supported") {
         return ("a run's tables are read only; --output FILE writes a result to a file".to_string(), None);
@@ -100,7 +103,7 @@ pub fn no_such_table(name: &str, tables: &[String]) -> String {
 fn syntax_error(message: &str, sql: &str) -> String {
     let text = message.trim_start_matches("sql parser error: ");
     if text.starts_with("recursion limit exceeded") {
-        return "the query is too deep: more than 50 parentheses, functions or queries stand one within another; ask in parts"
+        return "the query is too deep: more than 50 parentheses, functions or queries are nested; split the query"
             .to_string();
     }
     let Some((text, place)) = text.rsplit_once(" at Line: ") else { return format!("not SQL: {text}") };

@@ -1,4 +1,4 @@
-//! Functions of which one call can ask for more memory than there is: they estimate first, and refuse.
+//! Functions of which one call can exhaust memory. They estimate their result first, and refuse one that is too large.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Where one run's tables lie: a folder, or a prefix in a bucket.
+//! The location of a run's tables: a folder, or a prefix in a bucket.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -43,7 +43,7 @@ impl Place {
             (None, _) => Place::Folder(out.to_path_buf()),
             (Some("s3"), Some(url)) if url.contains("://") => Place::Bucket(Bucket::open(url)?),
             (Some(scheme), _) => {
-                bail!("--out names an address ({scheme}:…); runs are read from a folder or from s3://bucket/prefix")
+                bail!("--out is an address ({scheme}:…); runs are read from a folder or from s3://bucket/prefix")
             }
         };
         let exists = match &place {

@@ -1,5 +1,5 @@
-//! SQL over the tables of finished runs: where they lie, a session that reads them when a query asks for them, errors
-//! that a person can act on, the formats in which rows leave, and the interactive prompt.
+//! SQL over the tables of finished runs: their location, a session that opens tables on demand, error messages, output
+//! formats, and the interactive prompt.
 
 mod allowed;
 mod bucket;

@@ -1,4 +1,4 @@
-//! The formats in which rows leave.
+//! Output formats of query results.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, IsTerminal, Write};

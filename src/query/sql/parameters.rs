@@ -1,4 +1,4 @@
-//! What the `$name`s of a query stand for.
+//! The values of a query's `$name` parameters.
 
 use anyhow::{Result, anyhow};
 use datafusion::common::{ParamValues, ScalarValue};

@@ -1,4 +1,4 @@
-//! SQL text as statements: in a form that is not deep.
+//! Parses SQL text into statements, with long chains of operators kept shallow.
 
 use std::ops::ControlFlow;
 
@@ -82,8 +82,9 @@ pub fn check_bits(plan: &LogicalPlan) -> Result<(), DataFusionError> {
                 match is_bitwise(binary.op) && (is_float(&binary.left) || is_float(&binary.right)) {
                     false => Ok(TreeNodeRecursion::Continue),
                     true => Err(DataFusionError::Plan(format!(
-                        "`{}` works on the bits of whole numbers, and `{}` is not one; cast it to an integer if that is meant",
-                        binary.op, if is_float(&binary.left) { &binary.left } else { &binary.right }
+                        "`{}` works on integers, and `{}` is not one; cast it to an integer",
+                        binary.op,
+                        if is_float(&binary.left) { &binary.left } else { &binary.right }
                     ))),
                 }
             })
@@ -114,7 +115,7 @@ fn prepare(statement: &mut Statement) -> Result<()> {
 }
 
 /// Said of an operator that means something else than who writes it expects.
-const CARET: &str = "`^` is no power here; write power(x, 2) for the square of x";
+const CARET: &str = "`^` is not supported; write power(x, 2) for the square of x";
 
 /// Conditions in one chain of `and`, which the engine takes apart and puts together again one within another.
 const ALL_OF: usize = 2000;

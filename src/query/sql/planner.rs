@@ -1,4 +1,4 @@
-//! What a query would give, without any data.
+//! The schema of a query's result, without data.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! How a bucket is asked: no redirect is followed (a session token would go along), nothing is waited for without an end,
-//! and no more is read than was asked for.
+//! Requests to a bucket: no redirect is followed (it would receive the session token), every wait has a limit, and no
+//! more is read than was requested.
 
 use std::collections::HashMap;
 use std::io;

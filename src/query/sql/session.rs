@@ -1,6 +1,6 @@
-//! A DataFusion session over the tables of one run or of several.
+//! A DataFusion session over the tables of one or more runs.
 //!
-//! A table is opened when a query names it, and its schema is read from its first file: a session over thousands of
+//! A table is opened when a query names it, and its schema is read from its first file. So a session over thousands of
 //! shards starts as fast as one over a single file.
 
 use std::collections::BTreeSet;
@@ -95,7 +95,7 @@ impl Tables {
     }
 
     fn with_config(folders: &[PathBuf], config: SessionConfig, memory: u64) -> Result<Self> {
-        ensure!(!folders.is_empty(), "no run is named; name one with --out");
+        ensure!(!folders.is_empty(), "name a run with --out");
         let mut config = config.with_information_schema(true);
         let parquet = &mut config.options_mut().execution.parquet;
         // Rows leave with the types that the tables were written with.
@@ -235,7 +235,7 @@ impl Tables {
         let Some(first) = settings.first() else { bail!("no run") };
         ensure!(
             settings.iter().all(|s| s == first),
-            "the runs differ in what $-parameters stand for ({}); write numbers instead",
+            "the runs have different values of the $-parameters ({}); write numbers instead",
             settings.iter().flatten().map(|(k, v)| format!("${k} = {v}")).collect::<Vec<_>>().join(", ")
         );
         Ok(first.clone())

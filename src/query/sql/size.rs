@@ -1,4 +1,4 @@
-//! How large a query may be: its text, its depth, and what it stands for with all that it reads put in its place.
+//! Limits on the size of a query: its text, its depth, and its plan with all views expanded.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -64,7 +64,7 @@ impl Level {
 pub fn check_text(sql: &str) -> Result<()> {
     ensure!(
         sql.len() <= LONGEST,
-        "the query has {} bytes, and at most {LONGEST} are read; put its values into a table or ask in parts",
+        "the query has {} bytes, and at most {LONGEST} are read; put its values into a table, or split the query",
         sql.len()
     );
     // What cannot be cut into words is left for the parser to say.
@@ -110,8 +110,8 @@ pub fn check_text(sql: &str) -> Result<()> {
 fn ensure_depth(depth: usize) -> Result<()> {
     ensure!(
         depth <= DEEPEST,
-        "the query is too deep: more than {DEEPEST} operators, joins, unions or parentheses stand one within another; \
-         ask in parts, or use `in (…)` or a table of the values"
+        "the query is too deep: more than {DEEPEST} operators, joins, unions or parentheses are nested; split the \
+        query, or use `in (…)` or a table of the values"
     );
     Ok(())
 }
@@ -183,8 +183,8 @@ pub fn check_queries(statement: &Statement) -> Result<()> {
 
 fn too_large() -> String {
     format!(
-        "the query is too large: with all that it reads put in its place it has more than {STEPS} steps, or more than \
-         {DEEPEST} one within another; ask in parts"
+        "the query is too large: with views and `with` queries expanded, it has more than {STEPS} steps, or more than \
+        {DEEPEST} nested ones; split the query"
     )
 }
 

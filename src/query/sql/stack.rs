@@ -1,4 +1,4 @@
-//! Threads with room for deep queries.
+//! Threads with stacks large enough for deep queries.
 
 use std::ops::Deref;
 use std::sync::Once;
@@ -22,8 +22,7 @@ const WORKING: usize = 16 << 20;
 const LEAST: usize = 1 << 20;
 
 /// Said where the query engine panics.
-pub const FAULT: &str =
-    "the query engine has no answer to this query, which is a fault of it; write the query another way";
+pub const FAULT: &str = "the query engine failed on this query (a bug in the engine); write the query in another way";
 
 /// What a function gives that may call itself often.
 ///

@@ -1,4 +1,4 @@
-//! Rows for a person at a terminal: as a table if it fits, else a line a value.
+//! Rows on a terminal: as a table if it fits, else one line per value.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! Axes: what range they span and where their ticks are.
+//! Axes: their ranges and ticks.
 
 /// One axis of a panel.
 #[derive(Debug, Clone)]

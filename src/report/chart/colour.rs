@@ -1,7 +1,7 @@
-//! Colours that colour-blind readers tell apart, on white and on a dark page.
+//! Colours that colour-blind readers can distinguish, on white and on a dark page.
 //!
-//! A figure names a role, not a value: in a file it becomes the light value, in the page a CSS variable that follows the
-//! reader's preference.
+//! A figure names a role, not a colour. In a file the role has its light value; in the page it is a CSS variable that
+//! follows the reader's preference.
 
 use std::fmt::Write;
 

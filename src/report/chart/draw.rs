@@ -1,4 +1,4 @@
-//! From a chart to the text of an SVG.
+//! Draws a chart as SVG text.
 
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
-//! Charts as SVG: panels with axes, marks in data coordinates, a legend that covers nothing.
+//! Charts as SVG: panels with axes, marks in data coordinates, and a legend that covers no marks.
 //!
-//! The same chart is drawn twice: as a file of its own on white, and for the page, whose colours follow the reader's
-//! preference for light or dark.
+//! The same chart is drawn twice: as a file on white, and for the page, whose colours follow the reader's preference
+//! for light or dark.
 
 mod axis;
 mod colour;

@@ -1,5 +1,5 @@
-//! How wide text is, so that nothing is cut or overlaps: estimated by DejaVu Sans, which is wider than what browsers
-//! and papers put in its place.
+//! Estimates the width of text, so that nothing is cut off or overlaps. The estimate uses DejaVu Sans, which is wider
+//! than the fonts that browsers and papers substitute.
 
 /// Width of a text in pixels at a font size.
 pub fn width(text: &str, size: f64) -> f64 {

@@ -1,4 +1,4 @@
-//! Who repairs whom: one head's repairers token by token, and the graph of all of them.
+//! Who repairs whom: one head's repairers token by token, and the repair graph.
 
 use std::collections::BTreeMap;
 

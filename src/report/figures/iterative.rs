@@ -1,5 +1,5 @@
-//! Iterative inference: do downstream heads react to a missing block as to a missing head, to their own output as to
-//! another's, and to a head's output that comes once more?
+//! Iterative inference. Do later heads react to a skipped block as to an ablated head? To their own output as to
+//! another head's? To a head's output that is added again?
 
 use anyhow::Result;
 

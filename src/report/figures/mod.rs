@@ -1,4 +1,4 @@
-//! The figures of a run, one file a theme. A figure whose table is absent or empty is left out.
+//! The figures of a run, one file per theme. A figure whose table is missing or empty is left out.
 
 mod causes;
 mod graph;

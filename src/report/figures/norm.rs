@@ -1,4 +1,4 @@
-//! The final norm's scale and the stream's length, ablated relative to clean.
+//! The final norm's scale and the stream's norm, ablated over clean.
 
 use anyhow::Result;
 

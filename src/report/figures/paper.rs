@@ -1,4 +1,4 @@
-//! This run beside the numbers that the paper's authors published.
+//! The run compared with the numbers that the paper's authors published.
 
 use anyhow::Result;
 

@@ -1,4 +1,4 @@
-//! Hubs that send elsewhere, say two things of one file, or do not end.
+//! Hubs that redirect elsewhere, contradict themselves about a file, or never end.
 
 use std::io::Read;
 use std::net::{Shutdown, SocketAddr};
@@ -193,7 +193,7 @@ fn what_a_hub_says_of_a_file_is_checked_and_pinned() {
         }
         false => asked.well(),
     });
-    assert!(error.contains("are free") && error.contains("HF_HUB_CACHE"), "{error}");
+    assert!(error.contains("free; make room") && error.contains("HF_HUB_CACHE"), "{error}");
     for sha in ["../../x", "", "a/b", &"a".repeat(300)] {
         let body = serde_json::json!({ "sha": sha, "siblings": [] }).to_string();
         let error = error_of(move |mut asked| asked.say("200 OK", "", body.as_bytes()));
@@ -224,7 +224,7 @@ fn redirects_without_a_place_and_odd_statuses_are_errors() {
 }
 
 #[test]
-fn nothing_is_waited_for_without_an_end() {
+fn every_wait_for_a_hub_has_a_limit() {
     let wait = || std::thread::sleep(Duration::from_secs(60));
     let head = "HTTP/1.1 206 x\r\ncontent-range: bytes 0-99/100\r\netag: \"abc\"\r\n";
     let drip = move |mut stream: TcpStream, head: &str| {
@@ -256,7 +256,7 @@ fn nothing_is_waited_for_without_an_end() {
         }
         false => asked.well(),
     });
-    assert!(error.contains("less than 1 kB a second"), "{error}");
+    assert!(error.contains("less than 1 kB per second"), "{error}");
     // In circles.
     let error = error_of(|mut asked| {
         let to = format!("location: {}\r\n", asked.path);

@@ -1,4 +1,4 @@
-//! Hubs that say they took what they did not, and run folders in which something lies that is not of the run.
+//! Hubs that claim to have stored files, and run folders with foreign files.
 
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ fn a_hub_that_does_not_end_is_given_up() {
         hub.state().raw = Some(("/tree/main".into(), page("200 OK", &link, "[]").into_bytes()));
     };
     let tree = format!("HUB/api/datasets/{SET}/tree/main?recursive=true");
-    for (to, words) in [(&*tree, "does not end"), ("http://localhost:1/tree/main", "another place than the hub")] {
+    for (to, words) in [(&*tree, "does not end"), ("http://localhost:1/tree/main", "is not on the hub")] {
         let hub = Hub::start();
         next(&hub, to);
         let error = failed(hub.push(&home, &out, TOKEN, &[]));
@@ -96,7 +96,7 @@ fn a_small_file_that_cannot_be_read_back_is_waited_for_once() {
 }
 
 #[test]
-fn what_is_not_of_the_run_is_not_sent_and_a_link_in_its_place_is_an_error() {
+fn foreign_files_are_not_sent_and_a_link_in_place_of_a_file_is_an_error() {
     let (dir, out, home) = run_and_home();
     let secret = dir.path().join("secret");
     std::fs::create_dir(&secret).unwrap();

@@ -1,4 +1,4 @@
-//! Files that are lost, cut short or changed behind the program's back.
+//! Files that are lost, truncated or changed outside the program.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,7 +28,7 @@ fn inject(fault: Fault, path: &Path, dice: &mut Dice) {
 
 /// Whatever happens to whichever file between two stages, the next run repairs it before anything reads it.
 #[test]
-fn a_file_that_was_spoilt_between_stages_is_made_anew() {
+fn a_file_corrupted_between_stages_is_regenerated() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     succeeded(everything("analyze", out).output().unwrap());
@@ -55,7 +55,7 @@ fn a_file_that_was_spoilt_between_stages_is_made_anew() {
 
 /// The same for a stage that was not finished, whose shards are taken over.
 #[test]
-fn a_shard_that_was_spoilt_before_a_run_resumed_is_made_anew() {
+fn a_shard_corrupted_before_a_run_resumes_is_regenerated() {
     let whole = tempfile::tempdir().unwrap();
     succeeded(everything("ablate", whole.path()).output().unwrap());
     let expected = contents(whole.path());
@@ -110,7 +110,7 @@ fn a_shard_of_another_configuration_is_never_taken_over() {
 
 /// The sums over the shards so far, which are there only while `ablate` runs, and the stages' own records.
 #[test]
-fn records_that_were_spoilt_lose_time_and_nothing_else() {
+fn corrupt_records_cost_time_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     succeeded(everything("analyze", out).output().unwrap());
@@ -150,7 +150,7 @@ fn status_verify_finds_a_changed_byte() {
 
 /// What comes from outside is not repaired but refused, by name.
 #[test]
-fn a_checkpoint_that_was_cut_short_is_refused() {
+fn a_truncated_checkpoint_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let folder = copy_of_tiny(dir.path());
     let (source, out) = (format!("model.source={}", folder.display()), dir.path().join("out"));
@@ -189,7 +189,7 @@ fn a_checkpoint_with_a_flipped_bit_is_refused_or_measured_as_another_model() {
             refused += 1;
             let error = failed(output);
             // A huge weight may show only where activations overflow.
-            let named = ["model.safetensors", "the tensor `", "be trusted", "the checkpoint has tensors"];
+            let named = ["model.safetensors", "the tensor `", "is not finite", "the checkpoint has tensors"];
             assert!(named.iter().any(|n| error.contains(n)), "byte {at}: {error}");
         }
     }

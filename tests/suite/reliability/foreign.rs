@@ -1,4 +1,4 @@
-//! What a user, a sync program or another process does to a run folder beside the run.
+//! Files that a user, a sync program or another process puts into a run folder.
 
 use std::fs;
 use std::process::{Output, Stdio};

@@ -1,5 +1,5 @@
-//! Bytes from outside: whatever they are, the answer is a value or an error that names the file; never a panic, never
-//! more memory than the file could be worth.
+//! Untrusted bytes always give a value or an error that names the file; never a panic, and never more memory than the
+//! file could need.
 
 use std::fs;
 use std::io::Write;

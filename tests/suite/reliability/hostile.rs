@@ -1,4 +1,4 @@
-//! Run folders of somebody else: links, special files, and records that name what lies elsewhere.
+//! Untrusted run folders: links, special files, and records that name files outside the folder.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -123,7 +123,7 @@ fn a_record_that_names_what_lies_elsewhere_is_refused_and_removes_nothing() {
                     assert!(victim.join("photo.jpg").exists());
                 }
             }
-            assert!(failed(command("status", &out)).contains("lies outside the run folder"));
+            assert!(failed(command("status", &out)).contains("is outside the run folder"));
         }
         fs::write(&path, text).unwrap();
         let path = out.join(format!("stages/{stage}.sha256"));

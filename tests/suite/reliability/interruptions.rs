@@ -1,4 +1,4 @@
-//! Killed and stopped runs, and two at once.
+//! Killed and stopped runs, and two runs at once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -116,7 +116,7 @@ fn send(signal: &str, child: &Child) {
 }
 
 #[test]
-fn ctrl_c_and_sigterm_end_a_run_in_order_and_say_how_to_go_on() {
+fn ctrl_c_and_sigterm_end_a_run_in_order_and_say_how_to_resume() {
     let undisturbed = tempfile::tempdir().unwrap();
     let start = Instant::now();
     succeeded(everything("analyze", undisturbed.path()).output().unwrap());
@@ -138,7 +138,7 @@ fn ctrl_c_and_sigterm_end_a_run_in_order_and_say_how_to_go_on() {
         }
         stopped += 1;
         assert_eq!(output.status.code(), Some(130), "{said}");
-        assert!(said.contains("the same command goes on where this one stopped"), "{said}");
+        assert!(said.contains("the same command resumes the run"), "{said}");
         let half: Vec<_> =
             files(dir.path()).into_iter().filter(|p| p.extension().is_some_and(|e| e == "partial")).collect();
         assert!(half.is_empty(), "{half:?}");

@@ -1,4 +1,4 @@
-//! Documents that are larger than any book: what is tokenized is what is needed, and memory has a bound.
+//! Very long documents: only the needed part is tokenized, and memory is bounded.
 
 use std::fs;
 use std::io::Write;
@@ -49,7 +49,7 @@ fn lines_without_a_place_to_cut_are_refused_by_their_document() {
     let (text, json) = (dir.path().join("a.txt"), dir.path().join("a.jsonl.gz"));
     fs::write(&text, "a".repeat(300 << 20)).unwrap();
     let error = failed(corpus(&text, &dir.path().join("out"), &[]));
-    assert!(error.contains("document 0") && error.contains("without a place where it could be cut"), "{error}");
+    assert!(error.contains("document 0") && error.contains("that cannot be split for this tokenizer"), "{error}");
     let mut gz = flate2::write::GzEncoder::new(fs::File::create(&json).unwrap(), flate2::Compression::fast());
     gz.write_all(b"{\"text\": \"").unwrap();
     (0..300).for_each(|_| gz.write_all(&[b'a'; 1 << 20]).unwrap());

@@ -1,4 +1,4 @@
-//! A batch that does not fit into memory is made smaller, and the values stay.
+//! A batch that does not fit into memory is made smaller, and values do not change.
 
 use std::fs;
 use std::path::Path;
@@ -98,7 +98,7 @@ fn with_address_space(kilobytes: u64, command: &Command) -> Output {
 /// batches take and what the large one takes, every limit must end in one of the two; and by halving the distance between
 /// a limit that was too small and one that was large enough, one is found at which the batch shrinks.
 #[test]
-fn memory_that_is_refused_in_the_middle_costs_speed_or_a_run_that_can_go_on_and_no_value() {
+fn memory_refused_in_the_middle_costs_speed_or_a_resumable_run_and_no_value() {
     let (free, small) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let large_takes = most_address_space(large(free.path(), 100_000_000));
     let small_takes = most_address_space(large(small.path(), 64));

@@ -1,7 +1,7 @@
-//! Nothing a machine or a file does loses a result or makes a wrong one.
+//! No fault of a machine or a file loses a result or gives a wrong one.
 //!
-//! A quick version of every test runs always; `PIPELINE_LONG=1 cargo test --release reliability -- --nocapture` runs
-//! many more cases and says how many.
+//! A quick version of every test always runs. `PIPELINE_LONG=1 cargo test --release reliability -- --nocapture` runs
+//! many more cases and prints how many.
 
 mod faults;
 mod foreign;

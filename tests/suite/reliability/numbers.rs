@@ -1,4 +1,4 @@
-//! Numbers that cannot be trusted are never written.
+//! Non-finite and wrong numbers are never written.
 
 use std::fs;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::*;
 use crate::support::EVERYTHING as EVERYTHING_ELSE;
 
 #[test]
-fn a_weight_that_is_no_number_is_named_wherever_it_is() {
+fn a_non_finite_weight_is_named_wherever_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let folder = copy_of_tiny(dir.path());
     let path = folder.join("model.safetensors");
@@ -95,7 +95,7 @@ fn a_head_that_writes_nothing_is_measured_as_such() {
 }
 
 #[test]
-fn a_table_takes_no_number_that_is_none() {
+fn a_table_refuses_non_finite_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("00000.parquet");
     let meta = Metadata { run_id: "r".into(), fingerprint: "f".into(), ledger: None };

@@ -1,5 +1,5 @@
-//! Files that are whole and whose values are odd: numbers that do not fit, lists that are empty, parts that nest, repeat or
-//! blow up. Random bytes seldom make one.
+//! Well-formed files with odd values: numbers out of range, empty lists, and parts that nest, repeat or expand. Random
+//! bytes seldom produce one.
 
 use std::fs;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! Disks that are full and folders that cannot be written.
+//! Full disks and folders that are not writable.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -34,7 +34,7 @@ fn expected() -> (tempfile::TempDir, Vec<(String, Vec<u8>)>) {
 }
 
 #[test]
-fn a_full_disk_is_an_error_that_names_the_file_and_the_run_goes_on_when_there_is_room() {
+fn a_full_disk_is_an_error_that_names_the_file_and_the_run_resumes_when_there_is_room() {
     let (whole, expected) = expected();
     let size: u64 = files(whole.path()).iter().map(|p| p.metadata().unwrap().len().next_multiple_of(4096)).sum();
     let mut dice = Dice::new();

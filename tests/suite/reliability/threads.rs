@@ -1,4 +1,4 @@
-//! Another number of threads, another batch: the same values to 1e-5, and the same top tokens but for ties.
+//! Another number of threads or batch size gives the same values to 1e-5, and the same top tokens except for ties.
 
 use arrow::array::RecordBatch;
 

@@ -1,4 +1,4 @@
-//! A tokenizer that belongs to another model, whose ids fit all the same.
+//! A tokenizer of another model whose ids fit.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Pieces give the tokens of the whole text: with every tokenizer whose parts are known, at every place that is allowed.
+//! Pieces give the tokens of the whole text, for every known tokenizer part and every allowed cut.
 
 use std::path::Path;
 

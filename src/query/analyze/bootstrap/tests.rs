@@ -1,4 +1,4 @@
-//! The bootstrap on runs whose replicates can be worked out by hand.
+//! The bootstrap on runs whose replicates can be computed by hand.
 
 use super::*;
 use selfrepair_store::test_tables::{ABLATIONS, ablation, clean, metadata, table};

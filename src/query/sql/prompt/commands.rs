@@ -1,4 +1,4 @@
-//! What begins with a backslash.
+//! Commands of the prompt, which begin with a backslash.
 
 use anyhow::{Context, Result, bail};
 
@@ -16,16 +16,16 @@ pub enum Next {
 pub const COMMANDS: [(&str, &str); 7] = [
     (r"\d", "the tables and views"),
     (r"\d NAME", "a table's columns: type, unit, description"),
-    (r"\timing", "say how long each statement took, or stop saying it"),
-    (r"\limit N", "show N rows of a result; 0 shows all"),
-    (r"\x [on|off|auto]", "a line a value; auto does so where a table would be too wide"),
+    (r"\timing", "turn the timing of statements on or off"),
+    (r"\limit N", "show at most N rows of a result; 0 shows all"),
+    (r"\x [on|off|auto]", "one line per value; auto: only if a table would be too wide"),
     (r"\?", "this"),
     (r"\q", "leave (also Ctrl-D)"),
 ];
 
 const HELP: &str = "
 A statement is SQL, may go over several lines, and ends with ;
-Tab completes tables, columns, functions and keywords. Ctrl-C cancels a query, or drops what is typed.
+Tab completes tables, columns, functions and keywords. Ctrl-C cancels a query, or discards the input.
 `create view NAME as …` names a query for this session.";
 
 pub fn run(tables: &Tables, text: &str, settings: &mut Settings) -> Result<Next> {

@@ -1,6 +1,7 @@
 //! The interactive prompt of `pipeline sql`.
 //!
-//! A statement may go over several lines and ends with `;`. What begins with a backslash is a command of the prompt.
+//! A statement may span several lines and ends with `;`. A line that begins with a backslash is a command of the
+//! prompt.
 
 mod commands;
 mod complete;
