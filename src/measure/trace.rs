@@ -292,9 +292,9 @@ fn first_without_number(clean: &CleanEffects, i: usize) -> Option<String> {
     let biases = clean.attention_bias.len() / tokens;
     let keys = component_keys(clean.heads.len(), clean.heads[0].len() / tokens, biases);
     let components = keys.into_iter().filter(|k| k.0 != "constant").zip(component_dots(clean, i));
-    let spoilt = components.filter(|(_, value)| !value.is_finite()).map(|(key, _)| key);
-    // What overflows spoils what reads it: the first in the order of the blocks is to blame.
-    let first = spoilt.min_by_key(|&(name, layer, _)| (layer.map_or(0, |l| l + 1), name == "mlp"));
+    let non_finite = components.filter(|(_, value)| !value.is_finite()).map(|(key, _)| key);
+    // An overflow makes everything after it non-finite, so the first in block order is reported.
+    let first = non_finite.min_by_key(|&(name, layer, _)| (layer.map_or(0, |l| l + 1), name == "mlp"));
     let named = first.map(|(name, layer, head)| {
         let layer = layer.map_or(String::new(), |l| format!(" of layer {l}"));
         let head = head.map_or(String::new(), |h| format!(" {h}"));

@@ -20,7 +20,7 @@ fn processes_that_share_a_run_write_the_bytes_of_one() {
     succeeded(everything("analyze", alone.path()).output().unwrap());
     let expected = contents(alone.path());
 
-    // At the same time, from nothing: who is first brings the run to ablate, who is last goes on.
+    // At the same time, from nothing: the first process runs up to ablate, the last one runs the rest.
     let dir = tempfile::tempdir().unwrap();
     let sets = ["1/3", "2/3", "3/3"];
     let children: Vec<Child> = sets.iter().map(|set| shard(set, "analyze", dir.path()).spawn().unwrap()).collect();
