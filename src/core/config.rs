@@ -304,7 +304,7 @@ impl RuntimeConfig {
         }
     }
 
-    /// Engines at work at the same time: one a thread; a GPU does one call at a time.
+    /// Engines that run at the same time: one per thread; on a GPU, one.
     pub fn engine_count(&self) -> usize {
         if self.device == "cpu" { self.thread_count() } else { 1 }
     }

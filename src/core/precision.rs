@@ -17,7 +17,7 @@ pub enum Precision {
     Fp16,
 }
 
-/// A number of two bytes.
+/// A 16-bit float.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Half {
     Bf16,
@@ -43,7 +43,7 @@ impl Precision {
         }
     }
 
-    /// By how much sums may miss what they stand for, as a multiple of what they may in float32. A head's effect is z · v,
+    /// The rounding tolerance of sums, as a multiple of that in float32. A head's effect is z · v,
     /// where what it writes is z W_O with z, W_O and the product rounded: the two differ by about 2⁻¹¹ (2⁻⁸) of either.
     pub fn tolerance(self) -> f64 {
         match self {
@@ -55,7 +55,7 @@ impl Precision {
 }
 
 impl Half {
-    /// The nearest number of two bytes, as float32.
+    /// The nearest 16-bit float, as float32.
     pub fn round(self, x: f32) -> f32 {
         match self {
             Self::Bf16 => half::bf16::from_f32(x).to_f32(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-/// Raised when a column comes, or changes its name, type or meaning.
+/// Raised when a column is added, or its name, type or meaning changes.
 pub const SCHEMA_VERSION: &str = "2";
 
 /// A column: name, type, unit, description. A name that ends in `?` may be null.
@@ -24,7 +24,7 @@ pub enum Type {
 
 pub struct Table {
     pub name: &'static str,
-    /// What one row stands for.
+    /// What one row is.
     pub grain: &'static str,
     /// How many leading columns are the key, by which rows are sorted.
     pub key: usize,
@@ -159,7 +159,7 @@ pub const DIRECT_EFFECTS: Table = Table {
     ],
 };
 
-/// The key of what is measured on an ablated run.
+/// The key of measurements on an ablated run.
 const ABLATION: Column = Column(
     "ablation",
     Text,
@@ -214,7 +214,7 @@ pub const ABLATIONS: Table = Table {
     ],
 };
 
-/// What `ablation.distribution = true` adds to `ablations`.
+/// Columns that `ablation.distribution = true` adds to `ablations`.
 pub const DISTRIBUTION: [Column; 2] = [
     Column("ablated_log_prob", Float, "nats", "log-probability of the correct token, ablated"),
     Column("kl_divergence", Float, "nats", "Kullback-Leibler divergence of the ablated from the clean distribution"),

@@ -153,7 +153,7 @@ fn settings(series: &[Series]) -> String {
     format!("{} ablation · {tokens} tokens{corpora}", ablations.join(", "))
 }
 
-/// Self-repair of top tokens against relative depth: a line a run through its layers' means, a dot a head.
+/// Self-repair of top tokens against relative depth: one line per run through its layers' means, one dot per head.
 fn by_depth(series: &[Series]) -> Result<Figure> {
     let panels = [
         ("self_repair", "self-repair, mean of top tokens [logits]", (f64::MIN, f64::MAX)),
@@ -226,7 +226,7 @@ fn box_keys(columns: &[(&str, &str, Colour)]) -> Vec<Key> {
     columns.iter().map(|(_, label, colour)| Key::Box(*colour, 1.0, (*label).into())).collect()
 }
 
-/// Height of a panel with a row a series.
+/// Height of a panel with one row per series.
 fn row_height(series: &[Series], each: f64) -> f64 {
     (each * series.len() as f64).max(80.0)
 }
@@ -312,7 +312,7 @@ fn outcomes(series: &[Series]) -> Result<Figure> {
     Ok(Figure {
         name: "compare_outcomes".into(),
         theme: THEME,
-        caption: "What became of the loss, token by token, over all ablated heads.".into(),
+        caption: "Outcomes of the loss, token by token, over all ablated heads.".into(),
         sql: vec![ask!("compare_outcomes")],
         chart: Chart {
             title: "How often a loss is not, partly or over-repaired".into(),

@@ -91,9 +91,9 @@ pub struct RunFolder {
     parts: [Parts; 6],
     /// Checksums of what each stage wrote.
     ledgers: [Arc<Ledger>; 6],
-    /// When the stage at work began.
+    /// When the current stage started.
     began: Mutex<Option<Instant>>,
-    /// What the stage at work has to say to a reader of its results.
+    /// Warnings of the current stage.
     warnings: Mutex<Vec<String>>,
     pub lock: Lock,
 }
@@ -322,7 +322,7 @@ impl RunFolder {
         self.warnings.lock().unwrap_or_else(|e| e.into_inner()).push(warning);
     }
 
-    /// Forgets that stages were finished, so that they run anew (`--fresh`). What they wrote stays on record.
+    /// Marks all stages as not finished, so that they run again (`--fresh`). Their files stay on record.
     pub fn forget(&self) -> Result<()> {
         for stage in STAGES {
             if let Some(manifest) = records::any_manifest(&self.root, stage)? {

@@ -131,7 +131,7 @@ struct Group {
 }
 
 impl Group {
-    /// What the group's parameters stand for in a query.
+    /// The values of the group's parameters in a query.
     fn parameters(&self) -> Vec<(&'static str, Value)> {
         vec![
             ("ablation", self.ablation.as_str().into()),

@@ -354,7 +354,7 @@ fn finite(p: Point) -> bool {
     p.0.is_finite() && p.1.is_finite()
 }
 
-/// A path through the points; one that is no number interrupts it.
+/// A path through the points; a NaN interrupts it.
 fn path(at: &[Point], inside: &dyn Fn(Point) -> Point) -> String {
     let mut out = String::new();
     let mut drawing = false;

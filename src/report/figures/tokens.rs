@@ -168,7 +168,7 @@ fn outcomes_by_decile(study: &Study, ablation: &str) -> Result<Option<Figure>> {
                 .into(),
         sql: vec![sql],
         chart: Chart {
-            title: "What becomes of the loss, by how much the head mattered".into(),
+            title: "How much of the loss is repaired, by the head's direct effect".into(),
             settings: study.settings.line(&format!("{ablation} ablation")),
             legend: series.iter().map(|(_, label, colour)| Key::Line(*colour, (*label).into())).collect(),
             panels: vec![panel],
