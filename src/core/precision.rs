@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a block's projections multiply in. Everything else (the stream, norms, attention's scores, effects) is float32,
+/// The precision of a block's projections. Everything else (the stream, norms, attention's scores, effects) is float32,
 /// and so are the ends of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,7 +34,7 @@ impl Precision {
         }
     }
 
-    /// What projections are stored in, if not in float32.
+    /// The type in which projections are stored, if not float32.
     pub fn half(self) -> Option<Half> {
         match self {
             Self::Fp32 | Self::Tf32 => None,

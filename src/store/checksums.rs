@@ -103,7 +103,7 @@ impl Ledger {
         recorded.is_some() && sha256_of_file(file).ok() == recorded
     }
 
-    /// Makes the ledger speak of exactly these files, hashing those that were not recorded.
+    /// Makes the list hold exactly these files, hashing those that were not recorded.
     pub fn seal(&self, files: &[PathBuf]) -> Result<()> {
         let recorded = std::mem::take(&mut *self.sums());
         let sums = files.par_iter().map(|file| {
@@ -151,7 +151,7 @@ impl Hashed {
         Ok(Self { file: create_beside(path)?, path: path.to_path_buf(), hasher: Sha256::new() })
     }
 
-    /// Has everything reach the disk, records the checksum, and gives the file its name.
+    /// Syncs the file, records its checksum, and renames it to its final name.
     pub fn finish(self, ledger: Option<&Ledger>) -> Result<()> {
         let place = || format!("cannot write {}", self.path.display());
         self.file.as_file().sync_all().with_context(place)?;

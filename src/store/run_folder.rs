@@ -51,7 +51,7 @@ impl Stage {
     }
 }
 
-/// What a fingerprint was made of, by name.
+/// The inputs of a fingerprint, by name.
 pub type Parts = BTreeMap<String, String>;
 
 /// What `<out>/stages/<stage>.json` holds.
@@ -72,10 +72,10 @@ pub struct Manifest {
     pub began: Option<u64>,
     #[serde(default)]
     pub finished: Option<u64>,
-    /// From then to then.
+    /// Seconds between the two.
     #[serde(default)]
     pub seconds: Option<f64>,
-    /// What a reader of the results must know.
+    /// Warnings for readers of the results.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// If processes share the stage (`--shard`): what the fingerprint of `analyze` is made of, which the last of them runs.
