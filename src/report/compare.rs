@@ -181,7 +181,7 @@ fn by_depth(series: &[Series]) -> Result<Figure> {
         theme: THEME,
         caption:
             "Lines go through the means of the layers, small dots are heads. Fractions outside −1 … 2, from layers \
-                  whose direct effects nearly cancel, are cut."
+                  whose direct effects nearly cancel, are not drawn."
                 .into(),
         sql: vec![ask!("compare_depth_layers"), ask!("compare_depth_heads")],
         chart: Chart {
@@ -280,7 +280,7 @@ fn shares(series: &[Series]) -> Result<Figure> {
                 .into(),
         sql,
         chart: Chart {
-            title: "Share of the direct effect that each cause makes up for".into(),
+            title: "Share of the direct effect that each cause repairs".into(),
             settings: settings(series),
             legend: box_keys(&CAUSES),
             panels,
