@@ -49,7 +49,7 @@ pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Re
     Ok(receiver)
 }
 
-/// Threads that compute rows: one a core, whatever `TOKIO_WORKER_THREADS` says. At the end nothing waits for what they
+/// Threads that compute rows: one per core, whatever `TOKIO_WORKER_THREADS` says. At the end nothing waits for what they
 /// are still at.
 pub struct Workers {
     handle: Handle,
