@@ -371,7 +371,7 @@ fn refuse_foreign_folder(root: &Path, inputs: &[PathBuf]) -> Result<()> {
         && !is_run(root)
     {
         bail!(
-            "{} holds `{name}` but is no run of this program, which would clear it; choose another --out",
+            "{} holds `{name}` but is not a run of this program, which would clear it; choose another --out",
             root.display()
         );
     }
