@@ -31,7 +31,7 @@ fn processes_that_share_a_run_write_the_bytes_of_one() {
     // One after the other, the second of them killed and taken over by a run that is not divided.
     let dir = tempfile::tempdir().unwrap();
     let first = succeeded(shard("1/2", "analyze", dir.path()).output().unwrap());
-    assert!(first.contains("what is left is that of --shard 2/2, or of a run without --shard"), "{first}");
+    assert!(first.contains("still to run: --shard 2/2, or a run without --shard"), "{first}");
     let mut second = shard("2/2", "analyze", dir.path()).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(20 + Dice::new().below(200) as u64));
     second.kill().unwrap();
