@@ -37,10 +37,7 @@ impl RowsPerCall {
         if fit < wanted {
             progress::line(
                 "memory",
-                &format!(
-                    "batches of {fit} rows instead of {wanted}: larger ones do not fit in \
-                memory"
-                ),
+                &format!("batches of {fit} rows instead of {wanted}: larger ones do not fit in memory"),
             );
         }
         Ok(Self(AtomicUsize::new(wanted.min(fit))))
