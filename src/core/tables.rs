@@ -151,7 +151,7 @@ pub const DIRECT_EFFECTS: Table = Table {
             "component",
             Text,
             "",
-            "embed, head, attention_bias (b_O, which belongs to no head), mlp, or constant (the part of the logit that no component writes)",
+            "embed, head, attention_bias (b_O', which belongs to no head), mlp, or constant (the part of the logit that no component writes)",
         ),
         Column("layer?", Small, "", "block; null for embed and constant"),
         Column("head?", Small, "", "head; null unless the component is a head"),
