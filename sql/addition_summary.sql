@@ -1,14 +1,14 @@
--- Question: what does the rest of the model make of a head's output that is added to the stream before a block: does it
---           take back some of what was added, or build on it?
+-- Question: how does the rest of the model respond when a head's output is added to the stream before a block: does
+--           it counteract the addition, or amplify it?
 -- Grain:    layer × head × added_at × multiple, over the head's top tokens in the prompts that were measured
 --
 -- layer, head, added_at, multiple: as in `stream_additions`
 -- tokens: positions
--- prompts: prompts they come from
+-- prompts: prompts of these tokens
 -- added_effect: mean direct effect of what was added [logits]
 -- logit_change: mean change of the correct token's logit [logits]
 -- response: mean of logit_change - added_effect; below 0, the rest of the model works against what was added [logits]
--- response_error: its standard error, a prompt's tokens taken as one observation; null with fewer than two prompts
+-- response_error: its standard error, clustered by prompt; null with fewer than two prompts
 --     [logits]
 -- response_attention, response_mlp, response_norm: means of its parts [logits]
 -- own_change: mean change of the head's own direct effect; null if added after its block [logits]

@@ -5,12 +5,12 @@
 -- ablation, hold, component, layer, head: as in `ablations`
 -- subset: `all` or `top`
 -- tokens: tokens in the subset
--- prompts: prompts they come from; below ten or so, the standard error is not to be trusted
+-- prompts: prompts of these tokens; below ten or so, the standard error is not to be trusted
 -- direct_effect: mean direct effect [logits]
 -- ablated_direct_effect: mean direct effect of what replaced the head [logits]
 -- logit_change: mean change of the correct token's logit [logits]
 -- self_repair: mean self-repair [logits]
--- self_repair_error: its standard error, a prompt's tokens taken as one observation [logits]
+-- self_repair_error: its standard error, clustered by prompt [logits]
 -- repair_attention, repair_mlp, repair_norm: means of the causes, which sum to self_repair [logits]
 -- repair_by_erasers: mean part that comes from components with a negative clean direct effect [logits]
 -- fraction_clipped: mean over tokens of self_repair / direct_effect clipped to [0, 1]

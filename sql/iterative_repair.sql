@@ -1,7 +1,7 @@
 -- Question: do the components that repair a head also change, and alike, when the head's whole block is skipped (so that
 --           the next block reads the stream before it)?
 -- Grain:    ablation × layer × head × subset × repairer × repairer_layer × repairer_head, of runs that ablate heads and, by
---           `zero`, blocks, with nothing held; components after the block
+--           `zero`, blocks, without a hold; components after the block
 --
 -- ablation: of the head
 -- layer, head: the ablated head; its layer is the skipped block

@@ -1,5 +1,5 @@
 -- Question: how much of a head's self-repair comes from an MLP, and from how few of its neurons?
--- Grain:    ablation × layer × head × neuron_layer, over the head's top tokens with nothing held
+-- Grain:    ablation × layer × head × neuron_layer, over the head's top tokens without a hold
 --
 -- ablation, layer, head: as in `ablations`
 -- neuron_layer: block of the MLP

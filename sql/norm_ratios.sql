@@ -6,8 +6,8 @@
 -- subset: `all` tokens, or each component's `top` tokens
 -- measure: `norm_scale`: clean / ablated scale of the final norm; `residual_norm`: ablated / clean norm of the final
 --     stream
--- ratio: lower edge of the bucket; 3 stands for all from 3 on
--- tokens: tokens in the bucket, of each component anew
+-- ratio: lower edge of the bucket; the bucket 3 has all ratios of 3 or more
+-- tokens: tokens in the bucket, counted per component
 -- share: their share of the subset's tokens
 with ratios as (
     select

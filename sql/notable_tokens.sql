@@ -1,8 +1,8 @@
 -- Question: on what text is self-repair strongest, where does it overshoot, and where is it most negative?
--- Grain:    ablation × component × sort × rank: 25 of the components' top tokens of each sort, with nothing held
+-- Grain:    ablation × component × sort × rank: 25 of the components' top tokens of each sort, without a hold
 --
 -- ablation, component: as in `ablations`
--- sort: `repaired`: highest self_repair; `over_repaired`: the logit rises most although ablating took direct effect away;
+-- sort: `repaired`: highest self_repair; `over_repaired`: the logit rises most although ablation removes direct effect;
 --     `negative`: lowest self_repair
 -- rank: place in that order, from 1
 -- layer, head, prompt, position: the ablated component and the token

@@ -1,6 +1,6 @@
 -- Question: do the same neurons repair a head on many tokens?
 -- Grain:    ablation × layer × head × neuron_layer × rank: the ten neurons that are most often among the ten that repair
---           most, on the head's top tokens with nothing held
+--           most, on the head's top tokens without a hold
 --
 -- ablation, layer, head: as in `ablations`
 -- neuron_layer: block of the MLP

@@ -4,9 +4,9 @@
 -- ablation, hold, component, layer, head: as in `ablations`
 -- tokens: those tokens
 -- repairers: how many components are the strongest repairer of at least one of them
--- repairer, repairer_layer, repairer_head: the one that is so most often (of equals, the first in the model)
+-- repairer, repairer_layer, repairer_head: the most frequent strongest repairer (ties: the first in the model)
 -- share: the share of tokens on which it is
--- effective_repairers: exp of the entropy of the strongest repairers: as many equally frequent ones would be as diverse
+-- effective_repairers: exp of the entropy of the strongest repairers: the number of equally frequent repairers with the same diversity
 with strongest as (
     -- A token's repairers are ranked by the size of their change.
     select

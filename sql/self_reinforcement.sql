@@ -4,10 +4,10 @@
 --
 -- layer, head, added, multiple: as in `self_additions`
 -- tokens: positions
--- prompts: prompts they come from
+-- prompts: prompts of these tokens
 -- direct_effect, new_direct_effect: mean direct effect, and after the addition [logits]
 -- slope: of the line of new_direct_effect on direct_effect
--- slope_error: its standard error, a prompt's tokens taken as one observation
+-- slope_error: its standard error, clustered by prompt
 -- class: `reinforcing` if the head writes more of it when its output is added (the slope is above 1) and less when it is
 --     taken away (with a negative multiple, the slope is below 1), by more than two standard errors; `repressing` if it is
 --     the other way round; else `neither`

@@ -2,8 +2,8 @@
 -- Grain:    ablation × hold × component × layer × head × threshold of `analysis.thresholds` (none if no token passes it)
 --
 -- ablation, hold, component, layer, head: as in `ablations`
--- threshold: what |direct_effect| exceeds [logits]
--- tokens: tokens that pass it
+-- threshold: lower bound of |direct_effect| [logits]
+-- tokens: tokens with a |direct_effect| above it
 -- direct_effect, ablated_direct_effect, logit_change, self_repair: means over them [logits]
 select
     a.ablation, a.hold, a.component, a.layer, a.head, t.threshold,

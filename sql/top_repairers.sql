@@ -6,7 +6,7 @@
 -- repairer, repairer_layer, repairer_head: what repairs: `head` or `mlp`
 -- tokens: top tokens of the ablated component, which the means are over
 -- mean_change: mean change of the repairer's direct effect [logits]
--- standard_error: of mean_change, a prompt's tokens taken as one observation [logits]
+-- standard_error: of mean_change, clustered by prompt [logits]
 -- share: mean_change over the sum of |mean_change| of all later components
 with sized as (
     select *, sum(abs(cast(mean_change as double))) over (partition by ablation, hold, ablated, layer, head) as size

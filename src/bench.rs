@@ -50,7 +50,7 @@ pub struct StageBench {
     pub ratio: f64,
     /// Inside ONNX Runtime, of all threads together.
     pub runtime_seconds: f64,
-    /// Writing Parquet; of ablate, on a thread of its own while the arithmetic goes on.
+    /// Writing Parquet; for ablate, on its own thread beside the computation.
     pub writing_seconds: f64,
     /// What else the engines' threads did, or waited for: replacements, effects, sums, loading.
     pub host_seconds: f64,

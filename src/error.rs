@@ -9,16 +9,16 @@ pub enum Error {
     /// A checkpoint or tokenizer cannot be read or is not supported.
     #[error("{0:#}")]
     Checkpoint(anyhow::Error),
-    /// What was asked for does not fit the model, or is not well formed.
+    /// A setting or name is malformed, or does not fit the model.
     #[error("{0:#}")]
     Configuration(anyhow::Error),
     /// An allocation failed, here or inside ONNX Runtime. Smaller batches may help.
     #[error("{0:#}")]
     OutOfMemory(anyhow::Error),
-    /// Numbers that must agree do not, or one is not finite.
+    /// A check failed: numbers that must agree differ, or a number is not finite.
     #[error("{0:#}")]
     FailedCheck(anyhow::Error),
-    /// The work was told to stop ([`selfrepair_core::interrupt::stop`]).
+    /// The work was stopped ([`selfrepair_core::interrupt::stop`]).
     #[error("interrupted")]
     Interrupted,
     /// Anything else: files, ONNX Runtime, the network.
@@ -33,7 +33,7 @@ impl From<anyhow::Error> for Error {
 }
 
 impl Error {
-    /// An error of a kind that is told apart everywhere, or else `other`.
+    /// Maps the kinds that every layer distinguishes; any other error becomes `other`.
     pub(crate) fn or(error: anyhow::Error, other: fn(anyhow::Error) -> Self) -> Self {
         match ErrorKind::of(&error) {
             ErrorKind::Interrupted => Self::Interrupted,

@@ -3,7 +3,7 @@
 //!
 //! # Quick start
 //!
-//! Ablate two heads on one prompt, and print what repairs them:
+//! Ablate two heads on one prompt, and print the components that repair them:
 //!
 //! ```
 //! use selfrepair::{Kind, Model, Sweep};
@@ -21,7 +21,8 @@
 //! ```
 //!
 //! The directory has `config.json`, the weights (safetensors or PyTorch's `.bin`) and `tokenizer.json`; a `.gguf` file,
-//! `package:smollm2` and `hf:owner/name` work too. ONNX Runtime's library is looked for as `pipeline doctor` shows it.
+//! `package:smollm2` and `hf:owner/name` work too. `pipeline doctor` shows which ONNX Runtime library is used. More
+//! programs are in `examples/`.
 //!
 //! # Layers
 //!

@@ -25,7 +25,7 @@ pub struct Model {
 
 impl Model {
     /// Opens a checkpoint: a directory with `config.json` and weights, a `.gguf` file, `package:smollm2` or
-    /// `hf:owner/name`. Writes its graphs and weights (4 bytes a parameter) to a temporary folder, for prompts of up to
+    /// `hf:owner/name`. Writes its graphs and weights (4 bytes per parameter) to a temporary folder, for prompts of up to
     /// 128 tokens; see [`Model::open_for`].
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Model {
         open().map_err(|e| Error::or(e, Error::Checkpoint))
     }
 
-    /// Layers, heads, widths and what kind of blocks the model has.
+    /// The architecture: layers, heads, widths and the kind of blocks.
     pub fn architecture(&self) -> &selfrepair_model::Architecture {
         &self.inner.architecture
     }
@@ -71,7 +71,7 @@ pub struct Sweep<'a> {
 }
 
 impl<'a> Sweep<'a> {
-    /// No components yet; zero ablation; effects of every token.
+    /// A sweep without components yet, with zero ablation, over all tokens.
     pub fn new(model: &'a Model) -> Self {
         let mut config = Config::default();
         config.ablation.kinds = vec![Kind::Zero];
@@ -91,14 +91,14 @@ impl<'a> Sweep<'a> {
         Ok(self)
     }
 
-    /// Replaces them by this kind of ablation. [`Kind::Resample`] needs two prompts of each length.
+    /// Sets the kind of ablation. [`Kind::Resample`] needs at least two prompts of each length.
     pub fn kind(mut self, kind: Kind) -> Self {
         self.config.ablation.kinds = vec![kind];
         self
     }
 
-    /// Measures, at each position of each prompt but the last, the logit of the token that follows. Prompts of equal
-    /// length.
+    /// Measures the logit of the next token, at every position of each prompt except the last. All prompts must have the
+    /// same length.
     ///
     /// # Errors
     /// [`Error::Configuration`] for prompts that cannot be measured; [`Error::OutOfMemory`]; [`Error::FailedCheck`] if
@@ -113,8 +113,8 @@ impl<'a> Sweep<'a> {
         self.measure(&Prompts::packed(length, prompts.concat()))
     }
 
-    /// Measures one token's logit a prompt, which may differ in length: that of `answer`, less that of a wrong answer
-    /// if there is one, after the prompt's last token.
+    /// Measures one logit per prompt, after the prompt's last token: that of `answer`, minus that of the wrong answer if
+    /// there is one. Prompts may differ in length.
     ///
     /// # Errors
     /// As [`Sweep::run`].
@@ -134,7 +134,7 @@ impl<'a> Sweep<'a> {
         Ok(Found(sink))
     }
 
-    /// As [`Sweep::run`], with the rows of every table given to `sink`.
+    /// As [`Sweep::run`], but the rows of every table go to `sink`.
     ///
     /// # Errors
     /// As [`Sweep::run`], and those of the sink.
@@ -155,7 +155,7 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// What a sweep found, in memory.
+/// The results of a sweep, in memory.
 pub struct Found(MemorySink);
 
 /// Self-repair of one ablated component at one token, in logits.
@@ -165,9 +165,9 @@ pub struct TokenRepair {
     pub ablated: String,
     pub prompt: u32,
     pub position: u32,
-    /// Of the component, clean.
+    /// Direct effect of the component in the clean run.
     pub direct_effect: f32,
-    /// Ablated less clean.
+    /// Ablated minus clean logit.
     pub logit_change: f32,
     /// `logit_change − (ablated direct effect − direct effect)`.
     pub self_repair: f32,
@@ -184,7 +184,7 @@ pub struct RepairOf {
     pub repairer: String,
     /// Its direct effect in the clean run.
     pub direct_effect: f32,
-    /// What the ablation adds to it.
+    /// Its change under the ablation.
     pub change: f32,
 }
 
@@ -216,8 +216,7 @@ impl Found {
         Ok((0..rows.0.num_rows()).map(row).collect())
     }
 
-    /// Who repairs whom: for each ablated component and token, the ten later components whose direct effect changes
-    /// most.
+    /// The repairers: for each ablated component and token, the ten later components whose direct effect changes most.
     ///
     /// # Errors
     /// As [`Found::table`].
@@ -235,7 +234,7 @@ impl Found {
     }
 }
 
-/// Cells of a batch by name of their column.
+/// The columns of a batch by name.
 struct Columns(RecordBatch);
 
 impl Columns {

@@ -2,7 +2,7 @@
 -- Grain:    subset × ablated head of $ablation
 --
 -- subset, layer, head: as in `head_summary`
--- free: mean change of the logit with nothing held [logits]
+-- free: mean change of the logit without a hold [logits]
 -- held: the same with $hold held [logits]
 select f.subset, f.layer, f.head, f.logit_change as free, h.logit_change as held
 from head_summary f

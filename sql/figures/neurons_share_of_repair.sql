@@ -2,7 +2,7 @@
 -- Grain:    a bin of 7.5 %, over the heads of $ablation and those of their top tokens with self-repair above 0.05
 --
 -- bin: which bin from -100 % on holds the MLP's change / self_repair
--- rows: tokens in it, of each head anew
+-- rows: tokens in it, counted per head
 with repaired as (
     select layer, head, prompt, position, self_repair
     from ablations

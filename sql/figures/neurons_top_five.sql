@@ -3,7 +3,7 @@
 --
 -- bin: which bin holds the share of those five (of them, the ones that rose) in the summed positive change, from 0; 39
 --     is the last
--- rows: tokens in it, of each head anew
+-- rows: tokens in it, counted per head
 with first_five as (
     select layer, head, prompt, position, sum(greatest(cast(change as double), 0)) as change
     from neuron_repairs

@@ -2,7 +2,7 @@
 -- Grain:    a bin of 2.5 %, over the heads of $ablation and their top tokens
 --
 -- bin: which bin holds the share of that hundredth in the summed positive change, from 0; 39 is the last
--- rows: tokens in it, of each head anew
+-- rows: tokens in it, counted per head
 select
     least(floor(100 * cast(top_percent_change as double) / positive_change / 2.5), 39) as bin,
     count(*) as rows

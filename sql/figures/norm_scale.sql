@@ -3,7 +3,7 @@
 --
 -- subset: `top`: top tokens of the ablated head; `other`: the others
 -- bin: which bin of width $width from $low on holds the ratio of the ablated to the clean scale of the final norm
--- rows: tokens in it, of each head anew
+-- rows: tokens in it, counted per head
 with ratios as (
     select a.layer, a.head, a.prompt, a.position, cast(a.ablated_norm_scale as double) / a.norm_scale as ratio
     from ablations a

@@ -1,4 +1,4 @@
--- Question: what becomes of the loss, by how much the head mattered?
+-- Question: how much of the loss is repaired, by the head's direct effect?
 -- Grain:    a tenth, by direct effect, of the tokens on which $ablation takes more than 0.05 logits of direct effect
 --           away, all heads together
 --

@@ -1,4 +1,4 @@
--- Question: what did it do to ablate anything but a head with nothing held?
+-- Question: what did it do to ablate anything but a head without a hold?
 -- Grain:    ablation × hold × component, the mean over such components on their top tokens
 --
 -- ablation, hold, component: as in `ablations`

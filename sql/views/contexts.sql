@@ -1,4 +1,4 @@
--- Question: in which text does a position lie?
+-- Question: what is the text around a position?
 -- Grain:    a position of a prompt
 -- Example:  select c.context, l.log_prob from contexts c join clean l on l.prompt = c.prompt and l.position = c.position
 --           order by l.log_prob limit 10

@@ -6,7 +6,7 @@
 -- ablation, hold, component, layer, head: as in `ablations`
 -- document: as in `tokens`, of the token whose logit is measured (in a prompt set: of the prompt)
 -- tokens: measured positions
--- prompts: prompts that they lie in
+-- prompts: prompts that contain them
 -- direct_effect, ablated_direct_effect, logit_change, self_repair, repair_attention, repair_mlp, repair_norm,
 --     repair_by_erasers: sums over the document's positions; divided by `tokens` they are means [logits]
 -- repaired_tokens: positions with self_repair above 0

@@ -1,4 +1,4 @@
--- Question: which later component makes up for an ablated one, on which token?
+-- Question: which later component repairs an ablated one, on which token?
 -- Grain:    a row of `component_repairs`
 -- Example:  select name, repairer_name, count(*) as tokens, avg(change) as change from repairers where rank = 0
 --           group by name, repairer_name order by tokens desc limit 10

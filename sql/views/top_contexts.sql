@@ -1,4 +1,4 @@
--- Question: on which tokens does a component matter most, in which text, and what becomes of them when it is ablated?
+-- Question: on which tokens does a component matter most, in which text, and how do they change when it is ablated?
 -- Grain:    ablation × hold × row of `top_tokens`
 -- Example:  select name, context, direct_effect, logit_change, self_repair from top_contexts where rank < 5
 --           order by self_repair desc limit 10

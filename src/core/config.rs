@@ -44,12 +44,12 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CorpusConfig {
-    /// `package:news`, `hf:owner/name` (a data set), or a `.txt` (a document a line), `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` file.
+    /// `package:news`, `hf:owner/name` (a data set), or a `.txt` (one document per line), `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` file.
     pub source: String,
     /// The column or JSON key that holds a document (or a prompt).
     pub text_column: String,
     /// `packed`: documents are joined and cut into prompts of equal length, and every next token is measured.
-    /// `prompts`: one prompt a row, with the token to measure in `answer` (and, for a difference, `wrong`).
+    /// `prompts`: one prompt per row, with the token to measure in `answer` (and, for a difference, `wrong`).
     pub mode: Mode,
     /// Tokens to measure; prompts = tokens / prompt_len, rounded down. Not used in a prompt set.
     pub tokens: usize,
@@ -77,7 +77,7 @@ pub struct AblationConfig {
     pub attention: Selection,
     /// Layers that are ablated whole: with `zero`, the next layer reads the stream before this one.
     pub blocks: Selection,
-    /// Later components to hold at their clean values, besides measuring with none held: `"erasers"`, `"heads"`,
+    /// Later components to hold at their clean values, besides the measurement without a hold: `"erasers"`, `"heads"`,
     /// `"mlps"`, `"last_mlp"`, `"L28H3"`, `"MLP29"`. Each is measured on its own.
     pub hold: Vec<String>,
     /// Also measure the whole distribution of every ablated run (slow: an unembedding a token and ablation).
@@ -153,7 +153,7 @@ pub struct RuntimeConfig {
     pub threads: usize,
     /// Bytes of memory a run may take, to which the batch is fitted; 0 takes what is free.
     pub memory: u64,
-    /// What a block's projections multiply in: `fp32`, `bf16`, `fp16`, or, on a GPU, `tf32`. The error against `fp32` is
+    /// Precision of a block's projections: `fp32`, `bf16`, `fp16`, or, on a GPU, `tf32`. The error against `fp32` is
     /// measured on the first shard (table `rounding`). A CPU computes as in `fp32`, with the same rounding.
     pub precision: Precision,
     /// Folder for ONNX Runtime's profiles; `bench` sets it.
@@ -304,7 +304,7 @@ impl RuntimeConfig {
         }
     }
 
-    /// Engines at work at the same time: one a thread; a GPU does one call at a time.
+    /// Engines that run at the same time: one per thread; on a GPU, one.
     pub fn engine_count(&self) -> usize {
         if self.device == "cpu" { self.thread_count() } else { 1 }
     }
@@ -390,7 +390,7 @@ fn apply_override(table: &mut toml::Table, item: &str) -> Result<()> {
 }
 
 impl AblationConfig {
-    /// Everything to ablate in a model of that many layers and heads, sorted.
+    /// All components to ablate in a model of that many layers and heads, sorted.
     pub fn components(&self, layers: usize, heads: usize) -> Result<Vec<Ablatable>> {
         let mut out: Vec<Ablatable> = self
             .heads
@@ -415,7 +415,7 @@ impl AblationConfig {
         Ok(out)
     }
 
-    /// Every hold to measure, none held among them, in the order of their names.
+    /// Every hold to measure, also `none`, in the order of their names.
     pub fn holds(&self, layers: usize, heads: usize) -> Result<Vec<Hold>> {
         let parsed = self.hold.iter().map(|text| Hold::parse(text, layers, heads));
         let mut out: Vec<Hold> = parsed.chain([Ok(Hold::None)]).collect::<Result<_>>()?;

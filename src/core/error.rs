@@ -4,7 +4,7 @@ use anyhow::Error;
 
 use crate::{interrupt, memory};
 
-/// A check of the measurement failed: numbers that must agree do not, or one is not finite. Nothing of it was written.
+/// A check of the measurement failed: numbers that must agree differ, or a number is not finite. Its rows are not written.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct FailedCheck(pub String);
@@ -12,7 +12,7 @@ pub struct FailedCheck(pub String);
 /// The kind of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The work was told to stop ([`interrupt::stop`]).
+    /// The work was stopped ([`interrupt::stop`]).
     Interrupted,
     /// An allocation failed, here or inside ONNX Runtime.
     OutOfMemory,
@@ -23,7 +23,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Of an error with any context around it.
+    /// The kind of an error, with any context around it.
     pub fn of(error: &Error) -> Self {
         if interrupt::is_interruption(error) {
             Self::Interrupted

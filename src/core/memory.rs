@@ -17,8 +17,8 @@ pub fn is_exhausted(error: &Error) -> bool {
     })
 }
 
-/// An empty list with room for `n`. What grows with the batch is asked for here, because memory that is refused elsewhere
-/// ends the process.
+/// An empty list with capacity `n`. Buffers that grow with the batch are allocated here, because a failed allocation
+/// elsewhere ends the process.
 ///
 /// # Errors
 /// If there is no such memory, as [`is_exhausted`] knows it.

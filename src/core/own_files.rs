@@ -235,7 +235,7 @@ fn is_in_scratch(path: &Path) -> bool {
     random.is_some_and(is_random)
 }
 
-/// Removes what killed runs left half written in a folder of the run: regular files that have such names.
+/// Removes partial files of killed runs from a folder of the run: regular files with temporary names.
 pub fn remove_temporary(folder: &Path) -> Result<()> {
     for (path, kind) in walk(folder)? {
         if kind.is_file() && (is_temporary(&path) || is_in_scratch(&path)) {

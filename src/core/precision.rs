@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a block's projections multiply in. Everything else (the stream, norms, attention's scores, effects) is float32,
+/// The precision of a block's projections. Everything else (the stream, norms, attention's scores, effects) is float32,
 /// and so are the ends of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -17,7 +17,7 @@ pub enum Precision {
     Fp16,
 }
 
-/// A number of two bytes.
+/// A 16-bit float.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Half {
     Bf16,
@@ -34,7 +34,7 @@ impl Precision {
         }
     }
 
-    /// What projections are stored in, if not in float32.
+    /// The type in which projections are stored, if not float32.
     pub fn half(self) -> Option<Half> {
         match self {
             Self::Fp32 | Self::Tf32 => None,
@@ -43,7 +43,7 @@ impl Precision {
         }
     }
 
-    /// By how much sums may miss what they stand for, as a multiple of what they may in float32. A head's effect is z · v,
+    /// The rounding tolerance of sums, as a multiple of that in float32. A head's effect is z · v,
     /// where what it writes is z W_O with z, W_O and the product rounded: the two differ by about 2⁻¹¹ (2⁻⁸) of either.
     pub fn tolerance(self) -> f64 {
         match self {
@@ -55,7 +55,7 @@ impl Precision {
 }
 
 impl Half {
-    /// The nearest number of two bytes, as float32.
+    /// The nearest 16-bit float, as float32.
     pub fn round(self, x: f32) -> f32 {
         match self {
             Self::Bf16 => half::bf16::from_f32(x).to_f32(),

@@ -13,7 +13,7 @@ pub fn built_from(commit: &'static str) {
     COMMIT.set(commit).ok();
 }
 
-/// The commit this program was built from; `unknown` outside git, and for programs that did not say.
+/// The commit this program was built from; `unknown` outside git, and if [`built_from`] was not called.
 pub fn commit() -> &'static str {
     COMMIT.get().copied().unwrap_or("unknown")
 }

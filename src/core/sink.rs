@@ -12,7 +12,7 @@ use arrow::record_batch::RecordBatch;
 
 use crate::tables::Table;
 
-/// A part of a table that is written and counts as one.
+/// A part of a table. It is written, and becomes valid, as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// The rows of one shard of prompts.
@@ -21,22 +21,22 @@ pub enum Part {
     Whole,
 }
 
-/// Some columns of a table, a batch at a time.
+/// Some columns of a table, batch by batch.
 pub type Rows = Box<dyn Iterator<Item = Result<RecordBatch>>>;
 
-/// Takes the rows of measured tables and keeps what a resumed measurement needs.
+/// Receives the rows of measured tables, and stores the data that a resumed measurement needs.
 pub trait RowSink: Sync {
-    /// Identifies what is measured. What was kept under another fingerprint is not continued.
+    /// Identifies the measurement. Data stored under another fingerprint is not reused.
     fn fingerprint(&self) -> &str;
 
-    /// Whether this part of a table is there, complete and as it was written.
+    /// Whether this part of a table exists, complete and unchanged.
     fn has(&self, table: &Table, part: Part) -> bool;
 
-    /// Opens a part of a table for rows in the order of the table's key. The part counts once [`RowWriter::finish`] has
-    /// returned. `block` is how many rows are written at a time that a query will read together.
+    /// Opens a part of a table for rows in the order of the table's key. The part becomes valid when
+    /// [`RowWriter::finish`] returns. `block` is the number of rows that a query reads together.
     ///
     /// # Errors
-    /// If the place cannot be written.
+    /// If the sink cannot be written.
     fn open(&self, table: &Table, part: Part, schema: SchemaRef, block: usize) -> Result<Box<dyn RowWriter>>;
 
     /// Reads the named columns of one part, or of all parts in their order, at most `rows` rows in a batch.
@@ -45,62 +45,62 @@ pub trait RowSink: Sync {
     /// If the table is missing or damaged.
     fn read(&self, table: &Table, part: Option<Part>, columns: &[&str], rows: usize) -> Result<Rows>;
 
-    /// Whether the arrays `name` of a shard are there as they were written.
+    /// Whether the arrays `name` of a shard exist, unchanged.
     fn has_arrays(&self, name: &str, shard: usize) -> bool;
 
     /// Opens arrays (raw activations) of a shard.
     ///
     /// # Errors
-    /// If the place cannot be written.
+    /// If the sink cannot be written.
     fn open_arrays(&self, name: &str, shard: usize, schema: SchemaRef) -> Result<Box<dyn RowWriter>>;
 
-    /// Keeps bytes under a name such as `sums/1-of-1.sums`, whole or not at all.
+    /// Stores bytes under a name such as `sums/1-of-1.sums`, atomically.
     ///
     /// # Errors
-    /// If the place cannot be written.
+    /// If the sink cannot be written.
     fn keep(&self, name: &str, bytes: &[u8]) -> Result<()>;
 
-    /// Whether bytes are kept under that name, as they were written.
+    /// Whether bytes are stored under that name, unchanged.
     fn has_kept(&self, name: &str) -> bool;
 
     /// # Errors
-    /// If nothing is kept under that name.
+    /// If nothing is stored under that name.
     fn kept(&self, name: &str) -> Result<Vec<u8>>;
 
     /// The names under `folder`, in order.
     ///
     /// # Errors
-    /// If the place cannot be read.
+    /// If the sink cannot be read.
     fn kept_names(&self, folder: &str) -> Result<Vec<String>>;
 
-    /// Removes what is kept under that name.
+    /// Removes the bytes stored under that name.
     ///
     /// # Errors
     /// If it cannot be removed.
     fn remove_kept(&self, name: &str) -> Result<()>;
 
-    /// Tells the user something about the results, and keeps it with them.
+    /// Shows the user a warning, and stores it with the results.
     fn warn(&self, warning: String);
 }
 
-/// A part of a table while it is written.
+/// A part of a table that is being written.
 pub trait RowWriter: Send {
     /// # Errors
-    /// If a float is not finite, or the place cannot be written.
+    /// If a float is not finite, or the sink cannot be written.
     fn write(&mut self, rows: &RecordBatch) -> Result<()>;
 
-    /// Ends rows that queries read together, such as those of a layer.
+    /// Ends a group of rows that queries read together, such as those of a layer.
     ///
     /// # Errors
-    /// If the place cannot be written.
+    /// If the sink cannot be written.
     fn end_of_block(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Makes the part count.
+    /// Completes the part, which then becomes valid.
     ///
     /// # Errors
-    /// If the place cannot be written.
+    /// If the sink cannot be written.
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
@@ -131,7 +131,7 @@ impl MemorySink {
         parts.flat_map(|(_, rows)| rows.iter().cloned()).collect()
     }
 
-    /// What the measurement warned of.
+    /// The warnings of the measurement.
     pub fn warnings(&self) -> Vec<String> {
         MemorySink::kept(self).warnings.clone()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-/// Raised when a column comes, or changes its name, type or meaning.
+/// Raised when a column is added, or its name, type or meaning changes.
 pub const SCHEMA_VERSION: &str = "2";
 
 /// A column: name, type, unit, description. A name that ends in `?` may be null.
@@ -24,7 +24,7 @@ pub enum Type {
 
 pub struct Table {
     pub name: &'static str,
-    /// What one row stands for.
+    /// What one row is.
     pub grain: &'static str,
     /// How many leading columns are the key, by which rows are sorted.
     pub key: usize,
@@ -78,7 +78,7 @@ pub const MODEL: Table = Table {
             "sha256",
             Text,
             "",
-            "SHA-256 of the checkpoint's file; of several, of the list `sum  name` as sha256sum prints it",
+            "SHA-256 of the checkpoint's file; for several files, of their list as sha256sum prints it",
         ),
     ],
 };
@@ -91,7 +91,7 @@ pub const TOKENS: Table = Table {
         PROMPT,
         POSITION,
         Column("token", Int, "", "token id at this position"),
-        Column("text", Text, "", "the token as text; bytes that are no whole character show as U+FFFD"),
+        Column("text", Text, "", "the token as text; bytes that are not a complete character appear as U+FFFD"),
         Column("next_token?", Int, "", "the correct token, whose logit is measured; null at the last position"),
         Column(
             "document?",
@@ -133,7 +133,7 @@ pub const CLEAN: Table = Table {
     columns: &[
         PROMPT,
         POSITION,
-        Column("logit", Float, "logits", "logit of the correct token less the mean logit of the position"),
+        Column("logit", Float, "logits", "logit of the correct token minus the mean logit of the position"),
         Column("log_prob", Float, "nats", "log-probability of the correct token"),
         Column("norm_scale", Float, "", "scale of the final norm: √(mean square + ε) of the final stream"),
         Column("residual_norm", Float, "", "Euclidean norm of the final stream"),
@@ -151,7 +151,7 @@ pub const DIRECT_EFFECTS: Table = Table {
             "component",
             Text,
             "",
-            "embed, head, attention_bias (what attention writes that no head does), mlp, or constant (what the logit has without any component)",
+            "embed, head, attention_bias (b_O', which belongs to no head), mlp, or constant (the part of the logit that no component writes)",
         ),
         Column("layer?", Small, "", "block; null for embed and constant"),
         Column("head?", Small, "", "head; null unless the component is a head"),
@@ -159,7 +159,7 @@ pub const DIRECT_EFFECTS: Table = Table {
     ],
 };
 
-/// The key of what is measured on an ablated run.
+/// The key of measurements on an ablated run.
 const ABLATION: Column = Column(
     "ablation",
     Text,
@@ -195,9 +195,9 @@ pub const ABLATIONS: Table = Table {
         HEAD,
         PROMPT,
         POSITION,
-        Column("logit_change", Float, "logits", "ablated less clean logit of the correct token"),
+        Column("logit_change", Float, "logits", "ablated minus clean logit of the correct token"),
         Column("direct_effect", Float, "logits", "direct effect of the component, clean"),
-        Column("ablated_direct_effect", Float, "logits", "direct effect of what replaced it, by the clean norm scale"),
+        Column("ablated_direct_effect", Float, "logits", "direct effect of the replacement, with the clean norm scale"),
         Column("self_repair", Float, "logits", "logit_change - (ablated_direct_effect - direct_effect)"),
         Column("repair_attention", Float, "logits", "change of the direct effects of all other heads, summed"),
         Column("repair_mlp", Float, "logits", "change of the direct effects of all other MLPs, summed"),
@@ -214,7 +214,7 @@ pub const ABLATIONS: Table = Table {
     ],
 };
 
-/// What `ablation.distribution = true` adds to `ablations`.
+/// Columns that `ablation.distribution = true` adds to `ablations`.
 pub const DISTRIBUTION: [Column; 2] = [
     Column("ablated_log_prob", Float, "nats", "log-probability of the correct token, ablated"),
     Column("kl_divergence", Float, "nats", "Kullback-Leibler divergence of the ablated from the clean distribution"),
@@ -228,7 +228,7 @@ pub const TOP_TOKENS: Table = Table {
         COMPONENT,
         LAYER,
         HEAD,
-        Column("rank", Int, "", "place of the token among the component's, from 0; ties in order of prompt, position"),
+        Column("rank", Int, "", "rank of the token by direct effect, from 0; ties in order of prompt, position"),
         PROMPT,
         POSITION,
         Column("direct_effect", Float, "logits", "direct effect of the component, clean"),
@@ -237,7 +237,7 @@ pub const TOP_TOKENS: Table = Table {
 
 pub const COMPONENT_REPAIRS: Table = Table {
     name: "component_repairs",
-    grain: "an ablated component, one of its top tokens, and one of the ten components that change most",
+    grain: "an ablated component, one of its top tokens, and one of the ten later components that change most",
     key: 8,
     columns: &[
         ABLATION,
@@ -247,7 +247,7 @@ pub const COMPONENT_REPAIRS: Table = Table {
         HEAD,
         PROMPT,
         POSITION,
-        Column("rank", Small, "", "place by absolute change, from 0"),
+        Column("rank", Small, "", "rank by absolute change, from 0"),
         Column("repairer", Text, "", "what changed: head or mlp"),
         Column("repairer_layer", Small, "", "its block"),
         Column("repairer_head?", Small, "", "its head; null for an MLP"),
@@ -269,7 +269,7 @@ pub const NEURON_REPAIRS: Table = Table {
         PROMPT,
         POSITION,
         NEURON_LAYER,
-        Column("rank", Small, "", "place by change, the most repairing first, from 0"),
+        Column("rank", Small, "", "rank by change, the most repairing first, from 0"),
         Column("neuron", Int, "", "which neuron of the MLP"),
         Column("direct_effect", Float, "logits", "the neuron's direct effect, clean"),
         Column("change", Float, "logits", "change of its direct effect"),
@@ -290,8 +290,8 @@ pub const NEURON_TOTALS: Table = Table {
         POSITION,
         NEURON_LAYER,
         Column("total_change", Float, "logits", "change of the direct effects of all its neurons, summed"),
-        Column("positive_change", Float, "logits", "the sum of those that rose"),
-        Column("absolute_change", Float, "logits", "the sum of the absolute changes"),
+        Column("positive_change", Float, "logits", "sum of the positive changes"),
+        Column("absolute_change", Float, "logits", "sum of the absolute changes"),
         Column("top_percent_change", Float, "logits", "the sum of the 1 % of neurons with the largest change"),
     ],
 };
@@ -305,8 +305,8 @@ pub const NEURON_CURVES: Table = Table {
         LAYER,
         Column("head", Small, "", "ablated head"),
         NEURON_LAYER,
-        Column("rank", Small, "", "place among a token's neurons, the most repairing first, from 0"),
-        Column("tokens", Int, "", "top tokens that the means are over"),
+        Column("rank", Small, "", "rank among a token's neurons, the most repairing first, from 0"),
+        Column("tokens", Int, "", "number of top tokens in the means"),
         Column("cumulative_share", Float, "", "mean share of the absolute change in the neurons up to this rank"),
         Column(
             "above_50",
@@ -322,7 +322,7 @@ pub const NEURON_CURVES: Table = Table {
             "direct_effect",
             Float,
             "logits",
-            "median over tokens (of many, 100 spread over their ranks) of the clean direct effect of the neuron of this rank",
+            "median over tokens (at most 100 of them, spread over their ranks) of the clean direct effect of the neuron of this rank",
         ),
     ],
 };
@@ -341,13 +341,13 @@ pub const REPAIR_GRAPH: Table = Table {
         Column("component", Text, "", "what may repair: head or mlp"),
         Column("repairer_layer", Small, "", "its block"),
         Column("repairer_head?", Small, "", "its head; null for an MLP"),
-        Column("tokens", Int, "", "tokens that the mean is over"),
+        Column("tokens", Int, "", "number of tokens in the mean"),
         Column("mean_change", Float, "logits", "mean change of its direct effect"),
         Column(
             "standard_error?",
             Float,
             "logits",
-            "of the mean, a prompt's tokens taken as one observation; null with fewer than two prompts",
+            "standard error of the mean, clustered by prompt; null with fewer than two prompts",
         ),
     ],
 };
@@ -363,13 +363,13 @@ pub const SELF_ADDITIONS: Table = Table {
             "added",
             Text,
             "",
-            "own: the head's output; random_head: another head's; random_direction: a random one, of the norm of its own",
+            "own: the head's output; random_head: the output of another head; random_direction: a random vector with the norm of the head's output",
         ),
         Column("multiple", Float, "", "what the addition was multiplied by"),
         PROMPT,
         POSITION,
         Column("direct_effect", Float, "logits", "direct effect of the head, clean"),
-        Column("new_direct_effect", Float, "logits", "its direct effect after the addition, by the clean norm scale"),
+        Column("new_direct_effect", Float, "logits", "its direct effect after the addition, with the clean norm scale"),
     ],
 };
 
@@ -385,7 +385,7 @@ pub const STREAM_ADDITIONS: Table = Table {
             "added_at",
             Small,
             "",
-            "the block before which its clean output was added; the head's own, one before or one after",
+            "the block before which the head's clean output was added: any block, also the head's own or an earlier one",
         ),
         Column("multiple", Float, "", "what the output was multiplied by"),
         PROMPT,
@@ -394,14 +394,14 @@ pub const STREAM_ADDITIONS: Table = Table {
             "direct_effect",
             Float,
             "logits",
-            "direct effect of the head, clean; what was added has multiple times that",
+            "direct effect of the head, clean; the addition has multiple times that",
         ),
-        Column("logit_change", Float, "logits", "logit of the correct token after the addition less the clean one"),
+        Column("logit_change", Float, "logits", "logit of the correct token after the addition minus the clean one"),
         Column(
             "response",
             Float,
             "logits",
-            "logit_change - multiple · direct_effect: what the rest of the model made of it; the sum of the next three",
+            "logit_change - multiple · direct_effect: the response of the rest of the model; the sum of the next three columns",
         ),
         Column(
             "response_attention",
@@ -425,29 +425,24 @@ pub const HEAD_SIMILARITY: Table = Table {
         Column("other_layer", Small, "", "block of the other"),
         Column("other_head", Small, "", "the other"),
         Column("tokens", Int, "", "tokens that the means are over"),
-        Column("cosine", Float, "", "mean cosine of what the two write to the stream"),
-        Column(
-            "cosine_without_token",
-            Float,
-            "",
-            "the same without what they write along the correct token's direction u",
-        ),
+        Column("cosine", Float, "", "mean cosine of the two heads' outputs in the stream"),
+        Column("cosine_without_token", Float, "", "the same without the parts along the correct token's direction u"),
     ],
 };
 
 /// All tables that the stages measure, in the order in which a run writes them.
 pub const ROUNDING: Table = Table {
     name: "rounding",
-    grain: "a column of ablations, where projections were not computed in float32",
+    grain: "a column of `ablations`, if projections were not computed in float32",
     key: 1,
     columns: &[
         Column("measured", Text, "", "a column of `ablations`"),
         Column("precision", Text, "", "runtime.precision"),
-        Column("rows", Int, "", "rows of the first shard, which were computed in float32 too"),
+        Column("rows", Int, "", "rows of the first shard, which is also computed in float32"),
         Column("root_mean_square", Float, "as the column", "of the column in float32"),
         Column("root_mean_square_error", Float, "as the column", "of the difference from float32"),
         Column("largest_error", Float, "as the column", "largest difference from float32, as an absolute value"),
-        Column("tolerance", Float, "", "by how much checks of sums allow more than in float32"),
+        Column("tolerance", Float, "", "factor by which the tolerance of checks exceeds that of float32"),
     ],
 };
 

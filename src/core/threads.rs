@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 pub const NONE_LEFT: &str = "cannot start a thread: this user or control group may have no more processes and threads \
                              (ulimit -u, pids.max), or there is no memory for its stack";
 
-/// What libraries read, some of which panic on what is no number, or on more threads than there can be.
+/// Variables that libraries read. Some libraries panic on a value that is not a number, or on too many threads.
 const VARIABLES: [&str; 3] = ["TOKIO_WORKER_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS"];
 
 /// More than any machine has use for.
@@ -26,7 +26,7 @@ pub fn check_environment() -> Result<()> {
 
 fn check_variable(name: &str, value: &str) -> Result<()> {
     let is_count = value.trim().parse().is_ok_and(|n: usize| (1..=MOST).contains(&n));
-    // rayon takes 0 as no number at all, and so does a variable that is empty.
+    // For rayon, 0 means unset, and so does an empty variable.
     let is_unset = value.is_empty() || name.starts_with("RAYON") && value == "0";
     ensure!(
         is_count || is_unset,

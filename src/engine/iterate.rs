@@ -16,7 +16,7 @@ pub struct Addition {
     pub added: Vec<f32>,
 }
 
-/// What became of N positions after additions before a block, each read at its own position. Effects are unscaled.
+/// The responses at N positions to additions before a block, each read at its own position. Effects are unscaled.
 pub struct Response {
     /// Of every block from there on, [N, H].
     pub head_effects: Vec<Vec<f32>>,

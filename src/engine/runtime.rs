@@ -25,7 +25,7 @@ use selfrepair_core::memory::{copied, try_with_capacity};
 use selfrepair_core::precision::{Half, Precision};
 use selfrepair_model::provision;
 
-/// The loaded library and its environment. ONNX Runtime has one a process, so this is shared.
+/// The loaded library and its environment. ONNX Runtime has one per process, so this is shared.
 #[derive(Clone)]
 pub struct Runtime {
     environment: Environment,
@@ -35,7 +35,7 @@ pub struct Runtime {
     precision: Precision,
     /// Whether graphs get operators of our own, which run on a CPU, and the multiple of columns that they pad.
     pub(super) fused: Option<usize>,
-    /// Whether the device multiplies numbers of two bytes: ONNX Runtime's products on a CPU are float32.
+    /// Whether the device has 16-bit matrix products. ONNX Runtime's products on a CPU are float32.
     native: bool,
     /// Where each session leaves its profile, if profiling.
     profile: Option<PathBuf>,
@@ -147,7 +147,7 @@ impl Runtime {
 /// ONNX Runtime's name for where a graph's weights lie, as the graph comes from no file.
 const WEIGHTS_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
-/// Has numbers too small to be normal count as zero. Softmax leaves such numbers where attention is masked, and on some
+/// Flushes subnormals to zero. Softmax leaves such numbers where attention is masked, and on some
 /// processors products with them take a hundred times as long, which made attention twice as slow.
 ///
 /// ONNX Runtime sets this for the thread that makes the first session of a process, and threads inherit it from the one
@@ -350,7 +350,7 @@ pub fn tensor(shape: &[usize], data: Vec<f32>) -> Result<DynValue> {
     Ok(Tensor::from_array((shape, data))?.into_dyn())
 }
 
-/// Numbers rounded to two bytes each.
+/// Values rounded to 16-bit floats.
 pub fn half_tensor(shape: &[usize], data: impl Iterator<Item = f32>, to: Half) -> Result<DynValue> {
     let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
     Ok(match to {

@@ -11,13 +11,13 @@ use selfrepair_core::sink::RowSink;
 use selfrepair_engine::batch;
 use selfrepair_model::Architecture;
 
-/// What a measurement reads, and where its rows go.
+/// The inputs of a measurement, and the sink for its rows.
 pub struct MeasureContext<'a> {
     pub config: &'a Config,
     pub architecture: &'a Architecture,
     /// Folder of the ONNX graphs that `selfrepair_engine::export` wrote.
     pub graphs: &'a Path,
-    /// What is ablated, in the order of the tables.
+    /// The components to ablate, in the order of the tables.
     pub components: &'a [Ablatable],
     pub sink: &'a dyn RowSink,
     pub rows: &'a RowsPerCall,
@@ -27,7 +27,7 @@ pub struct MeasureContext<'a> {
 pub struct RowsPerCall(AtomicUsize);
 
 impl RowsPerCall {
-    /// As many as the configuration asks for and memory allows.
+    /// The number that the configuration sets, or fewer if memory does not allow it.
     ///
     /// # Errors
     /// If the weights and one prompt do not fit into memory.
@@ -37,10 +37,7 @@ impl RowsPerCall {
         if fit < wanted {
             progress::line(
                 "memory",
-                &format!(
-                    "batches of {fit} rows instead of {wanted}: larger ones do not fit in \
-                memory"
-                ),
+                &format!("batches of {fit} rows instead of {wanted}: larger ones do not fit in memory"),
             );
         }
         Ok(Self(AtomicUsize::new(wanted.min(fit))))
@@ -48,7 +45,7 @@ impl RowsPerCall {
 }
 
 impl MeasureContext<'_> {
-    /// Whether a kind of ablation is asked for.
+    /// Whether the configuration has a kind of ablation.
     pub fn has(&self, kind: Kind) -> bool {
         self.config.ablation.kinds.contains(&kind)
     }
@@ -58,7 +55,7 @@ impl MeasureContext<'_> {
         self.rows.0.load(Relaxed)
     }
 
-    /// Prompts of a shard, grouped by length, in batches that fill a call and leave none of the engines without work.
+    /// Prompts of a shard, grouped by length, in batches that fill a call and keep every engine busy.
     pub(crate) fn batches_of(
         &self,
         by_length: Vec<Vec<usize>>,

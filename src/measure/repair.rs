@@ -56,9 +56,9 @@ impl Repair {
 /// The ablated component of a run at one token, unscaled.
 pub struct AblatedComponent {
     pub layer: usize,
-    /// Its clean effect.
+    /// Its effect in the clean run.
     pub own: f64,
-    /// What replacing its output did to that.
+    /// The change of that effect when its output is replaced.
     pub own_change: f64,
 }
 
@@ -94,7 +94,7 @@ struct Changes {
     attention: f64,
     mlp: f64,
     by_erasers: f64,
-    /// Σ |change|: what float32 rounding is relative to.
+    /// Σ |change|: the scale of float32 rounding.
     size: f64,
 }
 
@@ -103,7 +103,7 @@ struct Changes {
 /// rounding (see [`Precision::tolerance`](selfrepair_core::precision::Precision)).
 ///
 /// # Errors
-/// If a number is not finite, or the causes do not add up to the self-repair to float32 rounding.
+/// If a number is not finite, or the causes do not sum to the self-repair within float32 rounding.
 pub fn repair(
     clean: &CleanEffects,
     i: usize,

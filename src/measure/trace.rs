@@ -25,7 +25,7 @@ use crate::{MeasureContext, activations};
 /// Prompts in one file. A constant, so that the same configuration gives the same files on every machine.
 const PROMPTS_IN_SHARD: usize = 32;
 
-/// Measures every prompt without ablation and gives the rows to the context's sink. Shards that are there are skipped.
+/// Measures every prompt without ablation and gives the rows to the context's sink. Existing shards are skipped.
 ///
 /// # Errors
 /// If a number is not finite, the direct effects do not sum to the logit, memory is exhausted, or the sink fails.
@@ -257,7 +257,7 @@ impl Means {
     }
 }
 
-/// Numbers that cannot be trusted are never written: everything finite, and the direct effects complete.
+/// Checks numbers before they are written: all finite, and direct effects that sum to the logit.
 fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow], precision: Precision) -> Result<()> {
     for (p, target) in targets.iter().enumerate() {
         for s in target.measured.clone() {
@@ -287,15 +287,15 @@ fn check(clean: &CleanEffects, group: &[usize], targets: &[TargetRow], precision
     Ok(())
 }
 
-/// What at row `i` is infinite or not a number, by name; of several, the one that the model computes first.
+/// The name of a non-finite value at row `i`; of several, the one that the model computes first.
 fn first_without_number(clean: &CleanEffects, i: usize) -> Option<String> {
     let tokens = clean.prompts * clean.positions;
     let biases = clean.attention_bias.len() / tokens;
     let keys = component_keys(clean.heads.len(), clean.heads[0].len() / tokens, biases);
     let components = keys.into_iter().filter(|k| k.0 != "constant").zip(component_dots(clean, i));
-    let spoilt = components.filter(|(_, value)| !value.is_finite()).map(|(key, _)| key);
-    // What overflows spoils what reads it: the first in the order of the blocks is to blame.
-    let first = spoilt.min_by_key(|&(name, layer, _)| (layer.map_or(0, |l| l + 1), name == "mlp"));
+    let non_finite = components.filter(|(_, value)| !value.is_finite()).map(|(key, _)| key);
+    // An overflow makes everything after it non-finite, so the first in block order is reported.
+    let first = non_finite.min_by_key(|&(name, layer, _)| (layer.map_or(0, |l| l + 1), name == "mlp"));
     let named = first.map(|(name, layer, head)| {
         let layer = layer.map_or(String::new(), |l| format!(" of layer {l}"));
         let head = head.map_or(String::new(), |h| format!(" {h}"));

@@ -84,7 +84,11 @@ impl HubRepo {
         }
         let info: Value = web.json(answer.response).map_err(failed)?;
         let commit = info["sha"].as_str().unwrap_or_default();
-        ensure!(is_identifier(commit), "hf:{}: the hub names the commit `{commit}`, which is none", self.name);
+        ensure!(
+            is_identifier(commit),
+            "hf:{}: the hub names the commit `{commit}`, which is not a commit id",
+            self.name
+        );
         let listed = info["siblings"].as_array().into_iter().flatten();
         let files: Vec<String> = listed.filter_map(|f| f["rfilename"].as_str()).map(str::to_string).collect();
         for file in &files {

@@ -67,7 +67,7 @@ pub fn push(asked: &Push) -> Result<String> {
 }
 
 fn finished(out: &Path) -> Result<()> {
-    ensure!(run_folder::is_run(out), "{} is no run of this program; name one with --out", out.display());
+    ensure!(run_folder::is_run(out), "{} is not a run of this program; name one with --out", out.display());
     let missing = STAGES.iter().filter(|&&s| !run_folder::manifest(out, s).is_some_and(|m| m.complete));
     let missing: Vec<&str> = missing.map(|s| s.name()).collect();
     ensure!(
@@ -145,7 +145,7 @@ fn regular(out: &Path, relative: &str) -> Result<PathBuf> {
             path.display()
         );
     }
-    ensure!(path.is_file(), "{} is no regular file; only such are sent", path.display());
+    ensure!(path.is_file(), "{} is not a regular file; only regular files are sent", path.display());
     Ok(path)
 }
 

@@ -153,7 +153,7 @@ fn settings(series: &[Series]) -> String {
     format!("{} ablation · {tokens} tokens{corpora}", ablations.join(", "))
 }
 
-/// Self-repair of top tokens against relative depth: a line a run through its layers' means, a dot a head.
+/// Self-repair of top tokens against relative depth: one line per run through its layers' means, one dot per head.
 fn by_depth(series: &[Series]) -> Result<Figure> {
     let panels = [
         ("self_repair", "self-repair, mean of top tokens [logits]", (f64::MIN, f64::MAX)),
@@ -181,7 +181,7 @@ fn by_depth(series: &[Series]) -> Result<Figure> {
         theme: THEME,
         caption:
             "Lines go through the means of the layers, small dots are heads. Fractions outside −1 … 2, from layers \
-                  whose direct effects nearly cancel, are cut."
+                  whose direct effects nearly cancel, are not drawn."
                 .into(),
         sql: vec![ask!("compare_depth_layers"), ask!("compare_depth_heads")],
         chart: Chart {
@@ -226,7 +226,7 @@ fn box_keys(columns: &[(&str, &str, Colour)]) -> Vec<Key> {
     columns.iter().map(|(_, label, colour)| Key::Box(*colour, 1.0, (*label).into())).collect()
 }
 
-/// Height of a panel with a row a series.
+/// Height of a panel with one row per series.
 fn row_height(series: &[Series], each: f64) -> f64 {
     (each * series.len() as f64).max(80.0)
 }
@@ -280,7 +280,7 @@ fn shares(series: &[Series]) -> Result<Figure> {
                 .into(),
         sql,
         chart: Chart {
-            title: "Share of the direct effect that each cause makes up for".into(),
+            title: "Share of the direct effect that each cause repairs".into(),
             settings: settings(series),
             legend: box_keys(&CAUSES),
             panels,
@@ -312,7 +312,7 @@ fn outcomes(series: &[Series]) -> Result<Figure> {
     Ok(Figure {
         name: "compare_outcomes".into(),
         theme: THEME,
-        caption: "What became of the loss, token by token, over all ablated heads.".into(),
+        caption: "Outcomes of the loss, token by token, over all ablated heads.".into(),
         sql: vec![ask!("compare_outcomes")],
         chart: Chart {
             title: "How often a loss is not, partly or over-repaired".into(),

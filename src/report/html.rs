@@ -200,7 +200,7 @@ fn introduction(tables: &Tables, model: &Rows, out: &Path) -> Result<String> {
         "<p class=\"soft\">{} layers of {} heads, width {}; {} tokens of {} prompts; {} (sha256 {}…)</p>\n\
          <p>When an attention head is ablated, later parts of the model change and make up for some of the loss. \
          <em>Direct effect</em> is what the head itself writes towards the correct token's logit; <em>self-repair</em> \
-         is how much less that logit falls, when the head is ablated, than by the direct effect that was taken away. A \
+         is how much less that logit falls, when the head is ablated, than by the direct effect that was removed. A \
          head's <em>top tokens</em> are the {} on which its direct effect is highest.</p>\n{config}",
         model.number("layers")?,
         model.number("heads")?,
@@ -270,8 +270,9 @@ fn notable_tokens(page: &mut Page, tables: &Tables) -> Result<()> {
     let numbers = ["direct_effect", "logit_change", "self_repair"];
     let listing = Listing::of(&rows, &["sort", "head", "text", "next_token"], &["prompt", "position"], &numbers)?;
     let about = format!(
-        "Heads' top tokens on which most is repaired, on which the logit rises most although direct effect was taken away \
-         (over-repaired), and on which self-repair is lowest (negative): the text up to the marked token, where the model \
+        "Heads' top tokens on which most is repaired, on which the logit rises most although direct effect was \
+        removed (over-repaired), and on which self-repair is lowest (negative): the text up to the marked token, \
+        where the model \
          reads, five tokens after it, and the next token, whose logit is measured. {ablation} ablation, in logits; table \
          notable_tokens."
     );

@@ -313,7 +313,7 @@ impl Run {
 
     fn corpus(&self) -> Result<String> {
         let tokenizer = TextTokenizer::of(&self.model)?;
-        tokenizer.doubts().into_iter().for_each(|doubt| self.folder.warn(doubt));
+        tokenizer.warnings().into_iter().for_each(|warning| self.folder.warn(warning));
         let corpus = corpus::corpus(&self.config.corpus, &self.corpus_files, &tokenizer)?;
         let prompts = &corpus.prompts;
         let text_of = |token| tokenizer.text_of(token);
@@ -375,8 +375,8 @@ impl Run {
     fn trace(&self) -> Result<String> {
         let (prompts, files, graphs) = (self.prompts()?, self.files(Stage::Trace), self.folder.model());
         measure::trace(&self.context(&graphs, &files), &prompts)?;
-        if let Some(doubt) = sanity_checks::about_predictions(self)? {
-            self.folder.warn(doubt);
+        if let Some(warning) = sanity_checks::about_predictions(self)? {
+            self.folder.warn(warning);
         }
         Ok(format!("{} tokens", prompts.tokens()))
     }

@@ -61,7 +61,7 @@ mod tests {
         for mean in [-3.3, -10.8, -10.83] {
             assert_eq!(worse_than_a_guess(mean, 50257), None, "{mean}");
         }
-        let doubt = worse_than_a_guess(-12.5, 50257).unwrap();
-        assert!(doubt.contains("-12.50, a guess has -10.82"), "{doubt}");
+        let warning = worse_than_a_guess(-12.5, 50257).unwrap();
+        assert!(warning.contains("-12.50, a guess has -10.82"), "{warning}");
     }
 }

@@ -20,7 +20,7 @@ use crate::run_folder::Stage;
 use selfrepair_core::files::{hex, sha256_of_file, write_atomically};
 use selfrepair_core::own_files::{self, create_beside};
 
-/// Stands for the checksum of a file that is being written.
+/// Placeholder for the checksum of a file that is being written.
 const UNFINISHED: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// The checksums of one stage, in memory and on disk.
@@ -33,7 +33,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// What an earlier run recorded, if anything.
+    /// Opens the list of an earlier run, if there is one.
     pub fn open(root: &Path, stage: Stage) -> Self {
         let path = root.join(records::ledger_name(stage));
         // A ledger that cannot be read has no lines: what it spoke of is computed again.
@@ -45,12 +45,12 @@ impl Ledger {
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads anew what is on disk.
+    /// Reads the list from disk again.
     pub fn reload(&self) {
         *self.sums() = records::ledger(&self.root, self.stage).unwrap_or_default();
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub fn clear(&self) -> Result<()> {
         self.sums().clear();
         match fs::remove_file(&self.path) {
@@ -86,7 +86,7 @@ impl Ledger {
     /// Adds a file that is finished but for its name. One line is appended; a line that a kill cuts short counts as none.
     pub fn record(&self, file: &Path, sha256: String) -> Result<()> {
         let name = self.relative(file);
-        // The line break comes first, so that a line that was cut short spoils no other.
+        // The line break comes first, so that a truncated line cannot corrupt the next one.
         let line = format!("\n{sha256}  {name}\n");
         let append = || {
             let mut options = OpenOptions::new();
@@ -103,7 +103,7 @@ impl Ledger {
         recorded.is_some() && sha256_of_file(file).ok() == recorded
     }
 
-    /// Makes the ledger speak of exactly these files, hashing those that were not recorded.
+    /// Makes the list hold exactly these files, hashing those that were not recorded.
     pub fn seal(&self, files: &[PathBuf]) -> Result<()> {
         let recorded = std::mem::take(&mut *self.sums());
         let sums = files.par_iter().map(|file| {
@@ -151,7 +151,7 @@ impl Hashed {
         Ok(Self { file: create_beside(path)?, path: path.to_path_buf(), hasher: Sha256::new() })
     }
 
-    /// Has everything reach the disk, records the checksum, and gives the file its name.
+    /// Syncs the file, records its checksum, and renames it to its final name.
     pub fn finish(self, ledger: Option<&Ledger>) -> Result<()> {
         let place = || format!("cannot write {}", self.path.display());
         self.file.as_file().sync_all().with_context(place)?;

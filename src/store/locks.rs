@@ -170,7 +170,7 @@ fn held_sets(root: &Path) -> Result<Vec<(PathBuf, String)>> {
     Ok(held)
 }
 
-/// The processes that are at work in a folder: one that has it alone, or those that share it.
+/// The processes that hold a folder: one that has it alone, or those that share it.
 pub fn holders(root: &Path) -> Result<Vec<String>> {
     let path = root.join(LOCK);
     let file = match own_files::open_own(&path, OpenOptions::new().read(true)) {

@@ -80,7 +80,7 @@ fn sum_and_name(line: &str) -> Option<(&str, &str)> {
     line.split_once("  ").filter(|(sum, _)| sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// What a stage has recorded of itself, also if it was told to run anew since.
+/// The records of a stage, even if `--fresh` has since marked it as not finished.
 pub fn any_manifest(root: &Path, stage: Stage) -> Result<Option<Manifest>> {
     match own_files::read_own(&root.join(manifest_name(stage))) {
         Ok(bytes) => parse_manifest(stage, &String::from_utf8_lossy(&bytes)),

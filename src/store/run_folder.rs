@@ -51,7 +51,7 @@ impl Stage {
     }
 }
 
-/// What a fingerprint was made of, by name.
+/// The inputs of a fingerprint, by name.
 pub type Parts = BTreeMap<String, String>;
 
 /// What `<out>/stages/<stage>.json` holds.
@@ -72,10 +72,10 @@ pub struct Manifest {
     pub began: Option<u64>,
     #[serde(default)]
     pub finished: Option<u64>,
-    /// From then to then.
+    /// Seconds between the two.
     #[serde(default)]
     pub seconds: Option<f64>,
-    /// What a reader of the results must know.
+    /// Warnings for readers of the results.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// If processes share the stage (`--shard`): what the fingerprint of `analyze` is made of, which the last of them runs.
@@ -91,9 +91,9 @@ pub struct RunFolder {
     parts: [Parts; 6],
     /// Checksums of what each stage wrote.
     ledgers: [Arc<Ledger>; 6],
-    /// When the stage at work began.
+    /// When the current stage started.
     began: Mutex<Option<Instant>>,
-    /// What the stage at work has to say to a reader of its results.
+    /// Warnings of the current stage.
     warnings: Mutex<Vec<String>>,
     pub lock: Lock,
 }
@@ -322,7 +322,7 @@ impl RunFolder {
         self.warnings.lock().unwrap_or_else(|e| e.into_inner()).push(warning);
     }
 
-    /// Forgets that stages were finished, so that they run anew (`--fresh`). What they wrote stays on record.
+    /// Marks all stages as not finished, so that they run again (`--fresh`). Their files stay on record.
     pub fn forget(&self) -> Result<()> {
         for stage in STAGES {
             if let Some(manifest) = records::any_manifest(&self.root, stage)? {
@@ -371,7 +371,7 @@ fn refuse_foreign_folder(root: &Path, inputs: &[PathBuf]) -> Result<()> {
         && !is_run(root)
     {
         bail!(
-            "{} holds `{name}` but is no run of this program, which would clear it; choose another --out",
+            "{} holds `{name}` but is not a run of this program, which would clear it; choose another --out",
             root.display()
         );
     }

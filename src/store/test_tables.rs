@@ -22,7 +22,7 @@ pub fn table(out: &Path, name: &str, columns: &str, rows: &[impl AsRef<str>]) {
     let column = |i: usize| -> ArrayRef {
         let cells = rows.iter().map(|r| Some(r[i]).filter(|c| *c != "-"));
         fn parsed<T: std::str::FromStr>(cell: &str) -> T {
-            cell.parse().unwrap_or_else(|_| panic!("{cell} is no number of its column's type"))
+            cell.parse().unwrap_or_else(|_| panic!("{cell} is not a number of its column's type"))
         }
         match names[i] {
             "ablation" | "hold" | "component" | "subset" | "ablated" | "repairer" | "added" | "name"

@@ -149,7 +149,7 @@ class Extended(Effects):
             # What is ablated itself is seen as it was before it was replaced, or as zero (a block's MLP).
             own_mlp = c.layer if c.kind in ("mlp", "block") else None
             for l in range(self.m.layers):
-                # (The layer computes its own attention anew, on the same input.)
+                # (The layer recomputes its own attention, on the same input.)
                 assert heads_react[l] or d_heads[l].abs().max() < 1e-12, "only what comes later can react"
                 assert mlps_react[l] or l == own_mlp or d_mlps[l].abs().max() < 1e-12, "only what comes later can react"
             d_heads, d_mlps = d_heads * heads_react[:, None, None, None], d_mlps * mlps_react[:, None, None]

@@ -7,7 +7,7 @@ use selfrepair_core::files::sha256_of_file;
 
 use crate::support::*;
 
-/// The tiny model copied, so that it can be spoilt.
+/// The tiny model copied, so that it can be corrupted.
 fn copy_of_tiny(dir: &Path) -> PathBuf {
     let folder = dir.join("model");
     fs::create_dir(&folder).unwrap();
@@ -29,11 +29,11 @@ fn error_with(more: &[&str]) -> String {
     failed(run_tiny("ablate", dir.path(), more))
 }
 
-/// The error of a run of a spoilt copy of the tiny model.
-fn error_of_spoilt(spoil: impl FnOnce(&Path)) -> String {
+/// The error of a run of a corrupt copy of the tiny model.
+fn error_of_corrupt(corrupt: impl FnOnce(&Path)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let folder = copy_of_tiny(dir.path());
-    spoil(&folder);
+    corrupt(&folder);
     failed(run_tiny("ablate", &dir.path().join("out"), &[&format!("model.source={}", folder.display())]))
 }
 
@@ -112,7 +112,7 @@ fn what_is_no_file_is_an_error_and_no_wait() {
         assert_says(&error_with(&[&format!("{key}={}", path.display())]), &[path.to_str().unwrap(), words]);
     }
     for name in ["tokenizer.json", "config.json", "model.safetensors"] {
-        let error = error_of_spoilt(|folder| {
+        let error = error_of_corrupt(|folder| {
             fs::remove_file(folder.join(name)).unwrap();
             std::os::unix::fs::symlink("/dev/zero", folder.join(name)).unwrap();
         });
@@ -151,11 +151,11 @@ fn a_misspelt_key_in_a_file_is_shown_with_its_line() {
 #[test]
 fn architectures_that_are_not_supported() {
     let error =
-        error_of_spoilt(|f| edit(&f.join("config.json"), "\"model_type\": \"llama\"", "\"model_type\": \"mamba\""));
+        error_of_corrupt(|f| edit(&f.join("config.json"), "\"model_type\": \"llama\"", "\"model_type\": \"mamba\""));
     assert_says(&error, &["`mamba` is not supported yet", "supported: gemma", "llama"]);
-    let swap = |from: &str, to: &str| error_of_spoilt(|f| edit(&f.join("config.json"), from, to));
+    let swap = |from: &str, to: &str| error_of_corrupt(|f| edit(&f.join("config.json"), from, to));
     let error = swap("\"model_type\": \"llama\"", "\"model_type\": \"gemma2\"");
-    assert_says(&error, &["`gemma2` norms what each block writes"]);
+    assert_says(&error, &["`gemma2` normalizes the output of each block"]);
     let error = swap("\"rope_type\": \"default\"", "\"rope_type\": \"yarn\"");
     assert_says(&error, &["rope scaling `yarn`", "not supported"]);
     // What the configuration promises must be there, and nothing else.
@@ -166,31 +166,31 @@ fn architectures_that_are_not_supported() {
 }
 
 #[test]
-fn spoilt_checkpoints() {
+fn corrupt_checkpoints() {
     let truncate = |f: &Path| {
         let file = fs::OpenOptions::new().write(true).open(f.join("model.safetensors")).unwrap();
         file.set_len(100_000).unwrap();
     };
-    assert_says(&error_of_spoilt(truncate), &["model.safetensors", "not a complete safetensors file"]);
+    assert_says(&error_of_corrupt(truncate), &["model.safetensors", "not a complete safetensors file"]);
     let error =
-        error_of_spoilt(|f| edit(&f.join("config.json"), "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4"));
+        error_of_corrupt(|f| edit(&f.join("config.json"), "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4"));
     assert_says(&error, &["model.layers.3.", "is missing"]);
     let error =
-        error_of_spoilt(|f| edit(&f.join("config.json"), "\"intermediate_size\": 56", "\"intermediate_size\": 64"));
+        error_of_corrupt(|f| edit(&f.join("config.json"), "\"intermediate_size\": 56", "\"intermediate_size\": 64"));
     assert_says(&error, &["model.layers.0.mlp", "[56, 32]", "[64, 32]"]);
-    let error = error_of_spoilt(|f| edit(&f.join("config.json"), "\"hidden_size\": 32,", ""));
+    let error = error_of_corrupt(|f| edit(&f.join("config.json"), "\"hidden_size\": 32,", ""));
     assert_says(&error, &["no `hidden_size`"]);
-    let error = error_of_spoilt(|f| fs::remove_file(f.join("tokenizer.json")).unwrap());
+    let error = error_of_corrupt(|f| fs::remove_file(f.join("tokenizer.json")).unwrap());
     assert_says(&error, &["tokenizer.json is missing"]);
-    let error = error_of_spoilt(|f| fs::write(f.join("config.json"), "{").unwrap());
+    let error = error_of_corrupt(|f| fs::write(f.join("config.json"), "{").unwrap());
     assert_says(&error, &["config.json is not valid JSON"]);
-    let error = error_of_spoilt(|f| fs::remove_file(f.join("model.safetensors")).unwrap());
+    let error = error_of_corrupt(|f| fs::remove_file(f.join("model.safetensors")).unwrap());
     assert_says(&error, &["found no weights", "model.safetensors"]);
 }
 
 #[test]
 fn weights_that_are_not_numbers() {
-    let error = error_of_spoilt(|f| {
+    let error = error_of_corrupt(|f| {
         let path = f.join("model.safetensors");
         let mut bytes = fs::read(&path).unwrap();
         let end = bytes.len();
@@ -202,14 +202,14 @@ fn weights_that_are_not_numbers() {
 
 #[test]
 fn shards_that_lie_elsewhere() {
-    let error = error_of_spoilt(|f| {
+    let error = error_of_corrupt(|f| {
         fs::remove_file(f.join("model.safetensors")).unwrap();
         fs::write(f.join("model.safetensors.index.json"), "{\"weight_map\": {\"a\": \"../secret.safetensors\"}}")
             .unwrap();
     });
     assert_says(&error, &["../secret.safetensors", "not a plain file name"]);
     for name in ["/etc/passwd", "a/b.safetensors", "..", "", "a.safetensors/"] {
-        let error = error_of_spoilt(|f| {
+        let error = error_of_corrupt(|f| {
             fs::remove_file(f.join("model.safetensors")).unwrap();
             let index = serde_json::json!({ "weight_map": { "a": name } });
             fs::write(f.join("model.safetensors.index.json"), index.to_string()).unwrap();
@@ -278,9 +278,9 @@ fn a_check_that_fails_stops_the_run_and_shows_the_rows() {
     let batch = read(&path);
     let at = batch.schema().index_of("repair_mlp").unwrap();
     let mut columns = batch.columns().to_vec();
-    let spoilt: Vec<f32> =
+    let corrupt: Vec<f32> =
         numbers(&batch, "repair_mlp").iter().enumerate().map(|(i, &v)| if i == 7 { 99.0 } else { v as f32 }).collect();
-    columns[at] = Arc::new(Float32Array::from(spoilt)) as ArrayRef;
+    columns[at] = Arc::new(Float32Array::from(corrupt)) as ArrayRef;
     let batch = arrow::array::RecordBatch::try_new(batch.schema(), columns).unwrap();
     let mut writer =
         parquet::arrow::ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch.schema(), None).unwrap();

@@ -480,7 +480,7 @@ fn what_cannot_be_pushed_is_said_before_anything_is_sent() {
     let dir = tempfile::tempdir().unwrap();
     let hub = Hub::start();
     let error = failed(hub.push(dir.path(), dir.path(), TOKEN, &[]));
-    assert!(error.contains("is no run of this program"), "{error}");
+    assert!(error.contains("is not a run of this program"), "{error}");
     let out = dir.path().join("out");
     succeeded(run_tiny("ablate", &out, &[]));
     let error = failed(hub.push(dir.path(), &out, TOKEN, &[]));

@@ -184,11 +184,14 @@ fn errors_suggest_names_and_show_the_place() {
         ("select * from ablation", &["no table `ablation`", "did you mean `ablations`?", "1 | select", "^^^^^^^^"][..]),
         ("select self_repare from ablations", &["no column `self_repare`", "`self_repair`"]),
         ("select a.layr from ablations a", &["no column `a.layr`", "`layer`"]),
-        ("select * from ablations where hold = \"None\"", &["no column `None`", "in single ones: 'None'", "^^^^"]),
+        (
+            "select * from ablations where hold = \"None\"",
+            &["no column `None`", "single quotes for text: 'None'", "^^^^"],
+        ),
         ("select avrg(layer) from ablations", &["no function `avrg`", "`avg`"]),
         ("select 1\nfrm tokens where", &["not SQL", "found: tokens", "2 | frm tokens", "  |     ^"]),
         ("select layer, head from ablations group by layer", &["`head` must be in `group by`"]),
-        ("select $top", &["$top stands for nothing", "$top_fraction"]),
+        ("select $top", &["$top is not defined", "$top_fraction"]),
         ("insert into tokens select * from tokens", &["read only", "--output"]),
         ("", &["there is no query"]),
     ] {

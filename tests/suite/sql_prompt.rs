@@ -93,7 +93,7 @@ fn statements_go_over_lines_and_the_prompt_explains_errors_and_tables() {
             Expect("five │ 5"),
             Type("\\x auto\r"),
             Type("\\nonsense\r"),
-            Expect("no command"),
+            Expect("not a command"),
             Type("\\?\r"),
             Expect("\\timing"),
             Type(

@@ -78,7 +78,7 @@ fn stages_are_shown_with_rows_times_and_states() {
     assert!(plan.contains("ablate would resume"), "{plan}");
 
     let error = failed(status(Path::new("no/such/run"), &[]));
-    assert!(error.contains("no/such/run is no run") && error.contains("pipeline run all"), "{error}");
+    assert!(error.contains("no/such/run is not a run") && error.contains("pipeline run all"), "{error}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn the_committed_documentation_is_current() {
     let committed = std::fs::read_to_string("docs/tables.md").unwrap();
     assert!(
         succeeded(tables(&["--markdown"]).output().unwrap()) == committed,
-        "docs/tables.md is out of date; write it anew: pipeline tables --markdown > docs/tables.md"
+        "docs/tables.md is out of date; regenerate it: pipeline tables --markdown > docs/tables.md"
     );
 }
 

@@ -9,7 +9,7 @@ use selfrepair_core::precision::Half;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Lowering {
     pub to: Half,
-    /// Whether products take numbers of two bytes. Where the device has no such product, float32 ones take rounded
+    /// Whether products take 16-bit floats. Where the device has no such product, float32 ones take rounded
     /// numbers and their results are rounded: the same values but for the order of sums, at float32's cost.
     pub native: bool,
 }
@@ -56,7 +56,7 @@ pub fn lower(graph: &mut GraphProto, lowering: Lowering) -> BTreeSet<String> {
     weights
 }
 
-/// Nodes that make `to` of `from`: of two bytes, or float32 that was.
+/// Nodes that convert `from` to `to`: 16-bit floats, or float32 with 16-bit rounding.
 fn rounding(from: &str, to: &str, Lowering { to: half, native }: Lowering) -> Vec<NodeProto> {
     if native {
         return vec![cast(from, to, data_type(half))];

@@ -433,7 +433,7 @@ mod tests {
         let read = Read { queries: plain(&q), keys: plain(&k), values: &v, directions: &u };
         let scratch = RefCell::default();
         for (_, effects) in with_every_width(|| Attended(of, read, &scratch)) {
-            // And the queries computed with it: none times no number is no number.
+            // And the queries computed with it: zero times NaN is NaN.
             assert!(effects[5..].iter().all(|e| e.is_nan()), "{effects:?}");
         }
     }

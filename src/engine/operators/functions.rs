@@ -25,7 +25,7 @@ pub fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let within = simd.min_f32s(simd.max_f32s(x, all(-87.0)), all(88.0));
     let shifted = simd.mul_add_e_f32s(within, all(LOG2_E), round);
     let n = simd.sub_f32s(shifted, round);
-    // x − n ln 2, of x itself: what is no number stays none. The first part of ln 2 has few bits, so that n times it is
+    // x − n ln 2, of x itself: NaN stays NaN. The first part of ln 2 has few bits, so that n times it is
     // exact.
     let r = simd.mul_add_e_f32s(n, all(-0.693_359_4), x);
     let r = simd.mul_add_e_f32s(n, all(2.121_944_4e-4), r);
@@ -86,7 +86,7 @@ pub fn activated<S: Simd>(simd: S, activation: Activation, x: S::f32s) -> S::f32
             let y = simd.mul_add_e_f32s(cubed, all(0.044_715), x);
             times_sigmoid(simd, x, simd.mul_f32s(y, all(1.595_769)))
         }
-        // What is no number is not below 0.
+        // NaN is not below 0.
         Activation::Relu => simd.select_f32s(simd.less_than_f32s(x, all(0.0)), all(0.0), x),
     }
 }

@@ -40,7 +40,7 @@ use sums::SavedSums;
 pub use top::TopTokens;
 
 /// Ablates every component of the context on every prompt and gives the rows to its sink. Needs what
-/// [`trace`](crate::trace()) gave to the same sink. Shards that are there are skipped.
+/// [`trace`](crate::trace()) gave to the same sink. Existing shards are skipped.
 ///
 /// # Errors
 /// If a number is not finite, the causes do not sum to the self-repair, memory is exhausted, or the sink fails.
@@ -52,7 +52,7 @@ pub fn ablate(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
     iterate::iterate(context, prompts, &plan)
 }
 
-/// What is decided before the first shard, with its tables: partners and top tokens.
+/// Computes what all shards need, and writes its tables: partners and top tokens.
 ///
 /// # Errors
 /// If the clean pass is incomplete, or a prompt has no partner.
@@ -77,7 +77,7 @@ fn plan<'a>(context: &'a MeasureContext, prompts: &'a Prompts) -> Result<Plan<'a
     Plan::new(context, prompts, pairings, means, top)
 }
 
-/// Whether what [`begin`] writes is there, so that shards can be computed.
+/// Whether the tables of [`begin`] exist, so that shards can be computed.
 pub fn has_begun(context: &MeasureContext) -> bool {
     context.sink.has(&PAIRS, Part::Whole) && context.sink.has(&TOP_TOKENS, Part::Whole)
 }
@@ -90,7 +90,7 @@ pub fn ablate_set(context: &MeasureContext, prompts: &Prompts, set: ShardSet) ->
     ablate_shards(context, &plan(context, prompts)?, set)
 }
 
-/// Sets of shards, divided as `set` is, of which some are still to be computed.
+/// Unfinished shard sets, in the division of `set`.
 ///
 /// # Errors
 /// If the sink cannot be read.

@@ -105,7 +105,7 @@ fn mean_and_error(counts: &[f64], sums: &[f64]) -> (f64, Option<f64>) {
 /// Where sums and samples are kept until their tables are written.
 const FOLDER: &str = "sums";
 
-/// What a whole number stands for in the sums of several shards. Of a shard's sums, which are float64 and far below
+/// The value of one unit in the integer sums of several shards. Of a shard's sums, which are float64 and far below
 /// 2⁶², nothing is lost but what is smaller than this.
 const UNIT: f64 = 1.0 / (1u128 << 64) as f64;
 

@@ -167,7 +167,7 @@ impl StreamAdditions {
     }
 }
 
-/// What became of position `s` of the clean pass in row `j` of a response, after `multiple` times the output of a head
+/// Decomposes the change at position `s` of the clean pass in row `j` of a response, after `multiple` times the output of a head
 /// (its layer, its number) was added before block `layer`.
 ///
 /// # Errors

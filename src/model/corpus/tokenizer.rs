@@ -81,10 +81,10 @@ impl TextTokenizer {
         &self.cuts
     }
 
-    /// Signs that the tokenizer is another model's whose ids happen to fit. None of them is proof, so that a run goes on
+    /// Signs that the tokenizer belongs to another model whose ids happen to fit. None is proof, so a run continues
     /// and says so.
-    pub fn doubts(&self) -> Vec<String> {
-        let mut doubts = Vec::from_iter(too_few(self.tokens, self.vocab));
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::from_iter(too_few(self.tokens, self.vocab));
         let added = self.tokenizer.get_added_tokens_decoder();
         for (key, id) in [("bos_token_id", self.bos), ("eos_token_id", self.eos)] {
             let Some(id) = id else { continue };
@@ -95,12 +95,12 @@ impl TextTokenizer {
                 }
                 Some(_) => continue,
             };
-            doubts.push(format!(
+            warnings.push(format!(
                 "the model's configuration says {key} = {id}, {found}: does the tokenizer belong to this model? \
                  (corpus.bos_token and corpus.separator name others)"
             ));
         }
-        doubts
+        warnings
     }
 
     /// Token ids of a text, with no token added by a template.
@@ -181,7 +181,7 @@ fn guarded_from_gguf(gguf: &GgufFile) -> Result<Tokenizer> {
     without_panic(|| from_gguf(gguf)).with_context(|| format!("{}: the tokenizer inside", gguf.path().display()))
 }
 
-/// A doubt if a tokenizer knows of much less than the embedding has rows for. Embeddings are padded, by 2 % at most among
+/// A warning if a tokenizer has far fewer tokens than the embedding has rows. Embeddings are padded, by 2 % at most among
 /// the families that are supported (phi's, of 51200 rows for 50295 tokens).
 fn too_few(tokens: usize, vocab: usize) -> Option<String> {
     (10 * tokens < 9 * vocab).then(|| {

@@ -167,7 +167,7 @@ impl<R: BufRead> Header<R> {
 
     /// An unsigned 32-bit number, as the format says. Tensors lie at multiples of it.
     fn alignment(&mut self, kind: u32) -> Result<()> {
-        ensure!(kind == 4, "`general.alignment` is no unsigned 32-bit number (its type is {kind})");
+        ensure!(kind == 4, "`general.alignment` is not an unsigned 32-bit number (its type is {kind})");
         let alignment = self.u32()?;
         ensure!(
             alignment.is_power_of_two() && alignment <= 1 << 20,

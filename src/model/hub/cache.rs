@@ -82,7 +82,7 @@ impl Cached {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let file = File::options().read(true).append(true).create(true).custom_flags(flags).open(&path);
         let file = file.with_context(place)?;
-        ensure!(file.metadata()?.is_file(), "{} is no regular file; remove it", path.display());
+        ensure!(file.metadata()?.is_file(), "{} is not a regular file; remove it", path.display());
         Ok(file)
     }
 

@@ -71,7 +71,7 @@ impl Source<'_> {
         let Identity { id, commit } = Identity::of(&answer.hub);
         let wrong = |what: &str, id: &str| {
             let id = self.web.without_token(id);
-            Failure::lasting(format!("the hub answered with the {what} `{id}`, which is none"))
+            Failure::lasting(format!("the hub answered with the {what} `{id}`, which is not valid"))
         };
         let commit = commit.ok_or_else(|| Failure::lasting("the hub does not say of which commit it is".into()))?;
         if commit != self.commit {

@@ -171,7 +171,7 @@ pub fn open(path: &std::path::Path) -> Result<File> {
     let file = File::options().read(true).custom_flags(flags).open(path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     let is_file = file.metadata().with_context(|| format!("cannot read {}", path.display()))?.is_file();
-    ensure!(is_file, "{} is no regular file; only such are sent", path.display());
+    ensure!(is_file, "{} is not a regular file; only regular files are sent", path.display());
     Ok(file)
 }
 

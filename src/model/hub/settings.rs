@@ -38,7 +38,7 @@ pub fn endpoint() -> Result<Url> {
     // What is before an @ may be a password.
     let shown = if text.contains('@') { "" } else { &text };
     let url = url.with_context(|| {
-        format!("HF_ENDPOINT = \"{shown}\" is no address of a hub; expected https://host or http://host:port")
+        format!("HF_ENDPOINT = \"{shown}\" is not the address of a hub; expected https://host or http://host:port")
     })?;
     ensure!(
         url.username().is_empty() && url.password().is_none(),

@@ -351,7 +351,7 @@ impl DataSet {
     }
 }
 
-/// Where the list goes on: at the hub, or nowhere.
+/// The address of the next page of a list, which must be on the hub.
 fn next_page(answer: &Response<Body>, at: &Url, web: &Web) -> Result<Option<Url>, Failure> {
     let links = answer.headers().get("link").and_then(|l| l.to_str().ok()).unwrap_or_default();
     let Some(next) = links.split(',').find(|link| link.contains("rel=\"next\"")) else { return Ok(None) };

@@ -95,7 +95,7 @@ impl Web {
     /// An address below the hub's. `path` is what stands in an address: see [`encoded`].
     pub fn at_hub(&self, path: &str) -> Result<Url> {
         let base = self.endpoint.as_str().trim_end_matches('/');
-        Url::parse(&format!("{base}/{path}")).map_err(|e| anyhow!("{base}/{path} is no address: {e}"))
+        Url::parse(&format!("{base}/{path}")).map_err(|e| anyhow!("{base}/{path} is not an address: {e}"))
     }
 
     /// Whether an address has the hub's own scheme, host and port.

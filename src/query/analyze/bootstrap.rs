@@ -63,9 +63,9 @@ pub const SCHEMA: Table = Table {
             "prompts",
             Type::Int,
             "",
-            "prompts that have such tokens (of several components, the most that one has); below ten or so, an interval is too narrow",
+            "prompts with such tokens (for several components, the largest number); with fewer than about ten, the interval is too narrow",
         ),
-        Column("value?", Type::Float, "logits", "the mean; of fraction_of_means, self_repair / direct_effect"),
+        Column("value?", Type::Float, "logits", "the mean; for fraction_of_means, self_repair / direct_effect"),
         Column(
             "standard_error?",
             Type::Float,
@@ -131,7 +131,7 @@ struct Group {
 }
 
 impl Group {
-    /// What the group's parameters stand for in a query.
+    /// The values of the group's parameters in a query.
     fn parameters(&self) -> Vec<(&'static str, Value)> {
         vec![
             ("ablation", self.ablation.as_str().into()),

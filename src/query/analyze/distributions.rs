@@ -41,7 +41,7 @@ pub const DECILE_TABLE: Table = Table {
         Column("hold", Type::Text, "", "as in ablations"),
         Column("component", Type::Text, "", "as in ablations"),
         Column("layer", Type::Small, "", "block of the ablated components"),
-        Column("decile", Type::Small, "", "tenth of the tokens of all those components, 1 of the lowest direct effect"),
+        Column("decile", Type::Small, "", "decile of the tokens of these components by direct effect; 1 is the lowest"),
         Column("tokens", Type::Int, "", "tokens in it"),
         Column("direct_effect", Type::Float, "logits", "mean direct effect"),
         Column("self_repair", Type::Float, "logits", "mean self-repair"),

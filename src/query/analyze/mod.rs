@@ -52,7 +52,7 @@ pub fn is_built_in(name: &str) -> bool {
 /// The kind of a table that is none of the built-in ones.
 const OWN: &str = "own";
 
-/// What sort of table has the name, and what one of its rows stands for; of a table of the user's own, no grain.
+/// The kind of the table with this name, and its grain (none for the user's own tables).
 pub fn kind_and_grain(name: &str) -> (&'static str, String) {
     let of = |queries: &[Query]| queries.iter().find(|q| q.name == name).map(Query::grain);
     if let Some(table) = MEASURED.iter().find(|t| t.name == name) {
@@ -65,7 +65,7 @@ pub fn kind_and_grain(name: &str) -> (&'static str, String) {
     derived.or_else(|| of(VIEWS).map(|g| ("view", g))).unwrap_or((OWN, String::new()))
 }
 
-/// What `$name` stands for in a query.
+/// The values of `$name` parameters in a query.
 pub fn parameters(config: &AnalysisConfig) -> Vec<(&'static str, f64)> {
     vec![("top_fraction", config.top_fraction)]
 }

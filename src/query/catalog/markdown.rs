@@ -14,8 +14,7 @@ pub fn markdown() -> Result<String> {
         "# Tables\n\n\
          Written by `pipeline tables --markdown` from `src/core/tables.rs` and the headers of `sql/`; a test keeps it \
          current.\n\n\
-         Measured and derived tables are Parquet files below `<out>/tables/NAME/`. Views are computed when \
-         `pipeline sql` is asked for them.\n\n\
+         Measured and derived tables are Parquet files below `<out>/tables/NAME/`. A view is computed when a query reads it.\n\n\
          | table | kind | one row for |\n| --- | --- | --- |\n",
     );
     sections(&mut text, &all)?;

@@ -26,7 +26,7 @@ pub struct TableDoc {
     pub kind: &'static str,
     /// What a derived table answers.
     pub question: String,
-    /// What one row stands for.
+    /// The grain: what one row is.
     pub grain: String,
     /// Columns by which the rows are sorted.
     pub key: Vec<String>,

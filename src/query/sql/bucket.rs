@@ -180,7 +180,7 @@ fn check_environment(variable: impl Fn(&str) -> Option<String>) -> Result<()> {
         let url = Url::parse(&value).ok().filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host());
         let url = url.with_context(|| {
             let shown = if value.contains('@') { String::new() } else { format!(" = \"{value}\"") };
-            format!("{name}{shown} is no address of a server; expected https://host or http://host:port")
+            format!("{name}{shown} is not the address of a server; expected https://host or http://host:port")
         })?;
         ensure!(
             url.username().is_empty() && url.password().is_none(),

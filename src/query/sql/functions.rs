@@ -19,7 +19,7 @@ use selfrepair_core::progress;
 /// Bytes of one text that a function makes.
 const LONGEST_TEXT: u128 = 1 << 20;
 
-/// The functions, and about how many bytes a row of theirs takes.
+/// The functions, and about how many bytes one row of their result takes.
 const LARGE: [(&str, Estimate); 12] = [
     ("repeat", |row| row.length(0) * row.number(1)),
     ("lpad", |row| row.number(1)),

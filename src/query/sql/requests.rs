@@ -51,7 +51,8 @@ impl HttpConnector for Connector {
         }
         if let Some(proxy) = value(ClientConfigKey::ProxyUrl) {
             // The text may have a password.
-            let proxy = reqwest::Proxy::all(proxy).map_err(|_| failed("AWS_PROXY_URL is no address of a proxy"))?;
+            let proxy =
+                reqwest::Proxy::all(proxy).map_err(|_| failed("AWS_PROXY_URL is not the address of a proxy"))?;
             builder = builder.proxy(proxy);
         }
         let client = builder.build().map_err(|e| failed(&e.to_string()))?;

@@ -66,7 +66,7 @@ struct Run {
     place: Place,
     tables: BTreeSet<String>,
     context: SessionContext,
-    /// What `$name` stands for in its views and in queries.
+    /// The values of `$name` parameters in views and queries.
     analysis: AnalysisConfig,
 }
 
@@ -241,7 +241,7 @@ impl Tables {
         Ok(first.clone())
     }
 
-    /// Runs one query; `$name` in it stands for a parameter.
+    /// Runs one query, which may have `$name` parameters.
     pub fn collect(&self, sql: &str, parameters: &[(&str, f64)]) -> Result<Vec<RecordBatch>> {
         self.collect_values(sql, &numbers(parameters))
     }

@@ -163,7 +163,7 @@ fn keyword(level: &mut Level, keyword: Keyword) -> usize {
 }
 
 /// # Errors
-/// If the queries that a statement names with `with` stand for too much: each may read the one before twice.
+/// If the `with` queries of a statement expand to too many steps: each may read the one before twice.
 pub fn check_queries(statement: &Statement) -> Result<()> {
     let mut weigh = Weigh { open: vec![Open::default()] };
     let visited = match statement {
@@ -188,7 +188,7 @@ fn too_large() -> String {
     )
 }
 
-/// What a query stands for: its tables and queries, and how many of them one within another.
+/// The expanded size of a query: its number of tables and queries, and how deep they are nested.
 #[derive(Clone, Copy)]
 struct Size {
     steps: usize,
@@ -204,7 +204,7 @@ struct Open {
     depth: usize,
     /// Where the queries lie that its `with` names, and the names.
     with: Vec<(*const Query, String)>,
-    /// What those stand for that were read.
+    /// The expanded sizes of the queries read so far.
     named: Vec<(String, Size)>,
 }
 

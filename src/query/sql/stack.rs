@@ -41,7 +41,7 @@ pub fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     })
 }
 
-/// As [`on_large_stack`], without waiting for the end: what is given up goes on until it is done, and nothing waits for it.
+/// As [`on_large_stack`], without waiting for the end: abandoned work continues in the background until it is done.
 pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<oneshot::Receiver<Option<T>>> {
     let (sender, receiver) = oneshot::channel();
     let thread = thread::Builder::new().name("planning".into()).stack_size(PLANNING);
@@ -49,7 +49,7 @@ pub fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Re
     Ok(receiver)
 }
 
-/// Threads that compute rows: one a core, whatever `TOKIO_WORKER_THREADS` says. At the end nothing waits for what they
+/// Threads that compute rows: one per core, whatever `TOKIO_WORKER_THREADS` says. At the end nothing waits for what they
 /// are still at.
 pub struct Workers {
     handle: Handle,

@@ -11,7 +11,7 @@ use rustyline::history::DefaultHistory;
 use super::cells::for_display;
 use super::output::table_text;
 
-/// As a table, or, if that is wider than the terminal (or `expanded` asks for it), a line a value.
+/// As a table, or, if that is wider than the terminal (or `expanded` asks for it), one line per value.
 pub fn for_terminal(rows: &[RecordBatch], expanded: Option<bool>) -> Result<String> {
     let table = table_text(rows)?;
     let wide = || {

@@ -354,7 +354,7 @@ fn finite(p: Point) -> bool {
     p.0.is_finite() && p.1.is_finite()
 }
 
-/// A path through the points; one that is no number interrupts it.
+/// A path through the points; a NaN interrupts it.
 fn path(at: &[Point], inside: &dyn Fn(Point) -> Point) -> String {
     let mut out = String::new();
     let mut drawing = false;
@@ -412,7 +412,7 @@ mod tests {
         };
         let plot = svg.split("<svg ").nth(2).unwrap();
         let circles: Vec<&str> = plot.split("<circle").skip(1).collect();
-        assert_eq!(circles.len(), 2, "what is no number is left out");
+        assert_eq!(circles.len(), 2, "a NaN is left out");
         assert_eq!((attribute(circles[0], "cx"), attribute(circles[0], "cy")), (0.0, 100.0));
         let wide = attribute(&format!(" {plot}"), "width");
         assert!((attribute(circles[1], "cx") - wide / 2.0).abs() < 0.11 && attribute(circles[1], "cy") == 0.0);

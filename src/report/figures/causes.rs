@@ -101,12 +101,12 @@ fn shares_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
     Ok(Figure {
         name: format!("shares_by_layer_{ablation}"),
         theme: THEME,
-        caption: "How much of a head's direct effect each cause makes up for: mean over tokens of cause / direct \
+        caption: "How much of a head's direct effect each cause repairs: mean over tokens of cause / direct \
                   effect, clipped to [0, 1] token by token, then over the heads of a layer."
             .into(),
         sql: vec![sql],
         chart: Chart {
-            title: "Share of the direct effect that each cause makes up for".into(),
+            title: "Share of the direct effect that each cause repairs".into(),
             settings: study.settings.line(&format!("{ablation} ablation")),
             legend: CAUSES.iter().map(|(_, label, colour)| Key::Line(*colour, (*label).into())).collect(),
             panels,

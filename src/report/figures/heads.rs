@@ -54,8 +54,8 @@ fn repair_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
     Ok(Figure {
         name: format!("repair_by_layer_{ablation}"),
         theme: THEME,
-        caption: "Each point is one head: how much of its loss the rest of the model makes up for when it is ablated, \
-                  on the tokens where its direct effect is highest."
+        caption: "Each point is one head: how much of its loss the rest of the model repairs when the head is \
+            ablated, on the tokens where its direct effect is highest."
             .into(),
         sql,
         chart: Chart {
@@ -131,7 +131,7 @@ fn loss_against_change(study: &Study, ablation: &str) -> Result<Figure> {
     let (layer, head) = (rows.numbers("layer")?, rows.numbers("head")?);
     let (x, y) = (rows.numbers("loss")?, rows.numbers("logit_change")?);
     let colours = LayerColours::of(&layer);
-    let label = "direct effect less that of the replacement, mean of top tokens [logits]";
+    let label = "direct effect minus that of the replacement, mean of top tokens [logits]";
     Ok(Figure {
         name: format!("loss_against_change_{ablation}"),
         theme: THEME,
@@ -140,7 +140,7 @@ fn loss_against_change(study: &Study, ablation: &str) -> Result<Figure> {
                   difference; how far a head lies above the line is its self-repair."
                 .into(),
         chart: Chart {
-            title: "Direct effect taken away against change of the logit".into(),
+            title: "Direct effect removed against change of the logit".into(),
             settings: study.settings.line(&format!("{ablation} ablation, top tokens")),
             legend: vec![Key::Dashed(ORANGE, "y = −x: no self-repair".into()), colours.key()],
             panels: vec![scatter("", label, &colours, &layer, &head, &x, &y)],
@@ -175,8 +175,8 @@ fn thresholds(study: &Study, ablation: &str) -> Result<Figure> {
     Ok(Figure {
         name: format!("thresholds_{ablation}"),
         theme: THEME,
-        caption: "The same for tokens on which the head's direct effect, of either sign, is larger than each of \
-                  `analysis.thresholds`. A head without such tokens has no point."
+        caption: "The same for tokens on which the head's absolute direct effect exceeds each of \
+            `analysis.thresholds`. A head without such tokens has no point."
             .into(),
         sql: vec![every, large],
         chart: Chart {
@@ -214,8 +214,8 @@ fn fraction_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
     Ok(Figure {
         name: format!("fraction_by_layer_{ablation}"),
         theme: THEME,
-        caption: "Self-repair as a fraction of the direct effect, mean over the heads of a layer. What lies outside \
-                  −1 … 2, from layers whose direct effects nearly cancel, is cut."
+        caption: "Self-repair as a fraction of the direct effect, mean over the heads of a layer. Values outside −1 … \
+            2, from layers whose direct effects nearly cancel, are not drawn."
             .into(),
         sql: vec![sql],
         chart: Chart {
@@ -251,12 +251,12 @@ fn heat_of_heads(study: &Study, ablation: &str) -> Result<Figure> {
     Ok(Figure {
         name: format!("heads_{ablation}"),
         theme: THEME,
-        caption: "Means over all tokens, a cell a head. The colour is full where one in fifty is larger; point at a cell for its \
-                  number."
+        caption: "Means over all tokens, one cell per head. The colour scale ends at the 98th percentile; point at a \
+            cell for its value."
             .into(),
         sql: vec![sql],
         chart: Chart {
-            title: "Every head: what it writes, what its loss costs, what is repaired".into(),
+            title: "Every head: direct effect, logit change and self-repair".into(),
             settings: study.settings.line(&format!("{ablation} ablation, all tokens")),
             legend: vec![heat_key("mean [logits]", most)],
             panels: panels.collect(),

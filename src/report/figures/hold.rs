@@ -27,14 +27,14 @@ fn held(study: &Study, ablation: &str, hold: &str) -> Result<Option<Figure>> {
         "last_mlp" => "the last MLP held".to_string(),
         name => format!("{name} held"),
     };
-    let axes = ("mean change of the logit, nothing held [logits]".to_string(), format!("the same, {what} [logits]"));
+    let axes = ("mean change of the logit, without a hold [logits]".to_string(), format!("the same, {what} [logits]"));
     let Some(chart) = against(study, &sql, ("free", "held"), axes)? else { return Ok(None) };
     Ok(Some(Figure {
         name: format!("hold_{hold}_{ablation}"),
         theme: THEME,
         caption: format!(
             "Ablating each head with {what} at its clean value, against ablating it alone. Heads below the line lose \
-             more when those components cannot react: that much of their self-repair was theirs."
+            more when those components cannot react; the distance is the self-repair by those components."
         ),
         sql: vec![sql],
         chart: Chart {
@@ -62,8 +62,8 @@ fn projected(study: &Study) -> Result<Vec<Figure>> {
             name: format!("{kind}_against_{whole}"),
             theme: THEME,
             caption: format!(
-                "The head's output projected {what} the token's direction, against {whole} ablation of all of it: \
-                 whether what repairs reacts to the direction of the token or to the rest."
+                "The head's output projected {what} the token's direction, against {whole} ablation of the whole \
+                output. It shows whether the repairing components react to the direction of the token or to the rest."
             ),
             sql: vec![sql],
             chart: Chart {

@@ -75,8 +75,8 @@ fn skipped_blocks(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         name: format!("skipped_blocks_{ablation}"),
         theme: THEME,
         caption: "Each point is a head of a later layer and how its direct effect changes: when the whole block is \
-                  skipped (zero ablation of the block), and when one head of that block is ablated. Near the line, backup \
-                  is not particular to the head that is missing."
+                  skipped (zero ablation of the block), and when one head of that block is ablated. Near the \
+                  line, the response is not specific to the ablated head."
             .into(),
         sql: queries,
         chart: Chart {
@@ -122,9 +122,9 @@ fn additions(study: &Study) -> Result<Option<Figure>> {
     Ok(Some(Figure {
         name: "self_additions".into(),
         theme: THEME,
-        caption: "How much a head's direct effect changes per once its own output is added to its input stream (slope \
-                  over all multiples, through zero). Positive: it reinforces itself; negative: it represses itself. \
-                  Beside it the controls, of the same norm."
+        caption: "Change of a head's direct effect per multiple of its own output added to its input stream (slope \
+            over all multiples, through zero). Positive: it reinforces itself; negative: it represses itself. The \
+            controls have the same norm."
             .into(),
         sql: vec![sql],
         chart: Chart {
@@ -243,8 +243,8 @@ fn similarity(study: &Study) -> Result<Figure> {
         theme: THEME,
         caption:
             "How alike two heads write: the absolute value of the mean cosine between their outputs at the same token, in \
-                  the mean over all pairs of heads of two layers; then with what both write along the correct token's \
-                  direction taken off."
+                  the mean over all pairs of heads of two layers; then without the parts along the \
+                  correct token's direction."
                 .into(),
         sql: vec![sql],
         chart: Chart {

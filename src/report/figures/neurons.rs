@@ -59,7 +59,7 @@ fn curves(study: &Study, ablation: &str) -> Result<Vec<(String, Rows, Asked)>> {
 
 fn rank_axis(ranks: &[f64]) -> Axis {
     let (low, high) = extent(ranks.iter().copied()).unwrap_or((1.0, 1.0));
-    Axis::log("place of the neuron by its change (logarithmic)", (low.max(1.0), high.max(low.max(1.0) * 2.0)))
+    Axis::log("rank of the neuron by its change (logarithmic)", (low.max(1.0), high.max(low.max(1.0) * 2.0)))
 }
 
 fn exceeding(study: &Study, ablation: &str) -> Result<Option<Figure>> {
@@ -80,7 +80,7 @@ fn exceeding(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         theme: THEME,
         caption:
             "On how many of the head's top tokens the n-th most repairing neuron changes its direct effect by more \
-                  than so much of the head's direct effect."
+            than the given share of the head's direct effect."
                 .into(),
         sql: queries,
         chart: Chart {
@@ -177,8 +177,8 @@ fn top_percent(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     let of = Share {
         name: "neurons_top_percent",
         title: "The top 1 % of neurons in the positive change of the last MLP",
-        caption: "How much of what the last MLP's neurons repair together comes from the hundredth of them that repairs \
-                  most on that token.",
+        caption: "Share of the positive change of the last MLP's neurons that comes from the 1 % with the largest \
+            change on that token.",
         label: "share of the summed positive change [%]",
         range: (0.0, 100.0),
         sql,
@@ -192,8 +192,8 @@ fn top_five(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     let of = Share {
         name: "neurons_top_five",
         title: "The five most repairing neurons in the positive change of the last MLP",
-        caption: "How much of what the last MLP's neurons repair together comes from the five of them that repair most on \
-                  that token.",
+        caption: "Share of the positive change of the last MLP's neurons that comes from the five with the largest \
+            change on that token.",
         label: "share of the summed positive change [%]",
         range: (0.0, 100.0),
         sql,
@@ -206,7 +206,8 @@ fn share_of_repair(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     let of = Share {
         name: "neurons_share_of_repair",
         title: "Share of self-repair that comes from the last MLP",
-        caption: "On top tokens with self-repair above 0.05 logits. What lies outside −100 … 200 % counts, but is not drawn.",
+        caption: "On top tokens with self-repair above 0.05 logits. Values outside −100 … 200 % are counted, but not \
+            drawn.",
         label: "last MLP's change / self-repair [%]",
         range: (-100.0, 200.0),
         sql,
@@ -307,7 +308,7 @@ fn recurring(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         caption: "On how many of the ablated heads' top tokens a neuron is among the ten that repair most.".into(),
         sql: vec![sql],
         chart: Chart {
-            title: "The neurons that return among the ten most repairing".into(),
+            title: "Neurons that are often among the ten most repairing".into(),
             settings: study.settings.line(&format!("{ablation} ablation, top tokens, MLP of layer {layer}")),
             legend: Vec::new(),
             panels: vec![panel],

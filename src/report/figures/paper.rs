@@ -68,8 +68,9 @@ fn scatter(study: &Study, ablation: &str, subset: &str, what: &str) -> Result<Op
         name: format!("authors_{subset}_{ablation}"),
         theme: THEME,
         caption:
-            "Each point is a head: the value that the paper's authors published for this model against that of this \
-                  run; ρ is the rank correlation over the heads, Δ the median relative difference. Numbers of tokens and \
+            "Each point is a head: the value that the paper's authors published for this model, against the value of \
+            this run; ρ is the rank correlation over the heads, Δ the median relative difference. Numbers of tokens \
+            and \
                   pairs of prompts differ."
                 .into(),
         sql: vec![sql, agreement],

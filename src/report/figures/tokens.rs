@@ -47,8 +47,8 @@ fn tokens_of_heads(study: &Study, ablation: &str) -> Result<Figure> {
         name: format!("tokens_{ablation}"),
         theme: THEME,
         caption: format!(
-            "The heads with most self-repair on their top tokens, a point a token.{which} On a single token, the change of \
-             the logit may be anything; repair is a matter of the mean."
+            "The heads with most self-repair on their top tokens, one point per token.{which} Single tokens vary \
+            widely; self-repair shows in the mean."
         ),
         sql: queries,
         chart: Chart {
@@ -123,12 +123,12 @@ fn quantiles_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
     Ok(Figure {
         name: format!("quantiles_by_layer_{ablation}"),
         theme: THEME,
-        caption: "All tokens, not only the top ones: most are hardly touched by one head, and self-repair is a matter \
-                  of the tails."
+        caption: "All tokens, not only the top ones: one head has little effect on most of them, and self-repair is \
+            in the tails."
             .into(),
         sql: vec![sql],
         chart: Chart {
-            title: "How self-repair is spread over tokens".into(),
+            title: "Distribution of self-repair over tokens".into(),
             settings: study.settings.line(&format!("{ablation} ablation, all tokens")),
             legend: legend.chain([Key::Line(ORANGE, "median".into())]).collect(),
             panels: vec![panel],
@@ -163,12 +163,12 @@ fn outcomes_by_decile(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         name: format!("outcomes_by_effect_{ablation}"),
         theme: THEME,
         caption:
-            "Of the tokens on which ablating a head takes more than 0.05 logits of direct effect away: how many are \
-                  not repaired, partly repaired, or end higher than the loss."
+            "Of the tokens on which ablation removes more than 0.05 logits of direct effect: the shares that are not \
+            repaired, partly repaired and over-repaired."
                 .into(),
         sql: vec![sql],
         chart: Chart {
-            title: "What becomes of the loss, by how much the head mattered".into(),
+            title: "How much of the loss is repaired, by the head's direct effect".into(),
             settings: study.settings.line(&format!("{ablation} ablation")),
             legend: series.iter().map(|(_, label, colour)| Key::Line(*colour, (*label).into())).collect(),
             panels: vec![panel],

@@ -44,7 +44,7 @@ fn a_folder_that_is_no_run_is_refused_and_kept() {
     fs::create_dir(&model).unwrap();
     fs::write(model.join("model.safetensors"), "weights").unwrap();
     let error = RunFolder::open(dir.path(), "id".into(), &[], None).err().unwrap().to_string();
-    assert!(error.contains("holds `model` but is no run"), "{error}");
+    assert!(error.contains("holds `model` but is not a run"), "{error}");
     assert!(model.join("model.safetensors").exists());
 }
 

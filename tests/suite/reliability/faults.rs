@@ -177,10 +177,10 @@ fn a_checkpoint_with_a_flipped_bit_is_refused_or_measured_as_another_model() {
     let (mut dice, count, mut refused) = (Dice::new(), cases(6, 120), 0);
     let mut seen = BTreeSet::from([checksum()]);
     for case in 0..count {
-        let mut spoilt = bytes.clone();
+        let mut corrupt = bytes.clone();
         let at = if case % 2 == 0 { dice.below(header) } else { header + dice.below(bytes.len() - header) };
-        spoilt[at] ^= 1 << dice.below(8);
-        fs::write(&weights, &spoilt).unwrap();
+        corrupt[at] ^= 1 << dice.below(8);
+        fs::write(&weights, &corrupt).unwrap();
         let output = run_tiny("trace", &out, &[&source]);
         if output.status.success() {
             assert!(text(&output.stderr).contains("cleared: model's checksum"), "{at}: {}", text(&output.stderr));

@@ -76,7 +76,7 @@ fn apply(bytes: &mut Vec<u8>, edit: &Edit) {
 }
 
 /// Valid bytes with some edits, or bytes that are nothing.
-fn spoilt(valid: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+fn corrupted(valid: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     let mutated = prop::collection::vec(edit(), 1..6).prop_map(move |edits| {
         let mut bytes = valid.clone();
         edits.iter().for_each(|e| apply(&mut bytes, e));
@@ -92,11 +92,11 @@ pub fn peak() -> u64 {
     line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// Has `read` read every spoilt version of the file `name` in `folder`.
+/// Has `read` read every corrupt version of the file `name` in `folder`.
 fn fuzz(what: &str, folder: &Path, name: &str, read: impl Fn(&Path) -> Result<()>) {
     let path = folder.join(name);
     let valid = fs::read(&path).unwrap();
-    read(&path).unwrap_or_else(|e| panic!("the unspoilt {name}: {e:#}"));
+    read(&path).unwrap_or_else(|e| panic!("the valid {name}: {e:#}"));
     let cases = cases(60, 2000);
     let config = Cases {
         cases: cases as u32,
@@ -110,7 +110,7 @@ fn fuzz(what: &str, folder: &Path, name: &str, read: impl Fn(&Path) -> Result<()
         true => TestRunner::new(config),
         false => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
     };
-    let result = runner.run(&spoilt(valid.clone()), |bytes| {
+    let result = runner.run(&corrupted(valid.clone()), |bytes| {
         fs::write(&path, &bytes).unwrap();
         if let Err(error) = read(&path) {
             refused.set(refused.get() + 1);
@@ -152,7 +152,7 @@ pub fn read_tokenizer(source: &Path) -> Result<()> {
     ids.iter().try_for_each(|&id| tokenizer.text_of(id).map(drop))
 }
 
-/// A folder with some files, to be spoilt.
+/// A folder with some files, to be corrupted.
 pub fn folder_with(files: &[PathBuf]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in files {

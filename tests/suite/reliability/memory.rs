@@ -49,7 +49,7 @@ fn a_batch_is_fitted_to_the_memory_that_a_run_may_take() {
     let output = run_tiny("ablate", tight.path(), &[&LARGE_BATCH[..], &["runtime.memory=104000000"]].concat());
     let said = text(&output.stderr);
     succeeded(output);
-    assert!(said.contains("rows instead of 100000000: more would not fit"), "{said}");
+    assert!(said.contains("rows instead of 100000000: larger ones do not fit"), "{said}");
     assert_same_values(free.path(), tight.path());
 }
 

@@ -63,7 +63,7 @@ fn in_shell(command: &Command) -> String {
     words.map(|w| format!("'{}'", w.to_str().unwrap())).collect::<Vec<_>>().join(" ")
 }
 
-/// The tiny model copied, so that it can be spoilt.
+/// The tiny model copied, so that it can be corrupted.
 fn copy_of_tiny(dir: &Path) -> PathBuf {
     let folder = dir.join("model");
     std::fs::create_dir(&folder).unwrap();

@@ -30,15 +30,15 @@ fn a_non_finite_weight_is_named_wherever_it_is() {
         let (name, shape, offset) = &all[*which];
         let element = dice.below(shape.iter().product());
         let value = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][i % 3];
-        let mut spoilt = bytes.clone();
-        spoilt[offset + 4 * element..][..4].copy_from_slice(&value.to_le_bytes());
-        fs::write(&path, spoilt).unwrap();
+        let mut corrupt = bytes.clone();
+        corrupt[offset + 4 * element..][..4].copy_from_slice(&value.to_le_bytes());
+        fs::write(&path, corrupt).unwrap();
         let out = dir.path().join("out");
         let error = failed(run_tiny("ablate", &out, &[&format!("model.source={}", folder.display())]));
         assert!(error.contains(&format!("`{name}`")) && error.contains(&format!("at element {element}")), "{error}");
         assert!(files(&out.join("tables/clean")).is_empty());
     }
-    println!("weights that are no numbers: {}", wanted.len());
+    println!("non-finite weights: {}", wanted.len());
 }
 
 /// Finite weights can give activations that are not.
@@ -68,7 +68,7 @@ fn activations_that_overflow_stop_the_run_and_name_prompt_position_and_head() {
     }
 }
 
-/// No number of it may be one divided by nothing.
+/// No number may be a division by zero.
 #[test]
 fn a_head_that_writes_nothing_is_measured_as_such() {
     let dir = tempfile::tempdir().unwrap();

@@ -20,7 +20,7 @@ fn processes_that_share_a_run_write_the_bytes_of_one() {
     succeeded(everything("analyze", alone.path()).output().unwrap());
     let expected = contents(alone.path());
 
-    // At the same time, from nothing: who is first brings the run to ablate, who is last goes on.
+    // At the same time, from nothing: the first process runs up to ablate, the last one runs the rest.
     let dir = tempfile::tempdir().unwrap();
     let sets = ["1/3", "2/3", "3/3"];
     let children: Vec<Child> = sets.iter().map(|set| shard(set, "analyze", dir.path()).spawn().unwrap()).collect();
@@ -31,7 +31,7 @@ fn processes_that_share_a_run_write_the_bytes_of_one() {
     // One after the other, the second of them killed and taken over by a run that is not divided.
     let dir = tempfile::tempdir().unwrap();
     let first = succeeded(shard("1/2", "analyze", dir.path()).output().unwrap());
-    assert!(first.contains("what is left is that of --shard 2/2, or of a run without --shard"), "{first}");
+    assert!(first.contains("still to run: --shard 2/2, or a run without --shard"), "{first}");
     let mut second = shard("2/2", "analyze", dir.path()).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(20 + Dice::new().below(200) as u64));
     second.kill().unwrap();

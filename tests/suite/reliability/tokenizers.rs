@@ -46,7 +46,7 @@ fn a_model_that_predicts_its_text_worse_than_a_guess_is_warned_of_and_one_that_d
     succeeded(run_tiny("corpus", &out, &[&source]));
     let tokens = numbers(&read(&out.join("tables/tokens")), "token");
     make_it_know(&folder.join("model.safetensors"), &tokens.iter().map(|&t| t as usize).collect());
-    let warning = "the model predicts this text worse than a guess among its 384 tokens";
+    let warning = "the model predicts this text worse than a uniform guess among its 384 tokens";
     let status = || succeeded(pipeline().arg("status").arg("--out").arg(&out).output().unwrap());
 
     let output = run_tiny("all", &out, &[&source]);

@@ -52,7 +52,7 @@ pub fn run(tables: &Tables, text: &str, settings: &mut Settings) -> Result<Next>
             settings.expanded =
                 if argument == "auto" { None } else { Some(argument == "on" || argument.is_empty() && !on) };
         }
-        _ => bail!(r"{text} is no command; \? lists them"),
+        _ => bail!(r"{text} is not a command; \? lists them"),
     }
     Ok(Next::GoOn)
 }

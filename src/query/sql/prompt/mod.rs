@@ -40,7 +40,7 @@ struct Settings {
     timing: bool,
     /// Rows shown of a result; 0 shows all.
     limit: usize,
-    /// A line a value; `None` where a table would be too wide.
+    /// One line per value; `None`: only if a table would be too wide.
     expanded: Option<bool>,
 }
 
@@ -147,7 +147,7 @@ fn rows(
     let mut kept = Kept::of(&frame);
     kept.rows.push(RecordBatch::new_empty(std::sync::Arc::new(frame.schema().as_arrow().clone())));
     let handle = Handle::clone(tables.runtime());
-    // Planning cannot be stopped: when it is not waited for any more, it goes on beside the next statement.
+    // Planning cannot be stopped. Once abandoned, it continues in the background beside the next statement.
     let planned = match apart(move || handle.block_on(frame.execute_stream())) {
         Ok(planned) => planned,
         Err(e) => return Some(Err(DataFusionError::External(e.into()))),
