@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 
@@ -171,7 +171,9 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
 /// Files that are not the run's, and that no reader takes: a few, or all.
 fn foreign(text: &mut String, out: &Path, all: bool) -> Result<()> {
     let foreign = records::foreign(out)?;
-    let names: Vec<String> = foreign.iter().map(|p| p.strip_prefix(out).unwrap_or(p).display().to_string()).collect();
+    // They may have any name, also one of several lines.
+    let shown = |p: &PathBuf| visible(&p.strip_prefix(out).unwrap_or(p).to_string_lossy()).into_owned();
+    let names: Vec<String> = foreign.iter().map(shown).collect();
     match (names.is_empty(), all) {
         (true, _) => {}
         (_, true) => writeln!(text, "\nnot written by this run, and not read:\n  {}", names.join("\n  "))?,
