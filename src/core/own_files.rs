@@ -107,7 +107,8 @@ pub fn check_kind(path: &Path, kind: FileType) -> Result<()> {
     Ok(())
 }
 
-fn kind_name(kind: FileType) -> &'static str {
+/// What it is, if it is no regular file.
+pub(crate) fn kind_name(kind: FileType) -> &'static str {
     match kind {
         k if k.is_fifo() => "a FIFO",
         k if k.is_socket() => "a socket",
