@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use selfrepair_core::files::{sha256_of, sha256_of_file};
+use selfrepair_core::own_files;
 use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
 use selfrepair_model::hub;
@@ -90,8 +91,9 @@ fn files(out: &Path, name: &str) -> Result<Vec<Upload>> {
             out.join(file).display()
         );
     }
-    let config = fs::read_to_string(regular(out, OF_REPORT[0].0)?)
-        .with_context(|| format!("cannot read {}", out.join(OF_REPORT[0].0).display()))?;
+    let path = regular(out, OF_REPORT[0].0)?;
+    let config = own_files::read_record(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let config = String::from_utf8(config).with_context(|| format!("{} is not UTF-8", path.display()))?;
     let tables = Tables::open(out)?;
     let is_sent = |table: &TableDoc| recorded.iter().any(|file| table_of(file) == Some(table.name.as_str()));
     let sent: Vec<TableDoc> = catalog::tables_of_run(&tables)?.into_iter().filter(is_sent).collect();
