@@ -198,7 +198,7 @@ pub fn read_own(path: &Path) -> io::Result<Vec<u8>> {
 /// As [`read_own`], of what is never long: a record, a lock, a configuration.
 ///
 /// # Errors
-/// If it has more than [`LONGEST_RECORD`] bytes: a file may say that it is as long as it likes.
+/// If it has more than 256 MiB: a file may say that it is as long as it likes.
 pub fn read_record(path: &Path) -> io::Result<Vec<u8>> {
     let file = open_own(path, OpenOptions::new().read(true))?;
     let mut bytes = Vec::new();
