@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use arrow::temporal_conversions::timestamp_s_to_datetime;
 
 use crate::stages::Prepared;
 use selfrepair_core::config::Config;
@@ -170,7 +171,9 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
 /// Foreign files, which no reader takes: the first few, or all.
 fn foreign(text: &mut String, out: &Path, all: bool) -> Result<()> {
     let foreign = records::foreign(out)?;
-    let names: Vec<String> = foreign.iter().map(|p| p.strip_prefix(out).unwrap_or(p).display().to_string()).collect();
+    // They may have any name, also one of several lines.
+    let shown = |p: &PathBuf| visible(&p.strip_prefix(out).unwrap_or(p).to_string_lossy()).into_owned();
+    let names: Vec<String> = foreign.iter().map(shown).collect();
     match (names.is_empty(), all) {
         (true, _) => {}
         (_, true) => writeln!(text, "\nnot written by this run, and not read:\n  {}", names.join("\n  "))?,
@@ -207,18 +210,10 @@ fn row(text: &mut String, out: &Path, stage: Stage, state: &State, found: &Manif
     Ok(())
 }
 
-/// `2026-11-23 14:05 UTC` of seconds since 1970.
+/// `2026-11-23 14:05 UTC` of seconds since 1970. Nothing, if no calendar goes so far.
 fn date(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Years that begin in March, in eras of 400 years: the leap day is then a year's last.
-    let shifted = days + 719_468;
-    let (era, day) = (shifted / 146_097, shifted % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let of_year = day - (365 * year + year / 4 - year / 100);
-    let march = (5 * of_year + 2) / 153;
-    let (day, month) = (of_year - (153 * march + 2) / 5 + 1, if march < 10 { march + 3 } else { march - 9 });
-    let year = year + era * 400 + u64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest % 3600 / 60)
+    let time = i64::try_from(seconds).ok().and_then(timestamp_s_to_datetime);
+    time.map_or(String::new(), |time| time.format("%Y-%m-%d %H:%M UTC").to_string())
 }
 
 #[cfg(test)]
@@ -230,6 +225,7 @@ mod tests {
         assert_eq!(date(0), "1970-01-01 00:00 UTC");
         assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
         assert_eq!(date(1_795_399_500), "2026-11-23 02:05 UTC");
+        assert_eq!([date(u64::MAX), date(1 << 62)], ["", ""]);
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub const REPORT_LOCK: &str = ".report.lock";
 /// Everything else that a run writes lies in these.
 pub const OWNED: [&str; 8] = ["tables", "stages", "model", "work", "sums", "activations", "report", "figures"];
 
+/// Bytes of the longest record that is read, which lists more than a million files.
+const LONGEST_RECORD: u64 = 256 << 20;
+
 const TEMPORARY: &str = ".partial";
 /// Characters of a temporary name that are drawn at random.
 const RANDOM: usize = 12;
@@ -104,7 +107,8 @@ pub fn check_kind(path: &Path, kind: FileType) -> Result<()> {
     Ok(())
 }
 
-fn kind_name(kind: FileType) -> &'static str {
+/// What it is, if it is no regular file.
+pub(crate) fn kind_name(kind: FileType) -> &'static str {
     match kind {
         k if k.is_fifo() => "a FIFO",
         k if k.is_socket() => "a socket",
@@ -189,6 +193,22 @@ pub fn read_own(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut open_own(path, OpenOptions::new().read(true))?, &mut bytes)?;
     Ok(bytes)
+}
+
+/// As [`read_own`], of what is never long: a record, a lock, a configuration.
+///
+/// # Errors
+/// If it has more than 256 MiB: a file may say that it is as long as it likes.
+pub fn read_record(path: &Path) -> io::Result<Vec<u8>> {
+    let file = open_own(path, OpenOptions::new().read(true))?;
+    let mut bytes = Vec::new();
+    if file.metadata()?.len() <= LONGEST_RECORD {
+        io::Read::read_to_end(&mut io::Read::take(file, LONGEST_RECORD + 1), &mut bytes)?;
+        if bytes.len() as u64 <= LONGEST_RECORD {
+            return Ok(bytes);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has more than {LONGEST_RECORD} bytes")))
 }
 
 fn regular(kind: FileType) -> io::Result<()> {
@@ -391,6 +411,16 @@ mod tests {
         assert!(open_own(&link, &mut write()).unwrap_err().to_string().contains("is a symbolic link"));
         fs::hard_link(&file, dir.path().join("other")).unwrap();
         assert!(open_to_change(&file, &mut write()).unwrap_err().to_string().contains("hard-linked"));
+    }
+
+    #[test]
+    fn a_record_as_long_as_a_disk_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("corpus.json");
+        fs::write(&path, "{}").unwrap();
+        assert_eq!(read_record(&path).unwrap(), b"{}");
+        File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(read_record(&path).unwrap_err().to_string().contains("more than"));
     }
 
     #[test]

@@ -3,11 +3,13 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::own_files::kind_name;
 
 thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
@@ -49,15 +51,6 @@ pub fn open_file(path: &Path) -> Result<File> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).with_context(name)?;
     ensure!(file.metadata().with_context(name)?.is_file(), "cannot read {}: it is not a regular file", path.display());
     Ok(file)
-}
-
-fn kind_name(kind: std::fs::FileType) -> &'static str {
-    match kind {
-        k if k.is_dir() => "a folder",
-        k if k.is_fifo() => "a FIFO",
-        k if k.is_socket() => "a socket",
-        _ => "a device",
-    }
 }
 
 /// The bytes of a regular file of at most `most` bytes.

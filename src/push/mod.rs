@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use selfrepair_core::files::{sha256_of, sha256_of_file};
+use selfrepair_core::own_files;
+use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
 use selfrepair_model::hub;
 use selfrepair_model::hub::{Content, DataSet, Pushed, Upload};
@@ -89,8 +91,9 @@ fn files(out: &Path, name: &str) -> Result<Vec<Upload>> {
             out.join(file).display()
         );
     }
-    let config = fs::read_to_string(regular(out, OF_REPORT[0].0)?)
-        .with_context(|| format!("cannot read {}", out.join(OF_REPORT[0].0).display()))?;
+    let path = regular(out, OF_REPORT[0].0)?;
+    let config = own_files::read_record(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let config = String::from_utf8(config).with_context(|| format!("{} is not UTF-8", path.display()))?;
     let tables = Tables::open(out)?;
     let is_sent = |table: &TableDoc| recorded.iter().any(|file| table_of(file) == Some(table.name.as_str()));
     let sent: Vec<TableDoc> = catalog::tables_of_run(&tables)?.into_iter().filter(is_sent).collect();
@@ -178,12 +181,11 @@ fn list(files: &[Upload], foreign: &[String], name: &str) -> Result<String> {
     let total = files.iter().map(|f| f.size).sum();
     let mut list = format!("to hf:{name}: {} files, {}\n", files.len(), progress::bytes(total));
     for file in files {
-        writeln!(list, "{:>10}  {}", progress::bytes(file.size), file.path)?;
+        writeln!(list, "{:>10}  {}", progress::bytes(file.size), visible(&file.path))?;
     }
     for file in foreign {
         // It may have any name.
-        let shown: String = file.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        writeln!(list, "  not sent  {shown} (the run did not write it)")?;
+        writeln!(list, "  not sent  {} (the run did not write it)", visible(file))?;
     }
     Ok(list)
 }
@@ -235,6 +237,14 @@ mod tests {
         std::os::unix::fs::symlink(&out, dir.path().join("run")).unwrap();
         assert!(regular(&dir.path().join("run"), "tables/tokens/0.parquet").is_ok());
         assert_eq!(foreign(&out, &[]).unwrap(), ["tables/linked", "tables/tokens/0.parquet", "tables/tokens/a"]);
+    }
+
+    #[test]
+    fn names_are_listed_as_text_on_one_line() {
+        let files = [text("tables/a\u{202e}b", String::new())];
+        let list = list(&files, &["figures/a\nb\u{1b}\u{2066}".to_string()], "me/x").unwrap();
+        assert!(list.contains("tables/a\\u{202e}b") && list.contains("figures/a\\nb\\u{1b}\\u{2066}"), "{list}");
+        assert_eq!(list.lines().count(), 3);
     }
 
     #[test]

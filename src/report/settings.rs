@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::Rows;
 use super::query::ask;
 use selfrepair_core::config::Config;
+use selfrepair_core::own_files;
 use selfrepair_query::analyze::Tables;
 use selfrepair_query::catalog::thousands;
 
@@ -25,8 +26,8 @@ impl Settings {
         let model = Rows::ask(tables, &ask!("model"))?;
         let counts = Rows::ask(tables, &ask!("counts"))?;
         // The report stage writes the configuration before it draws.
-        let config = std::fs::read_to_string(out.join("report").join("config.toml")).ok();
-        let config: Option<Config> = config.and_then(|text| toml::from_str(&text).ok());
+        let config = own_files::read_record(&out.join("report").join("config.toml")).ok();
+        let config: Option<Config> = config.and_then(|text| toml::from_slice(&text).ok());
         Ok(Self {
             model: model.texts("name")?.concat(),
             layers: model.number("layers")?,

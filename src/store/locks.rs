@@ -149,7 +149,7 @@ fn sign(mut file: &File, path: &Path) -> Result<()> {
 
 /// The number of the process that wrote itself down in a lock.
 fn signed(path: &Path) -> String {
-    let text = own_files::read_own(path).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+    let text = own_files::read_record(path).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
     text.trim().parse::<u32>().map_or("(unknown)".to_string(), |process| process.to_string())
 }
 

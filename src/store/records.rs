@@ -82,7 +82,7 @@ fn sum_and_name(line: &str) -> Option<(&str, &str)> {
 
 /// The records of a stage, even if `--fresh` has since marked it as not finished.
 pub fn any_manifest(root: &Path, stage: Stage) -> Result<Option<Manifest>> {
-    match own_files::read_own(&root.join(manifest_name(stage))) {
+    match own_files::read_record(&root.join(manifest_name(stage))) {
         Ok(bytes) => parse_manifest(stage, &String::from_utf8_lossy(&bytes)),
         Err(_) => Ok(None),
     }
@@ -90,7 +90,7 @@ pub fn any_manifest(root: &Path, stage: Stage) -> Result<Option<Manifest>> {
 
 /// The checksums that a stage has recorded. Empty if there are none, or they cannot be read.
 pub fn ledger(root: &Path, stage: Stage) -> Result<BTreeMap<String, String>> {
-    match own_files::read_own(&root.join(ledger_name(stage))) {
+    match own_files::read_record(&root.join(ledger_name(stage))) {
         Ok(bytes) => parse_ledger(stage, &String::from_utf8_lossy(&bytes)),
         Err(_) => Ok(BTreeMap::new()),
     }
@@ -124,7 +124,7 @@ fn are_damaged(root: &Path, stage: Stage) -> Result<bool> {
     if any_manifest(root, stage)?.is_none() {
         return Ok(true);
     }
-    let bytes = own_files::read_own(&root.join(ledger_name(stage))).unwrap_or_default();
+    let bytes = own_files::read_record(&root.join(ledger_name(stage))).unwrap_or_default();
     Ok(String::from_utf8_lossy(&bytes).lines().any(|line| !line.is_empty() && sum_and_name(line).is_none()))
 }
 

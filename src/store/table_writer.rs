@@ -21,6 +21,7 @@ use selfrepair_core::fail_check;
 use selfrepair_core::own_files;
 use selfrepair_core::provenance::{self, MEASUREMENT_VERSION};
 use selfrepair_core::tables::{MEASURED, SCHEMA_VERSION, Table};
+use selfrepair_core::untrusted::without_panic;
 
 use crate::checksums::{Hashed, Ledger};
 
@@ -181,7 +182,8 @@ pub fn is_of_table(path: &Path, table: &str) -> bool {
 /// Whether a Parquet file has that in its metadata.
 fn says(path: &Path, key: &str, value: &str) -> bool {
     let Ok(file) = own_files::open_own(path, File::options().read(true)) else { return false };
-    let Ok(reader) = ParquetRecordBatchReaderBuilder::try_new(file) else { return false };
+    let reader = without_panic(|| Ok(ParquetRecordBatchReaderBuilder::try_new(file)?));
+    let Ok(reader) = reader else { return false };
     let metadata = reader.metadata().file_metadata().key_value_metadata();
     metadata.is_some_and(|pairs| pairs.iter().any(|kv| kv.key == key && kv.value.as_deref() == Some(value)))
 }

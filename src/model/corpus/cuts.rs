@@ -253,7 +253,8 @@ fn allow_for_added_tokens(rule: &mut Rule, tokenizer: &Tokenizer, prepends: bool
             return None;
         }
         rule.after_word.retain(|c| !content.contains(*c));
-        if token.rstrip {
+        // `Prepend` writes `▁` before the space behind an added token too, where a text begins again.
+        if token.rstrip || prepends {
             rule.not_before.extend(content.chars().next_back());
         }
         first.extend(content.chars().next());

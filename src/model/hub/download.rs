@@ -14,6 +14,7 @@ use super::cache::Cached;
 use super::is_identifier;
 use super::web::{ATTEMPTS, Again, Answer, Failure, Web, encoded, pause};
 use selfrepair_core::files::sha256_of_file;
+use selfrepair_core::plain::visible;
 use selfrepair_core::untrusted::without_panic;
 use selfrepair_core::{interrupt, progress};
 
@@ -96,7 +97,7 @@ impl Source<'_> {
 
     fn download(&self, url: &Url, pinned: &Pinned, failed: impl Fn(&Failure) -> anyhow::Error) -> Result<()> {
         let mut part = self.cached.open_partial(&pinned.id)?;
-        let shown: String = self.file.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        let shown = visible(self.file);
         self.has_room(pinned.size.saturating_sub(part.metadata()?.len()))?;
         let skipped = shown.chars().count().saturating_sub(24);
         let bar = progress::bar(&shown.chars().skip(skipped).collect::<String>(), pinned.size >> 10, "kB");

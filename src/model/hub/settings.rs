@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use url::Url;
 
+use selfrepair_core::untrusted::open_file;
+
 /// A variable that is set and not empty.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().map(|v| v.trim().to_string()).filter(|v| !v.is_empty())
@@ -75,11 +77,8 @@ pub fn checked_token() -> Result<Option<String>> {
 
 /// What a small regular file holds, if it holds anything.
 pub fn short_text(path: &Path) -> Option<String> {
-    if !std::fs::metadata(path).ok()?.is_file() {
-        return None;
-    }
     let mut text = String::new();
-    std::fs::File::open(path).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    open_file(path).ok()?.take(4096).read_to_string(&mut text).ok()?;
     Some(text.trim().to_string()).filter(|t| !t.is_empty())
 }
 

@@ -13,6 +13,7 @@ use ureq::{Agent, Body, SendBody};
 use url::Url;
 
 use super::settings;
+use selfrepair_core::plain::visible;
 use selfrepair_core::untrusted::without_panic;
 use selfrepair_core::{interrupt, progress};
 
@@ -304,7 +305,7 @@ impl Web {
 
 /// Tells the user and waits before the next attempt; `number` is that of the attempt that failed.
 pub fn pause(what: &str, text: &str, number: u32) -> Result<(), Failure> {
-    let text: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let text = visible(text);
     progress::line("hub", &format!("{what}: {text}; trying again ({} of {ATTEMPTS})", number + 1));
     // In steps, so that Ctrl-C is heard.
     for _ in 0..(3 << number.min(6)) {

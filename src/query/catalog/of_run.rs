@@ -11,6 +11,7 @@ use crate::analyze::kind_and_grain;
 use crate::sql::Tables;
 use selfrepair_core::own_files;
 use selfrepair_core::progress;
+use selfrepair_core::untrusted::without_panic;
 
 /// Every table and view of a run with its kind, rows and size.
 pub fn list_of_run(tables: &Tables) -> Result<String> {
@@ -84,12 +85,12 @@ fn grain_of_file(tables: &Tables, name: &str) -> String {
 
 /// Rows of Parquet files, from their footers. Other files have none.
 pub fn rows(files: &[PathBuf]) -> Result<u64> {
-    let mut rows = 0;
+    let mut rows = 0_u64;
     for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "parquet")) {
         let file = own_files::open_regular(path).with_context(|| format!("cannot open {}", path.display()))?;
-        let reader = ParquetRecordBatchReaderBuilder::try_new(file)
-            .with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
-        rows += reader.metadata().file_metadata().num_rows() as u64;
+        let said = || Ok(ParquetRecordBatchReaderBuilder::try_new(file)?.metadata().file_metadata().num_rows());
+        let said = without_panic(said).with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
+        rows = u64::try_from(said).map_or(rows, |said| rows.saturating_add(said));
     }
     Ok(rows)
 }

@@ -203,7 +203,7 @@ impl Place {
     /// What a file of the run holds, if it is there.
     pub async fn read(&self, relative: &str) -> Option<String> {
         let bytes = match self {
-            Place::Folder(root) => own_files::read_own(&root.join(relative)).ok()?,
+            Place::Folder(root) => own_files::read_record(&root.join(relative)).ok()?,
             Place::Bucket(bucket) => bucket.read(relative).await?,
         };
         String::from_utf8(bytes).ok()

@@ -21,6 +21,10 @@ const LONGEST: usize = 8 << 20;
 /// calls of a function from within itself.
 const DEEPEST: usize = 500;
 
+/// As [`DEEPEST`], with the branches of a `case` counted as if they stood one within another. Which word ends a `case`
+/// cannot be told from the words alone, so that what is around it counts on over its branches.
+const DEEPEST_WITH_CASES: usize = 2000;
+
 /// `and` and `or`, which are not deep (see `parse`) but take time.
 const CONDITIONS: usize = 50_000;
 
@@ -39,6 +43,10 @@ struct Level {
     /// The deepest `select` of a union so far, and how many it has.
     selects: usize,
     unions: usize,
+    /// `between`s whose `and`, which joins no conditions, is still to come.
+    betweens: usize,
+    /// Whether the next `group` is that of `within group`, which ends nothing.
+    within: bool,
 }
 
 impl Level {
@@ -69,20 +77,26 @@ pub fn check_text(sql: &str) -> Result<()> {
     );
     // What cannot be cut into words is left for the parser to say.
     let Ok(tokens) = Tokenizer::new(&GenericDialect {}, sql).tokenize() else { return Ok(()) };
+    check_depth(&tokens, true, DEEPEST)?;
+    check_depth(&tokens, false, DEEPEST_WITH_CASES)
+}
+
+/// `branches_are_apart`: those of a `case` stand beside each other.
+fn check_depth(tokens: &[Token], branches_are_apart: bool, deepest: usize) -> Result<()> {
     let mut levels = vec![Level::default()];
     let mut conditions = 0;
-    for token in &tokens {
+    for token in tokens {
         let depth = levels.len();
         let Some(level) = levels.last_mut() else { break };
         match token {
             Token::LParen | Token::LBrace | Token::LBracket => {
                 level.operators += usize::from(*token == Token::LBracket);
-                ensure_depth(depth)?;
+                ensure_depth(depth, deepest)?;
                 levels.push(Level::default());
             }
             Token::RParen | Token::RBrace | Token::RBracket if depth > 1 => {
                 let inner = level.depth() + 1;
-                ensure_depth(inner)?;
+                ensure_depth(inner, deepest)?;
                 levels.pop();
                 if let Some(outer) = levels.last_mut() {
                     outer.inner = outer.inner.max(inner);
@@ -93,12 +107,13 @@ pub fn check_text(sql: &str) -> Result<()> {
                 level.separate();
             }
             Token::SemiColon => levels = vec![Level::default()],
+            Token::Word(word) if !branches_are_apart && is_branch(word.keyword) => {}
             Token::Word(word) => conditions += keyword(level, word.keyword),
             Token::Number(..) | Token::Whitespace(_) | Token::Period | Token::EOF | Token::Placeholder(_) => {}
             text if is_text(text) => {}
             _ => level.operators += 1,
         }
-        ensure_depth(levels.last().map_or(0, Level::depth))?;
+        ensure_depth(levels.last().map_or(0, Level::depth), deepest)?;
         ensure!(
             conditions <= CONDITIONS,
             "the query has more than {CONDITIONS} conditions joined by `and` and `or`; use `in (…)`, or join a table of them"
@@ -107,18 +122,29 @@ pub fn check_text(sql: &str) -> Result<()> {
     Ok(())
 }
 
-fn ensure_depth(depth: usize) -> Result<()> {
+fn ensure_depth(depth: usize, deepest: usize) -> Result<()> {
     ensure!(
-        depth <= DEEPEST,
-        "the query is too deep: more than {DEEPEST} operators, joins, unions or parentheses are nested; split the \
+        depth <= deepest,
+        "the query is too deep: more than {deepest} operators, joins, unions or parentheses are nested; split the \
         query, or use `in (…)` or a table of the values"
     );
     Ok(())
 }
 
+fn is_branch(keyword: Keyword) -> bool {
+    matches!(keyword, Keyword::WHEN | Keyword::THEN | Keyword::ELSE)
+}
+
 /// What a keyword does to the depth; how many conditions it joins.
 fn keyword(level: &mut Level, keyword: Keyword) -> usize {
     match keyword {
+        Keyword::AND if level.betweens > 0 => level.betweens -= 1,
+        Keyword::BETWEEN => {
+            level.operators += 1;
+            level.betweens += 1;
+        }
+        Keyword::WITHIN => level.within = true,
+        Keyword::GROUP if level.within => level.within = false,
         Keyword::AND | Keyword::OR => {
             level.separate();
             return 1;
@@ -147,7 +173,11 @@ fn keyword(level: &mut Level, keyword: Keyword) -> usize {
         | Keyword::SIMILAR
         | Keyword::RLIKE
         | Keyword::REGEXP
-        | Keyword::BETWEEN
+        | Keyword::OVERLAPS
+        | Keyword::OPERATOR
+        | Keyword::MEMBER
+        | Keyword::PIVOT
+        | Keyword::UNPIVOT
         | Keyword::XOR
         | Keyword::DIV
         | Keyword::COLLATE
@@ -302,6 +332,18 @@ mod tests {
             format!("select {}true", "not ".repeat(100_000)),
             format!("select {}1", "- ".repeat(100_000)),
             format!("select 1{}", " is null".repeat(100_000)),
+            format!("select 1{}", " between 1 and 2".repeat(40_000)),
+            format!("select 1{}", " not between 1 and 2".repeat(40_000)),
+            format!("select {}", vec!["case when true then 1 end"; 100_000].join(" + ")),
+            format!("select case when {} then 1 end", vec!["case when true then 1 else 2 end"; 100_000].join(" + ")),
+            // A column may be called `end`, a type `case`.
+            format!("select case when 1{} then 1 end", " + case end when 1 then 1::case end".repeat(50_000)),
+            format!("select {}", vec!["f(1) within group (order by x)"; 50_000].join(" + ")),
+            format!("select 1{}", " overlaps 1".repeat(100_000)),
+            format!("select 1{}", " operator(+) 1".repeat(100_000)),
+            format!("select 1{}", " member of(1)".repeat(100_000)),
+            format!("select * from t{}", " pivot(sum(a) for b in (c))".repeat(50_000)),
+            format!("select * from t{}", " unpivot(a for b in (c))".repeat(100_000)),
         ] {
             let said = error(&deep);
             assert!(said.contains("too deep"), "{}: {said}", &deep[..40]);
@@ -321,6 +363,10 @@ mod tests {
             format!("select {} from t", columns.join(", ")),
             format!("values {}", numbers.iter().map(|n| format!("({n})")).collect::<Vec<_>>().join(", ")),
             format!("select {}", vec!["1"; 400].join(" + ")),
+            format!("select 1 from t where {}", vec!["a between 1 and 2"; 1500].join(" and ")),
+            format!("select case x {} end", "when 1 then 2 ".repeat(5000)),
+            format!("select case {} end", "when x = 1 then 2 ".repeat(1500)),
+            format!("select {}", vec!["sum(case when a = 1 then 1 else 0 end)"; 1000].join(", ")),
             vec!["select 1"; 2000].join("; "),
         ] {
             assert!(statements(&sql).is_ok(), "{}", &sql[..40]);

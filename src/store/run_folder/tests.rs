@@ -1,3 +1,5 @@
+//! Run folders as stages write them, and as other people and other programs leave them.
+
 use selfrepair_core::files::{files_below, sha256_of};
 
 use super::*;
