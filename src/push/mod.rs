@@ -231,7 +231,7 @@ mod tests {
         for file in ["tables/linked/a", "tables/tokens/a"] {
             assert!(regular(&out, file).unwrap_err().to_string().contains("is a link"), "{file}");
         }
-        assert!(regular(&out, "tables/tokens").unwrap_err().to_string().contains("no regular file"));
+        assert!(regular(&out, "tables/tokens").unwrap_err().to_string().contains("not a regular file"));
         assert!(regular(&out, "tables/tokens/none").is_err());
         // The folder of the run may be one.
         std::os::unix::fs::symlink(&out, dir.path().join("run")).unwrap();

@@ -232,8 +232,8 @@ mod tests {
         for value in [0, 24, u32::MAX] {
             assert_refused(&of(value), &format!("`general.alignment` is {value}"));
         }
-        assert_refused(&file(&[entry("general.alignment", 10, &32u64.to_le_bytes())], &[]), "no unsigned 32-bit");
-        assert_refused(&file(&[entry("general.alignment", 8, &text("32"))], &[]), "no unsigned 32-bit");
+        assert_refused(&file(&[entry("general.alignment", 10, &32u64.to_le_bytes())], &[]), "not an unsigned 32-bit");
+        assert_refused(&file(&[entry("general.alignment", 8, &text("32"))], &[]), "not an unsigned 32-bit");
     }
 
     #[test]
