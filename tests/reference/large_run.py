@@ -1,6 +1,6 @@
 """Writes the tables of a large made-up run, to time `analyze` on: GPT-2 small's shape, by default 144 heads on 781
 prompts of 128 tokens (14.3 million rows of `ablations`). The numbers are random, but satisfy every check, and the files
-are laid out as src/tables/writer.rs lays them out.
+are laid out as src/store/table_writer.rs lays them out.
 
     pip install numpy pyarrow
     python tests/reference/large_run.py RUN [PROMPTS [ABLATION …]]
@@ -31,7 +31,7 @@ random = np.random.default_rng(0)
 def write(run: Path, name: str, columns: dict, file: str | None = None, page: int = 8 * 1024, group: int = 256 * 1024):
     table = pa.table(columns)
     floats = [f.name for f in table.schema if f.type == pa.float32()]
-    pairs = {"schema_version": "1", "table": name, "run_id": "made-up", "fingerprint": "made-up", "code_version": "0"}
+    pairs = {"schema_version": "1", "table": name, "run_id": "made-up", "fingerprint": "made-up", "commit": "0"}
     may_be_null = NULLABLE | ({"layer"} if name == "direct_effects" else set())
     fields = [field.with_nullable(field.name in may_be_null) for field in table.schema]
     table = table.cast(pa.schema(fields, {f"pipeline.{k}": v for k, v in pairs.items()}))
