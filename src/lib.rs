@@ -24,6 +24,9 @@
 //! `package:smollm2` and `hf:owner/name` work too. `pipeline doctor` shows which ONNX Runtime library is used. More
 //! programs are in `examples/`.
 //!
+//! ONNX Runtime's packages send usage data unless the environment variable `ORT_DISABLE_TELEMETRY` is `1` before they
+//! are loaded. `pipeline` sets it. A program that uses this library has to set it before it opens a model.
+//!
 //! # Layers
 //!
 //! | module | crate | what it has |
