@@ -178,12 +178,12 @@ fn component_changes(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A model of two layers of two heads, one token. Worked out by hand: the clean stream is
     /// embed 1 + heads (4, −1) + MLP 2 + heads (−2, 3) + MLP −3 = 4 along u, at scale 2.
-    fn clean() -> CleanEffects {
+    pub(crate) fn clean() -> CleanEffects {
         CleanEffects {
             prompts: 1,
             positions: 1,

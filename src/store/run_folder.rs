@@ -315,7 +315,7 @@ impl RunFolder {
         self.write_manifest(stage, &finished)
     }
 
-    /// Tells the user at once, and keeps it for `status` and the summary: the stage at work goes on, but its results may
+    /// Tells the user at once, and keeps it for `status` and the summary: the running stage goes on, but its results may
     /// not mean what they seem to.
     pub fn warn(&self, warning: String) {
         progress::line("warning", &warning);

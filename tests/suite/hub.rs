@@ -69,6 +69,17 @@ impl Hub {
     }
 }
 
+/// The path and the headers of a request, their names in small letters.
+fn request(stream: &TcpStream) -> Option<(String, BTreeMap<String, String>)> {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let path = lines.next()?.split(' ').nth(1).unwrap_or_default().to_string();
+    let headers = lines
+        .take_while(|l| !l.is_empty())
+        .filter_map(|l| l.split_once(": ").map(|(k, v)| (k.to_lowercase(), v.to_string())))
+        .collect();
+    Some((path, headers))
+}
+
 fn answer(
     mut stream: TcpStream,
     files: &BTreeMap<String, Vec<u8>>,
@@ -76,13 +87,7 @@ fn answer(
     cut: &mut bool,
     seen: &Mutex<Vec<(String, String, String)>>,
 ) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-    let Some(request) = lines.next() else { return };
-    let path = request.split(' ').nth(1).unwrap_or_default().to_string();
-    let headers: BTreeMap<String, String> = lines
-        .take_while(|l| !l.is_empty())
-        .filter_map(|l| l.split_once(": ").map(|(k, v)| (k.to_lowercase(), v.to_string())))
-        .collect();
+    let Some((path, headers)) = request(&stream) else { return };
     let header = |name: &str| headers.get(name).cloned().unwrap_or_default();
     seen.lock().unwrap().push((path.clone(), header("range"), header("authorization")));
     let mut reply = |status: &str, more: &str, body: &[u8], sent: usize| {

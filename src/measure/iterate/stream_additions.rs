@@ -222,22 +222,7 @@ fn row(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A model of two layers of two heads and one token, at scale 2: embed 1 + heads (4, −1) + MLP 2 + heads (−2, 3) +
-    /// MLP −3 = 4 along u.
-    fn clean() -> CleanEffects {
-        CleanEffects {
-            prompts: 1,
-            positions: 1,
-            embed: vec![1.0],
-            heads: vec![vec![4.0, -1.0], vec![-2.0, 3.0]],
-            attention_bias: vec![],
-            mlps: vec![vec![2.0], vec![-3.0]],
-            constant: vec![0.0],
-            dot: vec![4.0],
-            norm_scale: vec![2.0],
-        }
-    }
+    use crate::repair::tests::clean;
 
     #[test]
     fn what_was_added_is_told_from_the_response_to_it() {

@@ -99,10 +99,10 @@ impl Place {
         let (folder, found) = self.found(name).await?;
         let (listed, complete) = self.listed(name).await?.unzip();
         let is_listed = |file: &str| listed.as_ref().is_none_or(|listed: &BTreeSet<String>| listed.contains(file));
-        // A folder below is none of the table's, but for records of it.
+        // A file in a subfolder never belongs to the table.
         let (mine, foreign): (Vec<String>, Vec<String>) =
             found.into_iter().partition(|file| !file.contains('/') && is_listed(file));
-        // A stage at work lists a file a moment before it is there.
+        // A running stage lists a file just before it creates it.
         let expected = listed.iter().flatten().filter(|_| complete == Some(true));
         let there: BTreeSet<&String> = mine.iter().collect();
         let missing = expected.filter(|file| !there.contains(file)).cloned().collect();
@@ -299,9 +299,9 @@ mod tests {
         manifest(true);
         assert_eq!(rows(out), 2, "a finished stage's manifest");
         manifest(false);
-        assert_eq!(rows(out), 4, "a stage at work that keeps no checksums");
+        assert_eq!(rows(out), 4, "a running stage without checksums");
         fs::write(out.join("stages/corpus.sha256"), format!("{:064}  {name}\n", 0)).unwrap();
-        assert_eq!(rows(out), 2, "a stage at work");
+        assert_eq!(rows(out), 2, "a running stage");
         fs::write(out.join("stages/corpus.json"), "{").unwrap();
         assert_eq!(rows(out), 2, "a stage whose manifest is lost");
     }

@@ -14,6 +14,7 @@ mod parse;
 mod planner;
 mod prompt;
 mod requests;
+mod run;
 mod session;
 mod size;
 mod stack;

@@ -72,13 +72,7 @@ fn server(answer: impl Fn(Asked) + Send + Sync + 'static) -> (SocketAddr, Seen) 
         for stream in listener.incoming().map_while(Result::ok) {
             let (requests, answer) = (requests.clone(), answer.clone());
             std::thread::spawn(move || {
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-                let Some(request) = lines.next() else { return };
-                let path = request.split(' ').nth(1).unwrap_or_default().to_string();
-                let headers: BTreeMap<String, String> = lines
-                    .take_while(|l| !l.is_empty())
-                    .filter_map(|l| l.split_once(": ").map(|(k, v)| (k.to_lowercase(), v.to_string())))
-                    .collect();
+                let Some((path, headers)) = request(&stream) else { return };
                 let number = {
                     let mut requests = requests.lock().unwrap();
                     requests.push((path.clone(), headers.get("authorization").cloned().unwrap_or_default()));
