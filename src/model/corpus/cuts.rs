@@ -20,7 +20,9 @@
 
 use std::collections::HashSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer};
@@ -321,7 +323,7 @@ fn check_maps(part: &Value) -> Result<()> {
     match part {
         Value::Object(fields) => fields.iter().try_for_each(|(key, value)| match value.as_str() {
             Some(text) if key == "precompiled_charsmap" => {
-                let map = base64(text);
+                let map = BASE64.decode(text).context("its character map is not Base64")?;
                 let said = map.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)) as usize;
                 ensure!(said <= map.len(), "its character map declares {said} bytes, but has {}", map.len());
                 Ok(())
@@ -336,32 +338,11 @@ fn check_maps(part: &Value) -> Result<()> {
 /// Bytes of the longest text that a map of characters puts in a character's place. A table comes first, then the texts,
 /// each ended by 0.
 fn longest_replacement(map: &str) -> usize {
-    let map = base64(map);
+    // `check_maps` refuses what is not Base64.
+    let map = BASE64.decode(map).unwrap_or_default();
     let table = map.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)) as usize;
     let texts = map.get(4usize.saturating_add(table)..).unwrap_or_default();
     texts.split(|&b| b == 0).map(<[u8]>::len).max().unwrap_or(0).max(1)
-}
-
-/// Bytes of Base64 up to the first character that is none.
-fn base64(text: &str) -> Vec<u8> {
-    let digit = |c: u8| match c {
-        b'A'..=b'Z' => Some(c - b'A'),
-        b'a'..=b'z' => Some(c - b'a' + 26),
-        b'0'..=b'9' => Some(c - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    let (mut out, mut bits, mut count) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
-    for value in text.bytes().map_while(digit) {
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            out.push((bits >> count) as u8);
-        }
-    }
-    out
 }
 
 #[cfg(test)]

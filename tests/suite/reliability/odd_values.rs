@@ -165,6 +165,7 @@ fn tokenizers() {
         text(r#"{"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}"#),
         text(r#"{"type": "Precompiled", "precompiled_charsmap": "/////w=="}"#),
         text(r#"{"type": "Precompiled", "precompiled_charsmap": ""}"#),
+        text(r#"{"type": "Precompiled", "precompiled_charsmap": "not Base64"}"#),
         text(r#"{"type": "Prepend", "prepend": ""}"#),
         text(r#"{"type": "Strip", "strip_left": true, "strip_right": true}"#),
         text(r#"{"type": "StripAccents"}"#),
