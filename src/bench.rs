@@ -67,16 +67,16 @@ pub fn bench(config: Config) -> Result<Bench> {
     let prompts = run.prompts()?;
     let trace = timed(&run, Stage::Trace, trace_flops(&run.model.architecture, &prompts))?;
     let ablate =
-        timed(&run, Stage::Ablate, ablate_flops(&run.config, &run.model.architecture, &run.components, &prompts))?;
+        timed(&run, Stage::Ablate, ablate_flops(&run.config, &run.model.architecture, &run.request, &prompts))?;
     let peak_memory = peak_memory();
     let table = out.join("tables/ablations");
     let bytes: u64 = files_below(&table)?.iter().filter_map(|p| Some(p.metadata().ok()?.len())).sum();
-    let rows = (run.components.len() * config.ablation.kinds.len() * prompts.measured_tokens()) as u64;
+    let rows = (run.request.ablations().len() * prompts.measured_tokens()) as u64;
     Ok(Bench {
         model: run.model.source.origin().name.clone(),
         threads: config.runtime.thread_count(),
         tokens: prompts.measured_tokens(),
-        components: run.components.len(),
+        components: run.request.components().len(),
         trace,
         ablate,
         operators: operators(&config, folder.path())?,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use arrow::temporal_conversions::timestamp_s_to_datetime;
 
-use crate::stages::Prepared;
+use crate::stages::{self, Prepared};
 use selfrepair_core::config::Config;
 use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
@@ -15,9 +15,10 @@ use selfrepair_query::catalog;
 use selfrepair_query::catalog::thousands;
 use selfrepair_store::checksums::damaged;
 use selfrepair_store::locks;
+use selfrepair_store::pieces;
 use selfrepair_store::records;
 use selfrepair_store::run_folder;
-use selfrepair_store::run_folder::{Manifest, Parts, STAGES, Stage, has_size, manifest};
+use selfrepair_store::run_folder::{Inputs, Manifest, Parts, STAGES, Stage, has_size, manifest};
 
 /// Whether a stage's files are what they should be.
 #[derive(Debug, PartialEq)]
@@ -59,12 +60,12 @@ impl State {
     }
 }
 
-/// Compares a stage with `wanted` (a fingerprint and its parts), or, without it, with the inputs of the stages before it.
-pub fn state(root: &Path, stage: Stage, wanted: Option<(&str, &Parts)>) -> State {
+/// Compares a stage with what it would be made from now, or, without that, with the inputs of the stages before it.
+pub fn state(root: &Path, stage: Stage, wanted: Option<&Inputs>) -> State {
     let Some(found) = manifest(root, stage) else { return State::NotRun };
     let reasons = match wanted {
-        Some((fingerprint, _)) if found.fingerprint == fingerprint => Vec::new(),
-        Some((_, parts)) => differences(&found.parts, parts),
+        Some(wanted) if found.fingerprint == wanted.fingerprint => Vec::new(),
+        Some(wanted) => differences(&found.parts, &wanted.parts),
         None => disagreements(root, stage, &found),
     };
     if !reasons.is_empty() {
@@ -110,6 +111,10 @@ pub fn differences(before: &Parts, now: &Parts) -> Vec<String> {
 /// The inputs of a stage that differ from those of the stages before it.
 fn disagreements(root: &Path, stage: Stage, found: &Manifest) -> Vec<String> {
     let mut out = Vec::new();
+    let measured = pieces::coverage(root).unwrap_or_default().lines().join("; ");
+    if let Some(before) = found.parts.get("measured").filter(|before| **before != measured) {
+        out.push(format!("measured {} → {measured}", shown(before)));
+    }
     for earlier in STAGES.iter().filter(|s| **s < stage).filter_map(|s| manifest(root, *s)) {
         let shared: Parts = earlier.parts.into_iter().filter(|(key, _)| found.parts.contains_key(key)).collect();
         let mine = found.parts.iter().filter(|(key, _)| shared.contains_key(*key));
@@ -150,12 +155,16 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
     run_folder::check(out)?;
     let wanted = config.map(Prepared::of).transpose()?;
     let mut text = String::new();
+    if let Some(wanted) = &wanted {
+        contradictions(&mut text, out, wanted)?;
+    }
     if !locks::holders(out)?.is_empty() {
         writeln!(text, "a run is active in {}\n", visible(&locks::named(out)))?;
     }
     writeln!(text, "{:8} {:10} {:>7} {:>13} {:>9} {:>9}  finished", "stage", "state", "files", "rows", "size", "time")?;
     for stage in STAGES {
-        let mut state = state(out, stage, wanted.as_ref().map(|w| (w.fingerprint(stage), w.parts(stage))));
+        let inputs = wanted.as_ref().map(|wanted| wanted.inputs(stage, out)).transpose()?;
+        let mut state = state(out, stage, inputs.as_ref());
         if checksums {
             state = verify(out, stage, state);
         }
@@ -163,9 +172,45 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
             Some(found) => row(&mut text, out, stage, &state, &found)?,
             None => writeln!(text, "{:8} {}", stage.name(), state.name())?,
         }
+        if stage == Stage::Ablate {
+            measured(&mut text, out, wanted.as_ref())?;
+        }
     }
     foreign(&mut text, out, checksums)?;
     Ok(text)
+}
+
+/// Why a request would be refused.
+fn contradictions(text: &mut String, out: &Path, wanted: &Prepared) -> Result<()> {
+    let differ = stages::contradictions(out, &wanted.identity);
+    if !differ.is_empty() {
+        writeln!(text, "contradicts the run that is here: {}", visible(&differ.join(", ")))?;
+        writeln!(text, "a run of this configuration needs another --out, or --replace\n")?;
+    }
+    Ok(())
+}
+
+/// What is measured, what was begun, and what would be added.
+fn measured(text: &mut String, out: &Path, wanted: Option<&Prepared>) -> Result<()> {
+    let coverage = pieces::coverage(out)?;
+    for line in coverage.lines() {
+        writeln!(text, "{:8} {line}", "")?;
+    }
+    if let Some(additions) = coverage.additions() {
+        writeln!(text, "{:8} additions on {} prompts", "", additions.prompts)?;
+    }
+    let identity = manifest(out, Stage::Ablate).map(|m| m.fingerprint).unwrap_or_default();
+    for open in pieces::open(out, &identity)? {
+        let (what, done) = (stages::named(std::slice::from_ref(&open.piece)), pieces::done_shards(out, &open)?);
+        writeln!(text, "{:8} unfinished, {done} shards done: {what}", "")?;
+    }
+    if let Some(wanted) = wanted {
+        let missing = coverage.missing(&wanted.request)?;
+        if !missing.is_empty() {
+            writeln!(text, "{:8} would be added: {}", "", stages::named(&missing))?;
+        }
+    }
+    Ok(())
 }
 
 /// Foreign files, which no reader takes: the first few, or all.

@@ -6,6 +6,7 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::{Float32Type, UInt16Type, UInt32Type};
 use selfrepair_core::components::Selection;
 use selfrepair_core::config::{Config, Kind, ModelConfig};
+use selfrepair_core::pieces::Piece;
 use selfrepair_core::prompts::{Answer, Prompts};
 use selfrepair_core::sink::{MemorySink, RowSink};
 use selfrepair_core::tables::{ABLATIONS, COMPONENT_REPAIRS, Table};
@@ -140,13 +141,13 @@ impl<'a> Sweep<'a> {
     /// As [`Sweep::run`], and those of the sink.
     pub fn run_into(&self, prompts: &Prompts, sink: &dyn RowSink) -> Result<(), Error> {
         let a = &self.model.inner.architecture;
-        let components = self.config.ablation.components(a.layers, a.heads).map_err(Error::Configuration)?;
-        let rows = RowsPerCall::new(&self.config, a, &components)?;
+        let piece = Piece::of(&self.config, a.layers, a.heads).map_err(Error::Configuration)?;
+        let rows = RowsPerCall::new(&self.config, a, piece.components())?;
         let context = MeasureContext {
             config: &self.config,
             architecture: a,
             graphs: self.model.graphs.path(),
-            components: &components,
+            piece: &piece,
             sink,
             rows: &rows,
         };

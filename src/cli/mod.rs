@@ -3,6 +3,7 @@
 mod bench;
 mod completions;
 mod doctor;
+mod drop;
 mod man;
 mod model;
 mod prompts;
@@ -15,10 +16,10 @@ mod status;
 mod tables;
 pub mod terminal;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::LazyLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use selfrepair_core::plain::{Stdout, visible_lines};
 use selfrepair_core::provenance::MEASUREMENT_VERSION;
@@ -43,6 +44,7 @@ enum Command {
     Model(model::Args),
     Prompts(prompts::Args),
     Report(report::Args),
+    Drop(drop::Args),
     Push(push::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
@@ -76,6 +78,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Model(args) => model::run(args),
         Command::Prompts(args) => prompts::run(args),
         Command::Report(args) => report::run(args),
+        Command::Drop(args) => drop::run(args),
         Command::Push(args) => push::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
@@ -86,6 +89,25 @@ pub fn run(cli: Cli) -> Result<()> {
 
 /// The message of an interrupted run.
 pub const RESUME: &str = "interrupted; the same command resumes the run";
+
+/// Asks whether results may be removed.
+///
+/// # Errors
+/// If the answer is not yes, or there is nobody to ask.
+fn confirm(what: &str, yes: bool) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    ensure!(
+        std::io::stdin().is_terminal() && std::io::stderr().is_terminal(),
+        "{what}; there is no terminal to ask, so add --yes if that is meant"
+    );
+    eprint!("{}\nGo on? [y/N] ", visible_lines(what));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    ensure!(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()), "nothing was changed");
+    Ok(())
+}
 
 /// Prints a result for a person. Control characters in names and settings are escaped.
 fn say(text: &str) -> Result<()> {

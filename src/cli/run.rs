@@ -10,12 +10,16 @@ use selfrepair_core::shards::ShardSet;
 use selfrepair_core::threads;
 use selfrepair_store::run_folder::Stage;
 
-use crate::stages;
+use crate::stages::{self, Start};
 
 /// Run a stage and the stages before it; reuse cached work
 ///
 /// Stages: corpus (tokenize) → export (ONNX graphs) → trace (clean pass) → ablate → analyze (SQL) → report. A stage that
 /// is up to date is not run again. A run that was killed resumes.
+///
+/// A run folder only grows: a request for other kinds, components, holds, neurons or activations adds what is missing. A
+/// request for another model, corpus, seed or precision contradicts what is there and is refused; use another --out, or
+/// --replace.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -27,9 +31,15 @@ pub struct Args {
     /// Folder of the run
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
-    /// Run every stage again, from the start
+    /// Remove everything that was measured in the folder, and start over; asks first
     #[arg(long)]
     fresh: bool,
+    /// Replace a run in the folder that contradicts this request, once the new one is complete
+    #[arg(long, conflicts_with_all = ["fresh", "shard"])]
+    replace: bool,
+    /// Do not ask before results are removed
+    #[arg(long)]
+    yes: bool,
     /// Compute only the i-th of n sets of shards of `ablate`, for several processes on one run
     ///
     /// All processes get the same configuration and folder. The first process runs everything before `ablate`. Each
@@ -66,7 +76,7 @@ const EXAMPLES: &str = "Examples:
   pipeline run all --dry-run --set corpus.tokens=100000
   pipeline run all --set ablation.heads=all --set 'ablation.kinds=[\"resample\", \"mean\", \"zero\"]'
   pipeline run all --set model.source=./my-llama --set ablation.heads=all --set corpus.source=./texts.jsonl --out out/mine
-  pipeline run trace --config my.toml --fresh
+  pipeline run all --set 'ablation.kinds=[\"resample\", \"zero\"]'        adds what is missing
   pipeline run all --device cuda:0 --shard 1/2 & pipeline run all --device cuda:1 --shard 2/2";
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -110,16 +120,24 @@ impl Settings {
 pub fn run(args: Args) -> Result<()> {
     address::refuse(&args.out, "--out", "a run is written to a folder")?;
     let config = args.settings.load()?;
+    let how = match (args.fresh, args.replace) {
+        (true, _) => Start::Fresh,
+        (_, true) => Start::Replace,
+        _ => Start::Grow,
+    };
+    let last = args.stage.stage();
     if args.dry_run {
-        return super::say(&stages::dry_run(config, &args.out, args.stage.stage(), args.fresh)?);
+        return super::say(&stages::dry_run(config, &args.out, last, how)?);
+    }
+    if let Some(lost) = (how == Start::Fresh).then(|| stages::what_would_be_lost(&args.out)).transpose()?.flatten() {
+        super::confirm(&format!("--fresh removes what is in {}: {lost}", args.out.display()), args.yes)?;
     }
     // The engines, and rayon's.
     threads::check_available(2 * config.runtime.thread_count() + super::MORE_THREADS)?;
     rayon::ThreadPoolBuilder::new().num_threads(config.runtime.thread_count()).build_global()?;
     super::signals::watch(super::RESUME.to_string())?;
-    let last = args.stage.stage();
     super::say(&match args.shard {
         Some(set) => stages::run_set(config, &args.out, last, set)?,
-        None => stages::run(config, &args.out, last, args.fresh)?,
+        None => stages::run(config, &args.out, last, how)?,
     })
 }

@@ -38,6 +38,38 @@ pub struct Ablatable {
     pub head: Option<usize>,
 }
 
+impl Ablatable {
+    /// `L26H2`, `MLP26`, `ATTN26` or `BLOCK26`.
+    pub fn name(&self) -> String {
+        let Ablatable { component, layer, head } = self;
+        match (component, head) {
+            (_, Some(head)) => format!("L{layer}H{head}"),
+            (Component::Mlp, None) => format!("MLP{layer}"),
+            (Component::Block, None) => format!("BLOCK{layer}"),
+            (_, None) => format!("ATTN{layer}"),
+        }
+    }
+
+    /// The inverse of [`Ablatable::name`].
+    ///
+    /// # Errors
+    /// If it is no name of a component.
+    pub fn parse(name: &str) -> Result<Self> {
+        let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+        let whole = |prefix: &str, component| {
+            let layer = number(name.strip_prefix(prefix)?)?;
+            Some(Ablatable { component, layer, head: None })
+        };
+        let head = || {
+            let (layer, head) = name.strip_prefix('L')?.split_once('H')?;
+            Some(Ablatable { component: Component::Head, layer: number(layer)?, head: Some(number(head)?) })
+        };
+        let parts = || whole("MLP", Component::Mlp).or_else(|| whole("ATTN", Component::Attention));
+        let found = head().or_else(parts).or_else(|| whole("BLOCK", Component::Block));
+        found.with_context(|| format!("`{name}` is not a component; expected L26H2, MLP26, ATTN26 or BLOCK26"))
+    }
+}
+
 fn component_name<S: serde::Serializer>(component: &Component, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(component.name())
 }

@@ -10,6 +10,7 @@ pub mod interrupt;
 pub mod memory;
 pub mod own_files;
 pub mod pairing;
+pub mod pieces;
 pub mod plain;
 pub mod precision;
 pub mod progress;

@@ -26,6 +26,9 @@ pub const REPORT_LOCK: &str = ".report.lock";
 /// Everything else that a run writes lies in these.
 pub const OWNED: [&str; 8] = ["tables", "stages", "model", "work", "sums", "activations", "report", "figures"];
 
+/// Folder of a run that is to replace the one in the folder above.
+pub const REPLACEMENT: &str = "replacement";
+
 /// Bytes of the longest record that is read, which lists more than a million files.
 const LONGEST_RECORD: u64 = 256 << 20;
 
@@ -69,7 +72,7 @@ pub fn refuse_links(root: &Path) -> Result<()> {
     let Some(entries) = entries(root)? else { return Ok(()) };
     for (path, kind) in entries {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if OWNED.contains(&&*name) {
+        if OWNED.contains(&&*name) || name == REPLACEMENT {
             check_kind(&path, kind)?;
             refuse_links_below(&path)?;
         } else if name == MARKER || name == REPORT_LOCK || name == LOCK || name.starts_with(&format!("{LOCK}.")) {
@@ -237,7 +240,7 @@ pub fn scratch_in(folder: &Path) -> io::Result<TempDir> {
 }
 
 /// Whether a file has a name that this program gives while it writes.
-fn is_temporary(path: &Path) -> bool {
+pub fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_suffix(TEMPORARY));
     let Some(name) = name else { return false };
     let drawn = name.rsplit_once('.').is_some_and(|(_, random)| is_random(random));
@@ -290,6 +293,18 @@ fn remove(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Removes the folders below one that have nothing in them, and then the folder itself, if it is empty.
+pub fn remove_empty_below(folder: &Path) -> Result<()> {
+    for (path, kind) in entries(folder)?.unwrap_or_default() {
+        if kind.is_dir() {
+            remove_empty_below(&path)?;
+        }
+    }
+    // One that is not empty stays.
+    fs::remove_dir(folder).ok();
+    Ok(())
 }
 
 /// Removes a folder that is empty, and those above it that are empty then, up to `tables` or the run folder.

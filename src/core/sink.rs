@@ -45,6 +45,14 @@ pub trait RowSink: Sync {
     /// If the table is missing or damaged.
     fn read(&self, table: &Table, part: Option<Part>, columns: &[&str], rows: usize) -> Result<Rows>;
 
+    /// Called once everything of a shard is written.
+    ///
+    /// # Errors
+    /// If the sink cannot be written.
+    fn finish_shard(&self, _number: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether the arrays `name` of a shard exist, unchanged.
     fn has_arrays(&self, name: &str, shard: usize) -> bool;
 

@@ -174,6 +174,31 @@ fn parse_device(text: &str) -> Result<Device> {
     }
 }
 
+/// What can change the rounding besides the device: the version of ONNX Runtime's library, and the widest vector
+/// instructions of the processor.
+///
+/// # Errors
+/// If the library is not there.
+pub fn rounding_of() -> Result<(String, String)> {
+    Ok((version_of(&provision::locate_library()?.path)?, vector_instructions().to_string()))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vector_instructions() -> &'static str {
+    let has_avx512 = std::arch::is_x86_feature_detected!("avx512f");
+    let has_avx2 = std::arch::is_x86_feature_detected!("avx2");
+    match (has_avx512, has_avx2) {
+        (true, _) => "avx512",
+        (_, true) => "avx2",
+        _ => "sse",
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn vector_instructions() -> &'static str {
+    std::env::consts::ARCH
+}
+
 /// Version and execution providers of a library, for `doctor`.
 pub fn describe(path: &Path) -> Result<(String, Vec<&'static str>)> {
     let version = version_of(path)?;

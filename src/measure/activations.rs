@@ -24,22 +24,27 @@ pub fn name(what: Activation) -> &'static str {
     }
 }
 
-/// Open arrays of one shard, one for each activation of `trace.save`.
-pub struct Writers(Vec<Box<dyn RowWriter>>);
+/// Open arrays of one shard, for each activation of `trace.save`; `None` where they are there already.
+pub struct Writers(Vec<Option<Box<dyn RowWriter>>>);
 
 impl Writers {
     pub fn open(context: &MeasureContext, shard: usize) -> Result<Self> {
-        let open = |&what: &Activation| context.sink.open_arrays(name(what), shard, schema(context.architecture, what));
+        let sink = context.sink;
+        let open = |&what: &Activation| match sink.has_arrays(name(what), shard) {
+            true => Ok(None),
+            false => sink.open_arrays(name(what), shard, schema(context.architecture, what)).map(Some),
+        };
         Ok(Self(context.config.trace.save.iter().map(open).collect::<Result<_>>()?))
     }
 
     /// A batch of each, as [`batches`] gives them.
     pub fn write(&mut self, batches: Vec<RecordBatch>) -> Result<()> {
-        self.0.iter_mut().zip(batches).try_for_each(|(writer, batch)| writer.write(&batch))
+        let writers = self.0.iter_mut().zip(batches);
+        writers.filter_map(|(writer, batch)| Some((writer.as_mut()?, batch))).try_for_each(|(w, batch)| w.write(&batch))
     }
 
     pub fn finish(self) -> Result<()> {
-        self.0.into_iter().try_for_each(|writer| writer.finish())
+        self.0.into_iter().flatten().try_for_each(|writer| writer.finish())
     }
 }
 

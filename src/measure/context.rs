@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use anyhow::Result;
 use selfrepair_core::components::Ablatable;
-use selfrepair_core::config::{Config, Kind};
+use selfrepair_core::config::Config;
+use selfrepair_core::pieces::Piece;
 use selfrepair_core::progress;
 use selfrepair_core::sink::RowSink;
 use selfrepair_engine::batch;
@@ -17,8 +18,8 @@ pub struct MeasureContext<'a> {
     pub architecture: &'a Architecture,
     /// Folder of the ONNX graphs that `selfrepair_engine::export` wrote.
     pub graphs: &'a Path,
-    /// The components to ablate, in the order of the tables.
-    pub components: &'a [Ablatable],
+    /// What is ablated, and which tables are filled.
+    pub piece: &'a Piece,
     pub sink: &'a dyn RowSink,
     pub rows: &'a RowsPerCall,
 }
@@ -42,17 +43,21 @@ impl RowsPerCall {
         }
         Ok(Self(AtomicUsize::new(wanted.min(fit))))
     }
+
+    /// As many as an earlier call of the program had: the number can change the rounding.
+    pub fn of(rows: usize) -> Self {
+        Self(AtomicUsize::new(rows))
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.load(Relaxed)
+    }
 }
 
 impl MeasureContext<'_> {
-    /// Whether the configuration has a kind of ablation.
-    pub fn has(&self, kind: Kind) -> bool {
-        self.config.ablation.kinds.contains(&kind)
-    }
-
     /// About how many rows (runs × positions) one call of a graph has.
     pub fn rows_in_call(&self) -> usize {
-        self.rows.0.load(Relaxed)
+        self.rows.count()
     }
 
     /// Prompts of a shard, grouped by length, in batches that fill a call and keep every engine busy.

@@ -1,7 +1,7 @@
 //! The necessary floating-point operations of a measurement. `bench` and dry runs use them.
 
-use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::{Config, Kind};
+use selfrepair_core::pieces::Piece;
 use selfrepair_core::prompts::Prompts;
 use selfrepair_model::Architecture;
 
@@ -13,11 +13,14 @@ pub fn trace_flops(a: &Architecture, prompts: &Prompts) -> f64 {
     2.0 * (weights * prompts.tokens()) as f64
 }
 
-/// Of all ablations: for each token and component, two a weight that must run again. Clean passes are not counted.
-pub fn ablate_flops(config: &Config, a: &Architecture, components: &[Ablatable], prompts: &Prompts) -> f64 {
-    let c = &config.ablation;
-    let samples = |kind: &Kind| if *kind == Kind::Resample { c.resample.samples } else { 1 };
-    let runs = c.kinds.iter().map(samples).sum::<usize>() * (1 + c.hold.len());
+/// Of a piece's ablations: for each token and component, two a weight that must run again. Clean passes are not counted.
+pub fn ablate_flops(config: &Config, a: &Architecture, piece: &Piece, prompts: &Prompts) -> f64 {
     let tokens: usize = (0..prompts.count()).map(|p| prompts.needed(p).len()).sum();
-    components.iter().map(|c| a.suffix_flops(c)).sum::<f64>() * (runs * tokens) as f64
+    flops_of_token(config, a, piece) * tokens as f64
+}
+
+/// As [`ablate_flops`], of one token.
+pub fn flops_of_token(config: &Config, a: &Architecture, piece: &Piece) -> f64 {
+    let samples = |kind: Kind| if kind == Kind::Resample { config.ablation.resample.samples } else { 1 };
+    piece.ablations().iter().map(|of| a.suffix_flops(&of.component) * samples(of.kind) as f64).sum()
 }

@@ -13,7 +13,8 @@ pub mod iterate;
 mod repair;
 mod trace;
 
+pub use activations::name as activation_name;
 pub use context::{MeasureContext, RowsPerCall};
-pub use cost::{ablate_flops, trace_flops};
+pub use cost::{ablate_flops, flops_of_token, trace_flops};
 pub use repair::{AblatedComponent, Repair, Slots, repair};
 pub use trace::trace;

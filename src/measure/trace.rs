@@ -13,7 +13,7 @@ use selfrepair_core::memory;
 use selfrepair_core::precision::Precision;
 use selfrepair_core::progress::{self, Bar};
 use selfrepair_core::prompts::{Prompts, TargetRow};
-use selfrepair_core::sink::Part;
+use selfrepair_core::sink::{Part, RowSink};
 use selfrepair_core::tables::{CLEAN, DIRECT_EFFECTS};
 use selfrepair_core::{ensure_check, fail_check};
 use selfrepair_engine::runtime::{count_writing, view};
@@ -68,11 +68,13 @@ pub fn trace(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
 
 /// Whether everything of a shard is there.
 fn is_done(context: &MeasureContext, number: usize) -> bool {
-    let (sink, part) = (context.sink, Part::Shard(number));
-    sink.has(&CLEAN, part)
-        && sink.has(&DIRECT_EFFECTS, part)
-        && context.config.trace.save.iter().all(|&what| sink.has_arrays(activations::name(what), number))
-        && sink.has_kept(&sums_name(number))
+    let saved = |&what| context.sink.has_arrays(activations::name(what), number);
+    has_tables(context.sink, number) && context.config.trace.save.iter().all(saved)
+}
+
+fn has_tables(sink: &dyn RowSink, number: usize) -> bool {
+    let part = Part::Shard(number);
+    sink.has(&CLEAN, part) && sink.has(&DIRECT_EFFECTS, part) && sink.has_kept(&sums_name(number))
 }
 
 /// Under which name the sums of a shard are kept.
@@ -139,7 +141,7 @@ fn trace_group(context: &MeasureContext, engine: &mut Engine, prompts: &Prompts,
     Ok(Traced { prompts: group.to_vec(), effects: clean.effects, log_probs, sums, activations })
 }
 
-/// `clean` last: if it is there, so are the others.
+/// Writes what is not there yet. `clean` comes last: if it is there, so are the others.
 fn write_shard(
     context: &MeasureContext,
     prompts: &Prompts,
@@ -156,6 +158,10 @@ fn write_shard(
         })
         .collect();
     rows.sort_by_key(|row| row.prompt);
+    saved.finish()?;
+    if has_tables(sink, number) {
+        return Ok(());
+    }
     let mut writer = sink.open(&DIRECT_EFFECTS, part, DIRECT_EFFECTS.schema(), 1)?;
     for row in &rows {
         writer.write(&direct_effects(row, prompts.measured(row.prompt))?)?;
@@ -164,7 +170,6 @@ fn write_shard(
     let mut sums = Sums::new(a);
     traced.iter().for_each(|part| sums.append(&part.sums));
     sink.keep(&sums_name(number), &sums.bytes())?;
-    saved.finish()?;
     let mut writer = sink.open(&CLEAN, part, CLEAN.schema(), 1)?;
     for row in &rows {
         writer.write(&clean_rows(row, prompts.measured(row.prompt), |s| a.residual_norm(s))?)?;

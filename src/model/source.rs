@@ -43,7 +43,7 @@ impl ModelSource {
         }
         ensure!(config.revision.is_empty(), "model.revision is for hf: sources; \"{source}\" has no revisions");
         let path = PathBuf::from(source);
-        let name = path.file_stem().map_or(source.to_string(), |n| n.to_string_lossy().into_owned());
+        let name = name_of(&path, source);
         let origin = Origin { name, source: source.into(), revision: String::new() };
         if path.is_dir() {
             let config = path.join("config.json");
@@ -106,6 +106,17 @@ impl ModelSource {
             }
         }
     }
+}
+
+/// A folder's whole name (`Qwen2.5-0.5B`); a file's name without its ending.
+fn name_of(path: &Path, source: &str) -> String {
+    let name = match path.is_dir() {
+        // `.` and `..` have no name of their own.
+        true if path.file_name().is_none() => path.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_owned())),
+        true => path.file_name().map(|name| name.to_owned()),
+        false => path.file_stem().map(|name| name.to_owned()),
+    };
+    name.map_or(source.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// What a tokenizer may be made of.

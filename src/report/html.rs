@@ -15,6 +15,7 @@ use super::figures::Figure;
 use super::query::ask;
 use super::settings::grouped;
 use selfrepair_query::analyze::Tables;
+use selfrepair_store::pieces;
 
 /// A page under construction: sections are added in the order in which they are read.
 pub struct Page {
@@ -193,15 +194,19 @@ fn introduction(tables: &Tables, model: &Rows, out: &Path) -> Result<String> {
     let counts = Rows::ask(tables, &ask!("counts"))?;
     let top = Rows::ask(tables, &ask!("top_token_count"))?;
     let config = match out.join("report/config.toml").exists() {
-        true => "<p class=\"soft\">What was run: <a href=\"config.toml\">config.toml</a>.</p>\n",
+        true => "<p class=\"soft\">What was asked for last: <a href=\"config.toml\">config.toml</a>.</p>\n",
         false => "",
+    };
+    let measured = match pieces::coverage(out)?.lines() {
+        none if none.is_empty() => String::new(),
+        lines => format!("<p class=\"soft\">Measured: {}.</p>\n", escape(&lines.join("; "))),
     };
     Ok(format!(
         "<p class=\"soft\">{} layers of {} heads, width {}; {} tokens of {} prompts; {} (sha256 {}…)</p>\n\
          <p>When an attention head is ablated, later parts of the model change and make up for some of the loss. \
          <em>Direct effect</em> is what the head itself writes towards the correct token's logit; <em>self-repair</em> \
          is how much less that logit falls, when the head is ablated, than by the direct effect that was removed. A \
-         head's <em>top tokens</em> are the {} on which its direct effect is highest.</p>\n{config}",
+         head's <em>top tokens</em> are the {} on which its direct effect is highest.</p>\n{measured}{config}",
         model.number("layers")?,
         model.number("heads")?,
         model.number("d_model")?,

@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::Rows;
 use super::query::ask;
 use selfrepair_query::analyze::Tables;
+use selfrepair_store::pieces;
 use selfrepair_store::run_folder::warnings;
 
 /// How much self-repair, in which layers, through what, and where everything lies.
@@ -24,6 +25,14 @@ pub fn summary(out: &Path) -> Result<String> {
         counts.number("tokens")?,
         counts.number("prompts")?
     )?;
+    // Tables without the records of a run say nothing of what was asked for.
+    let covered = pieces::coverage(out)?.lines();
+    for line in &covered {
+        writeln!(text, "measured  {line}")?;
+    }
+    if !covered.is_empty() {
+        writeln!(text)?;
+    }
     for warning in warnings(out) {
         writeln!(text, "WARNING: {warning}\n")?;
     }

@@ -14,13 +14,12 @@ impl Run {
     }
 
     /// # Errors
-    /// If foreign files lie in the folder of a stage that has to run or be cleared. Called before anything is removed.
-    /// Foreign files in the folder of a finished stage are only reported: readers skip them.
+    /// If foreign files lie in the folder of a stage that has to run. Called before anything is removed. Foreign files in
+    /// the folder of a finished stage are only reported: readers skip them.
     pub(super) fn refuse_foreign(&self, last: Stage, fresh: bool) -> Result<()> {
         for stage in STAGES {
-            let (fingerprint, folders) = (self.fingerprint(stage), self.folders(stage));
-            let runs = stage <= last && (fresh || !self.folder.is_current(stage, fingerprint));
-            if runs || self.folder.is_stale(stage, fingerprint) {
+            let folders = self.folders(stage);
+            if fresh || stage <= last && !self.is_current(stage)? {
                 self.folder.refuse_foreign(stage, &folders)?;
             } else {
                 for path in self.folder.foreign(stage, &folders)? {

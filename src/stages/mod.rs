@@ -1,9 +1,12 @@
 //! The stages of a run, in the order in which they depend on each other. A stage only reads and writes files. Its
 //! fingerprint says whether its output is current. It can be killed at any moment and resumed.
 
+mod drop;
 mod foreign;
-mod parts;
+mod identity;
+mod pieces;
 mod plan;
+mod replace;
 mod sanity_checks;
 mod sharded_run;
 
@@ -11,21 +14,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
-use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::{Config, Mode};
-use selfrepair_core::files::{fingerprint, sha256_of, sha256_of_file, write_atomically};
+use selfrepair_core::files::{sha256_of, sha256_of_file, write_atomically};
 use selfrepair_core::interrupt;
 use selfrepair_core::own_files;
+use selfrepair_core::pieces::Piece;
 use selfrepair_core::progress;
 use selfrepair_core::prompts::{Prompts, Targets};
 use selfrepair_core::shards::ShardSet;
-use selfrepair_core::tables::{
-    ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, MODEL, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS,
-    REPAIR_GRAPH, ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS,
-};
+use selfrepair_core::tables::MODEL;
 use selfrepair_engine::export;
 use selfrepair_measure::{self as measure, MeasureContext, RowsPerCall};
 use selfrepair_model::corpus::{self, TextTokenizer};
@@ -33,13 +33,14 @@ use selfrepair_model::{Model, ModelSource, hub};
 use selfrepair_query::analyze;
 use selfrepair_report as report;
 use selfrepair_store::run_folder;
-use selfrepair_store::run_folder::{Parts, RunFolder, STAGES, Stage};
+use selfrepair_store::run_folder::{Inputs, RunFolder, STAGES, Stage};
 use selfrepair_store::{Metadata, StageFiles, TableWriter, prompt_tables};
 
-use crate::status::state;
 use selfrepair_store::locks::ReportLock;
 
-pub use plan::{Estimate, dry_run};
+pub use identity::{contradictions, what_would_be_lost};
+pub use drop::{What, drop_from};
+pub use plan::{Estimate, dry_run, named};
 pub use sharded_run::run_set;
 
 /// A run, with its inputs located and its folder locked.
@@ -49,10 +50,10 @@ pub struct Run {
     pub model: Model,
     model_sha256: String,
     corpus_files: Vec<PathBuf>,
-    /// Fingerprint of every stage, in the order of [`Stage`].
-    fingerprints: [String; 6],
-    /// What is ablated, in the order of the tables.
-    pub components: Vec<Ablatable>,
+    /// What the folder is bound to.
+    identity: Inputs,
+    /// What is to be measured.
+    pub request: Piece,
     /// What `analyze` writes, a user's own tables included.
     analysis_tables: Vec<String>,
     rows: RowsPerCall,
@@ -62,30 +63,43 @@ pub struct Run {
 pub struct Prepared {
     pub config: Config,
     pub model: Model,
-    /// What is ablated, in the order of the tables.
-    pub components: Vec<Ablatable>,
+    /// What is to be measured.
+    pub request: Piece,
+    /// What a folder of this configuration is bound to.
+    pub identity: Inputs,
     model_sha256: String,
     corpus_files: Vec<PathBuf>,
     /// Every file that is read.
     inputs: Vec<PathBuf>,
-    fingerprints: [String; 6],
-    /// What the fingerprints are made of, by name.
-    parts: [Parts; 6],
-    run_id: String,
 }
 
 /// The work of a stage. Returns a summary for the progress line.
 type Work = fn(&Run) -> Result<String>;
 
-/// Runs `last` and the stages before it; reuses cached work. Returns the summary for the terminal.
-pub fn run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<String> {
-    let run = Run::open(config, out)?;
-    run.refuse_foreign(last, fresh)?;
-    if fresh {
-        run.folder.forget()?;
+/// What becomes of the run that is in the folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// What is missing is added to it.
+    Grow,
+    /// It is removed first.
+    Fresh,
+    /// If it contradicts the request, it is removed once the new one is complete.
+    Replace,
+}
+
+/// Runs `last` and the stages before it; reuses what is there. Returns the summary for the terminal.
+pub fn run(config: Config, out: &Path, last: Stage, how: Start) -> Result<String> {
+    if how == Start::Replace {
+        return replace::replace(config, out, last);
     }
-    run.announce();
-    run.clear_stale()?;
+    let fresh = how == Start::Fresh;
+    let run = Run::open_with(config, out, None, !fresh)?;
+    run.refuse_foreign(last, fresh)?;
+    // Of another identity, nothing is finished there.
+    if fresh || !identity::contradictions(out, &run.identity).is_empty() {
+        run.folder.remove_all()?;
+    }
+    run.announce()?;
     run.ensure_up_to(last)?;
     run.summary(last)
 }
@@ -102,9 +116,7 @@ impl Prepared {
             config.corpus.prompt_len,
             a.context
         );
-        let components = config.ablation.components(a.layers, a.heads)?;
-        config.ablation.holds(a.layers, a.heads)?;
-        config.neurons.layers.layers("neurons.layers", a.layers)?;
+        let request = Piece::of(&config, a.layers, a.heads)?;
         let corpus_files = corpus::resolve(&config.corpus.source)?;
 
         let spinner = progress::spinner("reading the inputs' checksums");
@@ -121,60 +133,82 @@ impl Prepared {
         let corpus_sha256: Vec<String> = corpus_files.iter().map(|p| sha256_of_input(p)).collect::<Result<_>>()?;
         spinner.finish();
 
-        let parts = parts::parts(&config, &model_sha256, &corpus_sha256)?;
-        let hashes: Vec<String> = parts.iter().map(fingerprint).collect::<Result<_>>()?;
-        let fingerprints: [String; 6] = hashes.try_into().map_err(|_| anyhow!("six stages have six fingerprints"))?;
+        let identity = identity::identity(&config, &model_sha256, &corpus_sha256)?;
         let inputs: Vec<PathBuf> = files.into_iter().chain(corpus_files.iter().cloned()).collect();
-        let run_id = fingerprint(&fingerprints)?;
-        Ok(Self { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id })
+        Ok(Self { config, model, request, identity, model_sha256, corpus_files, inputs })
     }
 
-    pub fn fingerprint(&self, stage: Stage) -> &str {
-        &self.fingerprints[stage as usize]
+    /// What a stage's files would be made from, in a folder with the pieces that it has now.
+    pub fn inputs(&self, stage: Stage, root: &Path) -> Result<Inputs> {
+        inputs(&self.config, &self.identity, stage, root)
     }
+}
 
-    pub fn parts(&self, stage: Stage) -> &Parts {
-        &self.parts[stage as usize]
+fn inputs(config: &Config, identity: &Inputs, stage: Stage, root: &Path) -> Result<Inputs> {
+    match stage {
+        Stage::Analyze => identity::of_analysis(config, identity, root),
+        Stage::Report => identity::of_report(&identity::of_analysis(config, identity, root)?),
+        _ => Ok(identity.clone()),
     }
 }
 
 impl Run {
     /// Locates the inputs of a configuration and locks its folder.
+    ///
+    /// # Errors
+    /// If the folder has another run, which the configuration contradicts.
     pub fn open(config: Config, out: &Path) -> Result<Self> {
-        Self::open_with(config, out, None)
+        Self::open_with(config, out, None, true)
     }
 
     /// As [`Run::open`]. For a set of shards, the folder is not locked yet.
-    fn open_with(config: Config, out: &Path, set: Option<ShardSet>) -> Result<Self> {
+    fn open_with(config: Config, out: &Path, set: Option<ShardSet>, bound: bool) -> Result<Self> {
         run_folder::check(out)?;
-        let Prepared { config, model, components, model_sha256, corpus_files, inputs, fingerprints, parts, run_id } =
-            Prepared::of(config)?;
-        let folder = RunFolder::open(out, run_id, &inputs, set)?.with_parts(parts);
+        let Prepared { config, model, request, identity, model_sha256, corpus_files, inputs } = Prepared::of(config)?;
+        if bound {
+            identity::refuse_contradiction(out, &identity)?;
+        }
+        let run_id = drop::run_id(&identity.fingerprint)?;
+        let folder = RunFolder::open(out, run_id, &inputs, set)?;
+        replace::finish_replacing(&folder)?;
+        if bound {
+            // Another process may have finished something since.
+            identity::refuse_contradiction(out, &identity)?;
+        }
         let analysis_tables = analyze::tables_of(&config.analysis)?;
-        let rows = RowsPerCall::new(&config, &model.architecture, &components)?;
-        Ok(Self { config, folder, model, model_sha256, corpus_files, fingerprints, components, analysis_tables, rows })
+        let rows = RowsPerCall::new(&config, &model.architecture, request.components())?;
+        Ok(Self { config, folder, model, model_sha256, corpus_files, identity, request, analysis_tables, rows })
     }
 
     /// Prints what the run will need, before it starts.
-    fn announce(&self) {
-        let Some(Estimate { flops, iterate_flops, tokens, disk, memory }) =
-            Estimate::of(&self.config, &self.model.architecture, &self.components)
-        else {
-            let text = format!("{} components on every prompt of {}", self.components.len(), self.config.corpus.source);
-            return progress::line("run", &text);
+    fn announce(&self) -> Result<()> {
+        let (resumed, mut pieces) = self.pieces_to_resume()?;
+        pieces.extend(resumed.into_iter().map(|open| open.piece));
+        let Some(estimate) = Estimate::of(&self.config, &self.model.architecture, &pieces) else {
+            let (count, source) = (self.request.components().len(), &self.config.corpus.source);
+            progress::line("run", &format!("{count} components on every prompt of {source}"));
+            return Ok(());
         };
+        let there = selfrepair_store::pieces::coverage(self.folder.root())?.lines();
+        if !there.is_empty() {
+            progress::line("run", &format!("measured already: {}", there.join("; ")));
+        }
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let Estimate { flops, iterate_flops, tokens, disk, memory } = estimate;
         progress::line(
             "run",
             &format!(
-                "{} × {} components × {tokens} tokens: {:.1} TFLOP of necessary work; about {} of disk in {}, {} of memory",
-                self.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
-                self.components.len(),
+                "{} on {tokens} tokens: {:.1} TFLOP of necessary work; about {} of disk in {}, {} of memory",
+                plan::named(&pieces),
                 (flops + iterate_flops) / 1e12,
                 progress::bytes(disk as u64),
                 self.folder.root().display(),
                 progress::bytes(memory as u64),
             ),
         );
+        Ok(())
     }
 
     /// The text at the end of a run.
@@ -185,45 +219,35 @@ impl Run {
         }
     }
 
-    fn fingerprint(&self, stage: Stage) -> &str {
-        &self.fingerprints[stage as usize]
+    /// What a stage's files are made from, with the pieces that are there now.
+    fn inputs(&self, stage: Stage) -> Result<Inputs> {
+        inputs(&self.config, &self.identity, stage, self.folder.root())
     }
 
-    fn meta(&self, stage: Stage) -> Metadata {
-        self.files(stage).meta().clone()
+    fn meta(&self, stage: Stage) -> Result<Metadata> {
+        Ok(self.files(stage)?.meta().clone())
     }
 
     /// The files of a stage, as a sink for rows.
-    fn files(&self, stage: Stage) -> StageFiles<'_> {
-        StageFiles::new(&self.folder, stage, self.fingerprint(stage))
+    fn files(&self, stage: Stage) -> Result<StageFiles<'_>> {
+        Ok(StageFiles::new(&self.folder, stage, &self.inputs(stage)?.fingerprint))
     }
 
-    /// The context of a measurement whose rows go to `files`.
-    fn context<'a>(&'a self, graphs: &'a Path, files: &'a StageFiles<'a>) -> MeasureContext<'a> {
-        MeasureContext {
-            config: &self.config,
-            architecture: &self.model.architecture,
-            graphs,
-            components: &self.components,
-            sink: files,
-            rows: &self.rows,
+    /// Whether a stage has everything that is asked for.
+    fn is_current(&self, stage: Stage) -> Result<bool> {
+        let whole = self.folder.is_current(stage, &self.inputs(stage)?.fingerprint);
+        match stage {
+            Stage::Ablate => self.has_all_pieces(),
+            Stage::Trace => Ok(whole && self.has_activations()),
+            _ => Ok(whole),
         }
     }
 
-    /// Removes the files that any stage wrote under another configuration, even if the stage does not run now.
-    fn clear_stale(&self) -> Result<()> {
-        for stage in STAGES {
-            if self.folder.is_stale(stage, self.fingerprint(stage)) {
-                let wanted = (self.fingerprint(stage), self.folder.parts(stage));
-                progress::line(
-                    stage.name(),
-                    &format!("cleared: {}", state(self.folder.root(), stage, Some(wanted)).why()),
-                );
-                let _report = self.lock_of_report(stage)?;
-                self.folder.clear(stage, &self.folders(stage))?;
-            }
-        }
-        Ok(())
+    /// Whether the activations of `trace.save` are there.
+    fn has_activations(&self) -> bool {
+        let files = run_folder::manifest(self.folder.root(), Stage::Trace).map(|m| m.files).unwrap_or_default();
+        let folder = |what| format!("activations/{}/", measure::activation_name(what));
+        self.config.trace.save.iter().all(|&what| files.iter().any(|(name, _)| name.starts_with(&folder(what))))
     }
 
     /// Runs every stage up to `last` that is not current, in order.
@@ -249,10 +273,18 @@ impl Run {
     /// Compares the files that a stage is about to read with their checksums. A corrupt file is removed, so that the stage
     /// that wrote it regenerates that file only.
     fn remove_corrupt_files(&self, last: Stage) -> Result<()> {
-        let current = |stage: Stage| self.folder.is_current(stage, self.fingerprint(stage));
-        let Some(reader) = STAGES.into_iter().filter(|&s| s <= last && !current(s)).max() else { return Ok(()) };
+        let mut current = Vec::new();
+        for stage in STAGES.into_iter().filter(|&stage| stage <= last) {
+            if self.is_current(stage)? {
+                current.push(stage);
+            }
+        }
+        let reader = STAGES.into_iter().filter(|stage| *stage <= last && !current.contains(stage)).max();
+        let Some(reader) = reader else { return Ok(()) };
         let spinner = progress::spinner("comparing checksums");
-        for stage in STAGES.into_iter().filter(|&s| s < reader && current(s)) {
+        // Finished pieces are there, whether or not more are wanted.
+        let checked = |stage: &Stage| *stage < reader && current.contains(stage) || *stage == Stage::Ablate;
+        for stage in STAGES.into_iter().filter(checked) {
             for path in self.folder.damaged(stage).into_iter().filter(|path| own_files::is_file(path)) {
                 progress::line(
                     stage.name(),
@@ -266,18 +298,24 @@ impl Run {
     }
 
     fn run_stage(&self, stage: Stage, work: Work) -> Result<()> {
-        if self.folder.is_current(stage, self.fingerprint(stage)) {
+        if self.is_current(stage)? {
             progress::line(stage.name(), "up to date");
             return Ok(());
         }
         let folders = self.folders(stage);
         let report = self.lock_of_report(stage)?;
         let started = Instant::now();
-        self.folder.begin(stage, self.fingerprint(stage), &folders)?;
+        let inputs = self.inputs(stage)?;
+        match stage {
+            Stage::Ablate => self.folder.begin_pieces(&inputs)?,
+            _ => self.folder.begin(stage, &inputs, &folders)?,
+        }
         report.as_ref().map_or(Ok(()), ReportLock::share)?;
         interrupt::check()?;
         let done = work(self)?;
-        self.folder.finish(stage, self.fingerprint(stage), &folders)?;
+        if stage != Stage::Ablate {
+            self.folder.finish(stage, &inputs, &folders)?;
+        }
         progress::line(stage.name(), &format!("{done}, {}", progress::seconds(started.elapsed().as_secs_f64())));
         Ok(())
     }
@@ -289,23 +327,7 @@ impl Run {
             Stage::Corpus => vec![f.table("tokens"), f.table("targets")],
             Stage::Export => vec![f.model(), f.table("model")],
             Stage::Trace => vec![f.table("clean"), f.table("direct_effects"), f.work(), f.activations()],
-            Stage::Ablate => {
-                let tables = [
-                    &PAIRS,
-                    &TOP_TOKENS,
-                    &ABLATIONS,
-                    &COMPONENT_REPAIRS,
-                    &NEURON_REPAIRS,
-                    &NEURON_TOTALS,
-                    &NEURON_CURVES,
-                    &REPAIR_GRAPH,
-                    &SELF_ADDITIONS,
-                    &STREAM_ADDITIONS,
-                    &HEAD_SIMILARITY,
-                    &ROUNDING,
-                ];
-                tables.iter().map(|table| f.table(table.name)).chain([f.sums()]).collect()
-            }
+            Stage::Ablate => self.folders_of_pieces(),
             Stage::Analyze => self.analysis_tables.iter().map(|name| f.table(name)).collect(),
             Stage::Report => vec![f.root().join("report"), f.root().join("figures")],
         }
@@ -317,8 +339,8 @@ impl Run {
         let corpus = corpus::corpus(&self.config.corpus, &self.corpus_files, &tokenizer)?;
         let prompts = &corpus.prompts;
         let text_of = |token| tokenizer.text_of(token);
-        prompt_tables::write_tokens(&corpus, text_of, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
-        prompt_tables::write_targets(prompts, &self.folder.table("targets"), &self.meta(Stage::Corpus))?;
+        prompt_tables::write_tokens(&corpus, text_of, &self.folder.table("tokens"), &self.meta(Stage::Corpus)?)?;
+        prompt_tables::write_targets(prompts, &self.folder.table("targets"), &self.meta(Stage::Corpus)?)?;
         Ok(match prompts.targets() {
             Targets::Next => format!("{} prompts of {} tokens", prompts.count(), prompts.longest()),
             Targets::Answers(_) => format!("{} prompts of up to {} tokens", prompts.count(), prompts.longest()),
@@ -367,24 +389,26 @@ impl Run {
             text(&self.model_sha256),
         ];
         let path = self.folder.table("model").join("model.parquet");
-        let mut writer = TableWriter::create(&MODEL, &path, &self.meta(Stage::Export))?;
+        let mut writer = TableWriter::create(&MODEL, &path, &self.meta(Stage::Export)?)?;
         writer.write(&RecordBatch::try_new(MODEL.schema(), columns)?)?;
         writer.finish()
     }
 
     fn trace(&self) -> Result<String> {
-        let (prompts, files, graphs) = (self.prompts()?, self.files(Stage::Trace), self.folder.model());
-        measure::trace(&self.context(&graphs, &files), &prompts)?;
+        let (prompts, files, graphs) = (self.prompts()?, self.files(Stage::Trace)?, self.folder.model());
+        let context = MeasureContext {
+            config: &self.config,
+            architecture: &self.model.architecture,
+            graphs: &graphs,
+            piece: &self.request,
+            sink: &files,
+            rows: &self.rows,
+        };
+        measure::trace(&context, &prompts)?;
         if let Some(warning) = sanity_checks::about_predictions(self)? {
             self.folder.warn(warning);
         }
         Ok(format!("{} tokens", prompts.tokens()))
-    }
-
-    fn ablate(&self) -> Result<String> {
-        let (prompts, files, graphs) = (self.prompts()?, self.files(Stage::Ablate), self.folder.model());
-        measure::ablate::ablate(&self.context(&graphs, &files), &prompts)?;
-        Ok(format!("{} components × {} tokens", self.components.len(), prompts.measured_tokens()))
     }
 
     fn analyze(&self) -> Result<String> {
@@ -396,7 +420,7 @@ impl Run {
             }
             Ok(())
         };
-        analyze::analyze(self.folder.root(), &self.config.analysis, &self.meta(Stage::Analyze), discard)
+        analyze::analyze(self.folder.root(), &self.config.analysis, &self.meta(Stage::Analyze)?, discard)
     }
 
     fn report(&self) -> Result<String> {

@@ -5,15 +5,16 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::Prepared;
+use super::{Prepared, Start, identity};
 use crate::describe::{EFFICIENCY, memory};
 use crate::status::{State, state};
-use selfrepair_core::components::Ablatable;
-use selfrepair_core::config::{Config, Kind, Mode};
+use selfrepair_core::config::{Config, Mode};
+use selfrepair_core::pieces::{Coverage, Piece, counted};
 use selfrepair_core::progress;
 use selfrepair_engine::rate::matmul_rate;
-use selfrepair_measure::iterate;
+use selfrepair_measure::{flops_of_token, iterate};
 use selfrepair_model::Architecture;
+use selfrepair_store::pieces;
 use selfrepair_store::run_folder::{STAGES, Stage, check};
 
 /// The rate of additions as a share of the matrix product's rate, measured on SmolLM2-135M. Their calls are small.
@@ -34,76 +35,115 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// `None` for a prompt set: its size is not known before it is read.
-    pub fn of(config: &Config, a: &Architecture, components: &[Ablatable]) -> Option<Self> {
+    /// Of pieces that are to be computed. `None` for a prompt set: its size is not known before it is read.
+    pub fn of(config: &Config, a: &Architecture, pieces: &[Piece]) -> Option<Self> {
         let c = &config.corpus;
         if c.mode == Mode::Prompts {
             return None;
         }
         let tokens = (c.tokens / c.prompt_len * (c.prompt_len - 1)) as f64;
-        let samples = config.ablation.resample.samples as f64;
-        let runs: f64 = config.ablation.kinds.iter().map(|&k| if k == Kind::Resample { samples } else { 1.0 }).sum();
-        let runs = runs * (1 + config.ablation.hold.len()) as f64;
-        let flops = components.iter().map(|c| a.suffix_flops(c)).sum::<f64>() * tokens * runs;
+        let flops = pieces.iter().map(|piece| flops_of_token(config, a, piece)).sum::<f64>() * tokens;
         let weights = 4.0 * a.parameters() as f64;
         // Measured: 37 bytes per row of `ablations`, 4 per row of `direct_effects`.
-        let rows = config.ablation.kinds.len() as f64 * components.len() as f64 * tokens;
+        let of_effects = pieces.iter().filter(|piece| piece.outputs.effects);
+        let rows = of_effects.map(|piece| piece.ablations().len()).sum::<usize>() as f64 * tokens;
         let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
-        let iterate_flops = iterate::flops(config, a, components);
+        let iterate_flops = pieces.iter().map(|piece| iterate::flops(config, a, piece)).sum();
         Some(Self { flops, iterate_flops, tokens, disk, memory: memory(a) })
     }
 }
 
-/// Which stages would run, why, and what they would cost. The folder is only read.
-pub fn dry_run(config: Config, out: &Path, last: Stage, fresh: bool) -> Result<String> {
+/// What pieces ablate and add, in words.
+pub fn named(pieces: &[Piece]) -> String {
+    let mut words = Coverage::of(pieces).lines();
+    for piece in pieces.iter().filter(|piece| !piece.outputs.effects && !piece.ablations().is_empty()) {
+        let distribution = piece.outputs.distribution.then_some("distributions".to_string());
+        let neurons = piece.neuron_layers();
+        let neurons = (!neurons.is_empty()).then(|| format!("neurons of {} layers", neurons.len()));
+        let outputs: Vec<String> = distribution.into_iter().chain(neurons).collect();
+        words.push(format!("{} of {}", outputs.join(" and "), counted(piece.components())));
+    }
+    words.extend(pieces.iter().filter_map(|p| p.additions.as_ref()).map(|a| format!("additions on {} prompts", a.prompts)));
+    words.join("; ")
+}
+
+/// Which stages would run, why, what they would add, and what they would cost. The folder is only read.
+pub fn dry_run(config: Config, out: &Path, last: Stage, how: Start) -> Result<String> {
     check(out)?;
     let run = Prepared::of(config)?;
     let mut text = String::new();
+    let differ = identity::contradictions(out, &run.identity);
+    let anew = how == Start::Fresh || !differ.is_empty();
+    if !differ.is_empty() && identity::is_bound(out) && how == Start::Grow {
+        writeln!(text, "{} has another run: {}", out.display(), differ.join(", "))?;
+        writeln!(text, "  it has {}", identity::inventory(out)?)?;
+        writeln!(text, "  this would be refused; use another --out, or --replace\n")?;
+    }
+    let pieces = match anew {
+        true => vec![run.request.clone()],
+        false => missing(&run, out)?,
+    };
     let mut runs = Vec::new();
-    for stage in STAGES {
-        let state = state(out, stage, Some((run.fingerprint(stage), run.parts(stage))));
-        let what = match (&state, stage <= last) {
-            (State::Current, true) if !fresh => "is up to date".to_string(),
-            (_, true) if fresh => "would run: --fresh".to_string(),
-            (State::Incomplete, true) => "would resume".to_string(),
-            (_, true) => format!("would run: {}", state.why()),
-            (State::Stale(_), false) => format!("would be cleared: {}", state.why()),
-            (_, false) => continue,
+    for stage in STAGES.into_iter().filter(|&stage| stage <= last) {
+        let state = state(out, stage, Some(&run.inputs(stage, out)?));
+        let adds = stage == Stage::Ablate && !pieces.is_empty();
+        let what = match &state {
+            _ if how == Start::Fresh => "would run: --fresh".to_string(),
+            _ if anew => format!("would run: {}", differ.join(", ")),
+            _ if adds => format!("would add {}", named(&pieces)),
+            State::Current if runs.is_empty() => "is up to date".to_string(),
+            State::Current => "would run again on what is added".to_string(),
+            State::Incomplete => "would resume".to_string(),
+            _ => format!("would run: {}", state.why()),
         };
-        if stage <= last && (fresh || !matches!(state, State::Current)) {
+        if anew || adds || state != State::Current || !runs.is_empty() && stage > Stage::Ablate {
             runs.push(stage);
         }
         writeln!(text, "{:>8} {what}", stage.name())?;
+    }
+    let there = pieces::coverage(out)?.lines();
+    if !there.is_empty() && !anew {
+        writeln!(text, "\n   there {}", there.join("\n         "))?;
     }
     if runs.is_empty() {
         text.push_str("\nNothing would run.");
         return Ok(text);
     }
     text.push('\n');
-    let Some(estimate) = Estimate::of(&run.config, &run.model.architecture, &run.components) else {
-        let (count, source) = (run.components.len(), &run.config.corpus.source);
+    let Some(estimate) = Estimate::of(&run.config, &run.model.architecture, &pieces) else {
+        let (count, source) = (run.request.components().len(), &run.config.corpus.source);
         write!(text, "    work {count} components on every prompt of {source}, whose number is not known yet")?;
         return Ok(text);
     };
-    what_it_takes(&mut text, &run, &estimate, runs.contains(&Stage::Ablate))?;
+    what_it_takes(&mut text, &run, &estimate, &pieces, runs.contains(&Stage::Ablate))?;
     writeln!(text, "    disk about {} in {}", progress::bytes(estimate.disk as u64), out.display())?;
     write!(text, "  memory about {}", progress::bytes(estimate.memory as u64))?;
     Ok(text)
 }
 
-fn what_it_takes(text: &mut String, run: &Prepared, estimate: &Estimate, ablates: bool) -> Result<()> {
-    if !ablates {
+/// What the request needs and no finished piece has.
+fn missing(run: &Prepared, out: &Path) -> Result<Vec<Piece>> {
+    pieces::coverage(out)?.missing(&run.request)
+}
+
+fn what_it_takes(
+    text: &mut String,
+    run: &Prepared,
+    estimate: &Estimate,
+    pieces: &[Piece],
+    ablates: bool,
+) -> Result<()> {
+    if !ablates || pieces.is_empty() {
         return Ok(writeln!(text, "    work nothing is ablated; seconds to minutes")?);
     }
     let rate = matmul_rate(&run.model.architecture, &run.config.runtime)?;
     let seconds = (estimate.flops / EFFICIENCY + estimate.iterate_flops / ITERATE_EFFICIENCY) / rate;
+    let components = pieces.iter().map(|piece| piece.components().len()).max().unwrap_or(0);
     writeln!(
         text,
-        "    work {:.2} TFLOP to ablate {} components on {} tokens, {}",
+        "    work {:.2} TFLOP to ablate {components} components on {} tokens",
         estimate.flops / 1e12,
-        run.components.len(),
         estimate.tokens,
-        run.config.ablation.kinds.iter().map(|k| k.name()).collect::<Vec<_>>().join(", "),
     )?;
     if estimate.iterate_flops > 0.0 {
         let (tflop, prompts) = (estimate.iterate_flops / 1e12, run.config.iterative.prompts);

@@ -151,15 +151,16 @@ impl Hashed {
         Ok(Self { file: create_beside(path)?, path: path.to_path_buf(), hasher: Sha256::new() })
     }
 
-    /// Syncs the file, records its checksum, and renames it to its final name.
-    pub fn finish(self, ledger: Option<&Ledger>) -> Result<()> {
+    /// Syncs the file, records its checksum, and renames it to its final name. Returns the checksum.
+    pub fn finish(self, ledger: Option<&Ledger>) -> Result<String> {
         let place = || format!("cannot write {}", self.path.display());
         self.file.as_file().sync_all().with_context(place)?;
+        let sha256 = hex(&self.hasher.finalize());
         if let Some(ledger) = ledger {
-            ledger.record(&self.path, hex(&self.hasher.finalize()))?;
+            ledger.record(&self.path, sha256.clone())?;
         }
         self.file.persist(&self.path).map_err(|e| e.error).with_context(place)?;
-        Ok(())
+        Ok(sha256)
     }
 }
 

@@ -4,13 +4,19 @@
 
 pub mod checksums;
 pub mod locks;
+mod overlap;
+mod piece_files;
+pub mod pieces;
 pub mod prompt_tables;
+mod published;
 pub mod records;
 pub mod run_folder;
 mod stage_files;
+pub mod store;
 mod table_writer;
 #[doc(hidden)]
 pub mod test_tables;
 
+pub use piece_files::PieceFiles;
 pub use stage_files::StageFiles;
 pub use table_writer::{Metadata, TableWriter, is_of_table, is_whole};

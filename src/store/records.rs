@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::pieces;
 use crate::run_folder::{Manifest, STAGES, Stage};
 use crate::table_writer::is_of_table;
+use selfrepair_core::files::fingerprint;
 use selfrepair_core::own_files::{self, is_plain};
 
 impl Stage {
@@ -17,7 +19,7 @@ impl Stage {
             Stage::Corpus | Stage::Analyze => &["tables"],
             Stage::Export => &["tables", "model"],
             Stage::Trace => &["tables", "work", "activations"],
-            Stage::Ablate => &["tables", "sums"],
+            Stage::Ablate => &["tables", "sums", "work"],
             Stage::Report => &["report", "figures"],
         };
         name.split('/').next().is_some_and(|first| folders.contains(&first))
@@ -88,6 +90,15 @@ pub fn any_manifest(root: &Path, stage: Stage) -> Result<Option<Manifest>> {
     }
 }
 
+/// As [`any_manifest`], but only if its fingerprint is that of the parts it lists: a changed byte in either shows.
+///
+/// # Errors
+/// If it lists a name that leads out of the run folder.
+pub fn sound_manifest(root: &Path, stage: Stage) -> Result<Option<Manifest>> {
+    let is_sound = |m: &Manifest| fingerprint(&m.parts).is_ok_and(|hash| hash == m.fingerprint);
+    Ok(any_manifest(root, stage)?.filter(is_sound))
+}
+
 /// The checksums that a stage has recorded. Empty if there are none, or they cannot be read.
 pub fn ledger(root: &Path, stage: Stage) -> Result<BTreeMap<String, String>> {
     match own_files::read_record(&root.join(ledger_name(stage))) {
@@ -102,9 +113,16 @@ pub fn recorded(root: &Path, stage: Stage) -> Result<BTreeSet<String>> {
     Ok(finished.into_iter().map(|file| file.0).chain(ledger(root, stage)?.into_keys()).collect())
 }
 
+/// Names of the files of pieces that are being computed.
+pub fn work_of_pieces(root: &Path) -> Result<BTreeSet<String>> {
+    let paths = own_files::walk(&root.join(pieces::WORK))?.into_iter();
+    let names = paths.filter_map(|(path, _)| Some(path.strip_prefix(root).ok()?.to_str()?.to_string()));
+    Ok(names.filter(|name| pieces::is_work(name)).collect())
+}
+
 /// Names of all files that a run has recorded.
 pub fn recorded_by_all(root: &Path) -> Result<BTreeSet<String>> {
-    let mut names = BTreeSet::new();
+    let mut names = work_of_pieces(root)?;
     for stage in STAGES {
         names.extend(recorded(root, stage)?);
     }
@@ -134,7 +152,7 @@ fn is_table_file(root: &Path, name: &str) -> bool {
     let Some((table, file)) = name.strip_prefix("tables/").and_then(|rest| rest.split_once('/')) else { return false };
     let Some(stem) = file.strip_suffix(".parquet") else { return false };
     let is_shard = stem.len() >= 5 && stem.bytes().all(|b| b.is_ascii_digit());
-    (stem == table || is_shard) && is_of_table(&root.join(name), table)
+    (stem == table || is_shard || pieces::piece_of_file(file).is_some()) && is_of_table(&root.join(name), table)
 }
 
 /// Files in folders of a stage that are not the run's.

@@ -1,11 +1,11 @@
 //! The folder of one run: the files of each stage, whether they are current, and locks.
 //!
 //! A stage is current when its manifest has the fingerprint of everything it depends on, and every listed file exists
-//! with its size. Files written under another fingerprint are removed before anything runs, so tables of two
-//! configurations are never mixed. Only files that the records list are removed. A stage that has to run is refused
-//! while foreign files lie in its folders. A folder that has such sub-folders and is not a run is refused too.
+//! with its size. `ablate` grows by pieces (see `pieces`). Only files that the records list are removed. A stage that has
+//! to run is refused while foreign files lie in its folders. A folder that has such sub-folders and is not a run is
+//! refused too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,12 +15,13 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use selfrepair_core::files::write_atomically;
+use selfrepair_core::files::{fingerprint, write_atomically};
 use selfrepair_core::own_files::{self, MARKER, OWNED};
 use selfrepair_core::progress;
 
 use crate::checksums::{self, Ledger};
 use crate::locks::Lock;
+use crate::pieces::PieceRecord;
 use crate::records;
 use selfrepair_core::shards::ShardSet;
 
@@ -54,6 +55,24 @@ impl Stage {
 /// The inputs of a fingerprint, by name.
 pub type Parts = BTreeMap<String, String>;
 
+/// What a stage's files are made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inputs {
+    /// By name, to say why other inputs differ.
+    pub parts: Parts,
+    /// Hash of the parts.
+    pub fingerprint: String,
+}
+
+impl Inputs {
+    /// # Errors
+    /// If the parts cannot be written as JSON.
+    pub fn of(parts: Parts) -> Result<Self> {
+        let fingerprint = fingerprint(&parts)?;
+        Ok(Self { parts, fingerprint })
+    }
+}
+
 /// What `<out>/stages/<stage>.json` holds.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Manifest {
@@ -78,17 +97,15 @@ pub struct Manifest {
     /// Warnings for readers of the results.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// If processes share the stage (`--shard`): what the fingerprint of `analyze` is made of, which the last of them runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shared: Option<Parts>,
+    /// Of `ablate`: its finished pieces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pieces: Vec<PieceRecord>,
 }
 
 pub struct RunFolder {
     root: PathBuf,
     /// Hash of the inputs and of the configuration without `[runtime]`, written into every table.
     pub run_id: String,
-    /// What each stage's fingerprint is made of, for its manifest.
-    parts: [Parts; 6],
     /// Checksums of what each stage wrote.
     ledgers: [Arc<Ledger>; 6],
     /// When the current stage started.
@@ -121,18 +138,8 @@ impl RunFolder {
             Some(set) => Lock::of_set(root, set)?,
         };
         let ledgers = STAGES.map(|stage| Arc::new(Ledger::open(root, stage)));
-        let (parts, began, warnings) = Default::default();
-        Ok(Self { root: root.to_path_buf(), run_id, parts, ledgers, began, warnings, lock })
-    }
-
-    /// Has manifests say what the stages' fingerprints are made of.
-    pub fn with_parts(self, parts: [Parts; 6]) -> Self {
-        Self { parts, ..self }
-    }
-
-    /// What a stage's fingerprint is made of.
-    pub fn parts(&self, stage: Stage) -> &Parts {
-        &self.parts[stage as usize]
+        let (began, warnings) = Default::default();
+        Ok(Self { root: root.to_path_buf(), run_id, ledgers, began, warnings, lock })
     }
 
     /// Reads what other processes have recorded meanwhile.
@@ -162,11 +169,6 @@ impl RunFolder {
     /// Folder of what later stages need but nobody queries.
     pub fn work(&self) -> PathBuf {
         self.root.join("work")
-    }
-
-    /// Folder of sums over the corpus while `ablate` runs.
-    pub fn sums(&self) -> PathBuf {
-        self.root.join("sums")
     }
 
     /// Folder of opt-in raw activations.
@@ -204,25 +206,15 @@ impl RunFolder {
         self.manifest(stage).is_some_and(|m| m.fingerprint != fingerprint)
     }
 
-    /// Removes what a stage wrote, also into folders that it no longer has.
+    /// Begins (or resumes) a stage that writes into `folders`, removing what another fingerprint left there. The tables of
+    /// `analyze` stay until each is replaced.
     ///
     /// # Errors
     /// If files lie there that no record lists. Then nothing is removed.
-    pub fn clear(&self, stage: Stage, folders: &[PathBuf]) -> Result<()> {
+    pub fn begin(&self, stage: Stage, inputs: &Inputs, folders: &[PathBuf]) -> Result<()> {
         self.refuse_foreign(stage, folders)?;
-        self.remove(stage, folders)?;
-        let path = self.manifest_path(stage);
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
-    }
-
-    /// Begins (or resumes) a stage that writes into `folders`, removing what another fingerprint left there.
-    ///
-    /// # Errors
-    /// If files lie there that no record lists. Then nothing is removed.
-    pub fn begin(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
-        self.refuse_foreign(stage, folders)?;
-        let resumes = self.has_begun(stage, fingerprint);
-        if !resumes {
+        let keeps = stage == Stage::Analyze || self.has_begun(stage, &inputs.fingerprint);
+        if !keeps {
             self.remove(stage, folders)?;
         }
         for folder in folders {
@@ -233,8 +225,9 @@ impl RunFolder {
         *self.began.lock().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
         self.warnings.lock().unwrap_or_else(|e| e.into_inner()).clear();
         // What was finished before is still the stage's.
-        let files = self.manifest(stage).filter(|_| resumes).map(|m| m.files).unwrap_or_default();
-        self.write_manifest(stage, &Manifest { began: now(), files, ..self.new_manifest(stage, fingerprint, folders) })
+        let files = records::any_manifest(&self.root, stage)?.filter(|_| keeps).map(|m| m.files).unwrap_or_default();
+        let folders = if keeps { self.with_earlier(stage, folders)? } else { folders.to_vec() };
+        self.write_manifest(stage, &Manifest { began: now(), files, ..self.new_manifest(inputs, &folders) })
     }
 
     /// Removes the files that a stage has recorded, and its folders if nothing else is in them.
@@ -249,7 +242,8 @@ impl RunFolder {
     /// `folders`, and those that the stage wrote into before.
     fn with_earlier(&self, stage: Stage, folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let before = records::any_manifest(&self.root, stage)?.map(|m| m.folders).unwrap_or_default();
-        Ok(folders.iter().cloned().chain(before.iter().map(|folder| self.root.join(folder))).collect())
+        let before = before.iter().map(|folder| self.root.join(folder)).filter(|folder| !folders.contains(folder));
+        Ok(folders.iter().cloned().chain(before).collect())
     }
 
     /// Files in a stage's folders that are not the run's.
@@ -277,15 +271,10 @@ impl RunFolder {
         records::files_in(&self.root, stage, folder)
     }
 
-    fn new_manifest(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Manifest {
+    pub(crate) fn new_manifest(&self, inputs: &Inputs, folders: &[PathBuf]) -> Manifest {
         let folders = folders.iter().map(|f| self.relative(f)).collect();
-        Manifest {
-            fingerprint: fingerprint.into(),
-            folders,
-            parts: self.parts[stage as usize].clone(),
-            shared: self.lock.is_of_set().then(|| self.parts(Stage::Analyze).clone()),
-            ..Manifest::default()
-        }
+        let Inputs { parts, fingerprint } = inputs.clone();
+        Manifest { fingerprint, folders, parts, ..Manifest::default() }
     }
 
     /// A path under the run folder, without the folder.
@@ -294,12 +283,14 @@ impl RunFolder {
     }
 
     /// Marks the stage finished, with every file in `folders` that it has recorded.
-    pub fn finish(&self, stage: Stage, fingerprint: &str, folders: &[PathBuf]) -> Result<()> {
+    pub fn finish(&self, stage: Stage, inputs: &Inputs, folders: &[PathBuf]) -> Result<()> {
+        let folders = &self.with_earlier(stage, folders)?[..];
         let mut files = Vec::new();
         for folder in folders {
             files.extend(self.files_in(stage, folder)?);
         }
         files.sort();
+        files.dedup();
         for path in self.foreign(stage, folders)? {
             progress::line("warning", &format!("{} was not written by this run and is left out", path.display()));
         }
@@ -310,7 +301,7 @@ impl RunFolder {
             self.began.lock().unwrap_or_else(|e| e.into_inner()).take().map(|began| began.elapsed().as_secs_f64());
         let began = self.manifest(stage).and_then(|m| m.began);
         let warnings = std::mem::take(&mut *self.warnings.lock().unwrap_or_else(|e| e.into_inner()));
-        let manifest = self.new_manifest(stage, fingerprint, folders);
+        let manifest = self.new_manifest(inputs, folders);
         let finished = Manifest { complete: true, files, began, finished: now(), seconds, warnings, ..manifest };
         self.write_manifest(stage, &finished)
     }
@@ -322,17 +313,34 @@ impl RunFolder {
         self.warnings.lock().unwrap_or_else(|e| e.into_inner()).push(warning);
     }
 
-    /// Marks all stages as not finished, so that they run again (`--fresh`). Their files stay on record.
-    pub fn forget(&self) -> Result<()> {
+    /// The warnings of a stage: those that its manifest has, and those since then.
+    pub(crate) fn warnings_so_far(&self, stage: Stage) -> Result<Vec<String>> {
+        let mut warnings = records::any_manifest(&self.root, stage)?.map(|m| m.warnings).unwrap_or_default();
+        warnings.extend(std::mem::take(&mut *self.warnings.lock().unwrap_or_else(|e| e.into_inner())));
+        warnings.dedup();
+        Ok(warnings)
+    }
+
+    /// Removes everything that the run has recorded, the last stage first (`--fresh`, `--replace`).
+    ///
+    /// # Errors
+    /// If files lie in its folders that no record lists. Then nothing is removed.
+    pub fn remove_all(&self) -> Result<()> {
         for stage in STAGES {
-            if let Some(manifest) = records::any_manifest(&self.root, stage)? {
-                self.write_manifest(stage, &Manifest { fingerprint: String::new(), complete: false, ..manifest })?;
+            self.refuse_foreign(stage, &[])?;
+        }
+        for stage in STAGES.into_iter().rev() {
+            if stage == Stage::Ablate {
+                own_files::remove_files(&self.root, &records::work_of_pieces(&self.root)?)?;
             }
+            self.remove(stage, &[])?;
+            let manifest = BTreeSet::from([records::manifest_name(stage)]);
+            own_files::remove_files(&self.root, &manifest)?;
         }
         Ok(())
     }
 
-    fn write_manifest(&self, stage: Stage, manifest: &Manifest) -> Result<()> {
+    pub(crate) fn write_manifest(&self, stage: Stage, manifest: &Manifest) -> Result<()> {
         write_atomically(&self.manifest_path(stage), serde_json::to_string_pretty(manifest)?.as_bytes())
     }
 }
@@ -351,7 +359,7 @@ pub fn check(root: &Path) -> Result<()> {
 
 /// Marks a folder as a run's.
 fn mark(path: &Path) -> Result<()> {
-    let text = "A run of `pipeline`. Its sub-folders are rewritten by the next run.\n";
+    let text = "A run of `pipeline`. Its sub-folders are written by the program.\n";
     match fs::File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes())) {
         // Another process was faster.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && own_files::is_file(path) => Ok(()),
@@ -371,7 +379,7 @@ fn refuse_foreign_folder(root: &Path, inputs: &[PathBuf]) -> Result<()> {
         && !is_run(root)
     {
         bail!(
-            "{} holds `{name}` but is not a run of this program, which would clear it; choose another --out",
+            "{} holds `{name}` but is not a run of this program, which would write there; choose another --out",
             root.display()
         );
     }
@@ -381,7 +389,7 @@ fn refuse_foreign_folder(root: &Path, inputs: &[PathBuf]) -> Result<()> {
             OWNED.iter().find(|name| root.join(name).canonicalize().is_ok_and(|owned| input.starts_with(owned)));
         if let Some(name) = owner {
             bail!(
-                "{} lies in `{name}` of {}, which the run clears; move it elsewhere",
+                "{} lies in `{name}` of {}, which the run writes; move it elsewhere",
                 input.display(),
                 root.display()
             );
@@ -401,7 +409,7 @@ pub fn warnings(root: &Path) -> Vec<String> {
 }
 
 /// Seconds since 1970.
-fn now() -> Option<u64> {
+pub(crate) fn now() -> Option<u64> {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_secs())
 }
 

@@ -144,12 +144,12 @@ impl RowSink for StageFiles<'_> {
     }
 }
 
-fn create_folder_of(path: &Path) -> Result<()> {
+pub(crate) fn create_folder_of(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
 }
 
-fn parquet_batches(path: &Path, columns: &[String], rows: usize) -> Result<Rows> {
+pub(crate) fn parquet_batches(path: &Path, columns: &[String], rows: usize) -> Result<Rows> {
     let file = open_own(path, OpenOptions::new().read(true));
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     let damaged = format!("{} is not a complete Parquet file", path.display());
@@ -195,6 +195,6 @@ impl RowWriter for ArrayWriter {
 
     fn finish(self: Box<Self>) -> Result<()> {
         let file = self.writer.into_inner().with_context(|| format!("cannot write {}", self.path.display()))?;
-        file.finish(Some(&self.ledger))
+        file.finish(Some(&self.ledger)).map(|_| ())
     }
 }

@@ -97,6 +97,11 @@ impl TableWriter {
     }
 
     pub fn finish(self) -> Result<()> {
+        self.finish_with_checksum().map(|_| ())
+    }
+
+    /// As [`TableWriter::finish`]. Returns the SHA-256 of the file.
+    pub fn finish_with_checksum(self) -> Result<String> {
         let place = || format!("cannot write {}", self.path.display());
         self.writer.into_inner().with_context(place)?.finish(self.ledger.as_deref())
     }
@@ -181,9 +186,22 @@ pub fn is_of_table(path: &Path, table: &str) -> bool {
 
 /// Whether a Parquet file has that in its metadata.
 fn says(path: &Path, key: &str, value: &str) -> bool {
-    let Ok(file) = own_files::open_own(path, File::options().read(true)) else { return false };
+    said(path, key).is_ok_and(|said| said.as_deref() == Some(value))
+}
+
+/// The fingerprint in the metadata of a file.
+///
+/// # Errors
+/// If it is not a complete Parquet file of this program.
+pub(crate) fn fingerprint_of(path: &Path) -> Result<String> {
+    said(path, FINGERPRINT)?.with_context(|| format!("{} does not say how it was made", path.display()))
+}
+
+/// What a Parquet file has in its metadata under a key.
+fn said(path: &Path, key: &str) -> Result<Option<String>> {
+    let file = own_files::open_own(path, File::options().read(true))?;
     let reader = without_panic(|| Ok(ParquetRecordBatchReaderBuilder::try_new(file)?));
-    let Ok(reader) = reader else { return false };
-    let metadata = reader.metadata().file_metadata().key_value_metadata();
-    metadata.is_some_and(|pairs| pairs.iter().any(|kv| kv.key == key && kv.value.as_deref() == Some(value)))
+    let reader = reader.with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
+    let pairs = reader.metadata().file_metadata().key_value_metadata();
+    Ok(pairs.and_then(|pairs| pairs.iter().find(|kv| kv.key == key)?.value.clone()))
 }

@@ -153,7 +153,7 @@ fn a_run_of_several_shards_resumes_at_the_one_that_is_missing() {
     let rows = read(&dir.path().join("tables/ablations"));
     assert_eq!(rows.num_rows(), 3 * 5 * 70 * 15, "ablations × heads × prompts × positions");
 
-    for (stage, lost) in [("ablate", "ablations/00001.parquet"), ("trace", "clean/00001.parquet")] {
+    for (stage, lost) in [("ablate", "ablations/00001-00001.parquet"), ("trace", "clean/00001.parquet")] {
         std::fs::remove_file(dir.path().join("tables").join(lost)).unwrap();
         let kept = files(dir.path().join("tables").join(lost).parent().unwrap());
         let before: Vec<_> = kept.iter().map(|p| p.metadata().unwrap().modified().unwrap()).collect();
@@ -184,7 +184,8 @@ fn saved_z_adds_up_to_the_mean_and_gives_the_direct_effects() {
             }
         }
     }
-    let sums: Vec<_> = files(&dir.path().join("work"));
+    let sums = files(&dir.path().join("work")).into_iter().filter(|p| p.extension().is_some_and(|e| e == "f64"));
+    let sums: Vec<_> = sums.collect();
     assert_eq!(sums.len(), 3);
     for path in sums {
         for (s, bytes) in summed.iter_mut().zip(std::fs::read(path).unwrap().chunks_exact(8)) {
@@ -222,11 +223,11 @@ fn only_what_changed_runs_again() {
         current.map(str::to_string).collect::<Vec<_>>()
     };
     assert_eq!(lines(&[]), ["corpus", "export", "trace", "ablate", "analyze"]);
-    // Components and neurons are kept for top tokens only, so that more of them means to ablate again.
-    assert_eq!(lines(&["analysis.top_fraction=0.5"]), ["corpus", "export", "trace"]);
-    assert_eq!(lines(&["ablation.seed=1"]), ["corpus", "export", "trace"]);
-    assert_eq!(lines(&["ablation.seed=1", "corpus.tokens=160"]), ["export"]);
-    assert_eq!(lines(&["ablation.seed=1", "corpus.tokens=160", "runtime.batch=32"]).len(), 5);
+    assert_eq!(lines(&["analysis.thresholds=[0.5]"]), ["corpus", "export", "trace", "ablate"]);
+    assert_eq!(lines(&["analysis.thresholds=[0.5]", "runtime.batch=32"]).len(), 5);
+    // Less than what is there needs nothing, and a layer of neurons more is added.
+    assert_eq!(lines(&["analysis.thresholds=[0.5]", "ablation.kinds=zero", "ablation.heads=[\"L1H0\"]"]).len(), 5);
+    assert_eq!(lines(&["analysis.thresholds=[0.5]", "neurons.layers=[\"L1\"]"]), ["corpus", "export", "trace"]);
 }
 
 #[test]

@@ -35,12 +35,12 @@ fn the_error_of_a_lower_precision_is_measured() {
     };
     let exact = run("fp32");
     assert!(!exact.join("tables/rounding/rounding.parquet").exists());
-    let exact = read(&exact.join("tables/ablations/00000.parquet"));
+    let exact = read(&exact.join("tables/ablations/00001-00000.parquet"));
     let mut errors = Vec::new();
     for precision in ["fp16", "bf16"] {
         let out = run(precision);
         let (rounding, rounded) =
-            (read(&out.join("tables/rounding")), read(&out.join("tables/ablations/00000.parquet")));
+            (read(&out.join("tables/rounding")), read(&out.join("tables/ablations/00001-00000.parquet")));
         assert_eq!(texts(&rounding, "measured"), COLUMNS);
         assert!(texts(&rounding, "precision").iter().all(|p| p == precision));
         assert!(numbers(&rounding, "rows").iter().all(|&rows| rows == exact.num_rows() as f64));

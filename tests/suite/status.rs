@@ -90,19 +90,22 @@ fn a_stale_stage_says_what_changed() {
     assert_eq!(states(&with(&[])), all_but("current", &[("report", "not run")]));
     // Speed changes nothing.
     assert_eq!(states(&with(&["runtime.batch=32"])), all_but("current", &[("report", "not run")]));
-    let shown = with(&["ablation.seed=7"]);
-    let expected = [("ablate", "stale"), ("analyze", "stale"), ("report", "not run")];
+    let shown = with(&["analysis.thresholds=[0.5]"]);
+    let expected = [("analyze", "stale"), ("report", "not run")];
     assert_eq!(states(&shown), all_but("current", &expected), "{shown}");
-    assert!(shown.contains("ablation.seed 0 → 7"), "{shown}");
+    assert!(shown.contains("analysis.thresholds [0.1,0.5,1.0] → [0.5]"), "{shown}");
+    let shown = with(&["ablation.seed=7"]);
+    assert_eq!(states(&shown), all_but("stale", &[("report", "not run")]), "{shown}");
+    assert!(shown.contains("contradicts the run that is here: ablation.seed 0 → 7"), "{shown}");
     let shown = with(&["corpus.tokens=160", "corpus.separator=x"]);
     assert!(shown.contains("corpus.separator (default) → x, corpus.tokens 192 → 160"), "{shown}");
 
     let plan = dry_run("ablate", dir.path(), &["corpus.tokens=160"]);
     for words in [
+        "has another run: corpus.tokens 192 → 160",
+        "this would be refused; use another --out, or --replace",
         "corpus would run: corpus.tokens 192 → 160",
-        "export is up to date",
         "ablate would run: corpus.tokens 192 → 160",
-        "analyze would be cleared: corpus.tokens 192 → 160",
         "work ",
         "TFLOP",
         "GFLOP/s",
@@ -112,15 +115,23 @@ fn a_stale_stage_says_what_changed() {
         assert!(plan.contains(words), "{words}: {plan}");
     }
     assert!(!plan.contains("report") && !plan.contains("iterative"), "{plan}");
-    let plan = dry_run("ablate", dir.path(), &["iterative.prompts=2"]);
+    let plan = dry_run("all", dir.path(), &["iterative.prompts=2", "ablation.mlps=[\"L1\"]"]);
+    for words in [
+        "trace is up to date",
+        "ablate would add mean: 1 MLP (layer 1); resample: 1 MLP (layer 1); zero: 1 MLP (layer 1); additions on 2 prompts",
+        "analyze would run again on what is added",
+        "there mean: 12 heads (layers 0 to 2)",
+    ] {
+        assert!(plan.contains(words), "{words}: {plan}");
+    }
     assert!(plan.contains("TFLOP to add heads' outputs to the stream, on 2 prompts (iterative)"), "{plan}");
     assert!(dry_run("analyze", dir.path(), &[]).contains("Nothing would run"));
     assert_eq!(contents(dir.path()), before, "status or a dry run touched the folder");
 }
 
-/// As if an older version had made it: the version is a part of every fingerprint.
+/// As if an older version had made it: the version is a part of a run's identity.
 #[test]
-fn what_another_version_of_the_program_made_is_made_anew_and_the_reason_is_said() {
+fn what_another_version_of_the_program_made_is_refused_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     succeeded(run_tiny("trace", dir.path(), &[]));
     for stage in ["corpus", "export", "trace"] {
@@ -128,24 +139,19 @@ fn what_another_version_of_the_program_made_is_made_anew_and_the_reason_is_said(
         let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(manifest["parts"]["measurement version"], MEASUREMENT_VERSION.to_string());
         manifest["parts"]["measurement version"] = "0".into();
+        // An older version hashed other things.
         manifest["fingerprint"] = "0123456789abcdef".into();
         std::fs::write(&path, manifest.to_string()).unwrap();
     }
+    let before = contents(dir.path());
     let change = format!("measurement version 0 → {MEASUREMENT_VERSION}");
     let shown = succeeded(status(dir.path(), &TINY_SETTINGS));
-    assert_eq!(shown.matches(&change).count(), 3, "{shown}");
-    let output = run_tiny("trace", dir.path(), &[]);
-    assert_eq!(text(&output.stderr).matches(&format!("cleared: {change}")).count(), 3, "{}", text(&output.stderr));
-    let not_run = [("ablate", "not run"), ("analyze", "not run"), ("report", "not run")];
-    assert_eq!(states(&succeeded(status(dir.path(), &TINY_SETTINGS))), all_but("current", &not_run));
-}
-
-#[test]
-fn a_run_says_why_it_clears_what_is_there() {
-    let dir = tempfile::tempdir().unwrap();
-    succeeded(run_tiny("ablate", dir.path(), &[]));
-    let output = run_tiny("ablate", dir.path(), &["ablation.seed=7"]);
-    assert!(text(&output.stderr).contains("ablate cleared: ablation.seed 0 → 7"), "{}", text(&output.stderr));
+    assert!(shown.contains(&change), "{shown}");
+    for stage in ["corpus", "all"] {
+        let error = failed(run_tiny(stage, dir.path(), &[]));
+        assert!(error.contains(&change) && error.contains("another version of this program made it"), "{error}");
+    }
+    assert_eq!(contents(dir.path()), before);
 }
 
 #[test]

@@ -33,7 +33,7 @@ use selfrepair_engine::{Engine, WorkerPool};
 
 use crate::trace::Means;
 use crate::{MeasureContext, iterate};
-use plan::Piece;
+use plan::Job;
 pub use plan::Plan;
 use shard::{Finished, Shard};
 use sums::SavedSums;
@@ -45,11 +45,13 @@ pub use top::TopTokens;
 /// # Errors
 /// If a number is not finite, the causes do not sum to the self-repair, memory is exhausted, or the sink fails.
 pub fn ablate(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
-    let plan = begin(context, prompts)?;
-    ablate_shards(context, &plan, ShardSet::ALL)?;
-    rounding::measure(context, &plan)?;
-    SavedSums::open(context, &plan, ShardSet::ALL)?.write_tables(&plan)?;
-    iterate::iterate(context, prompts, &plan)
+    if !context.piece.ablations().is_empty() {
+        let plan = begin(context, prompts)?;
+        ablate_shards(context, &plan, ShardSet::ALL)?;
+        rounding::measure(context, &plan)?;
+        SavedSums::open(context, &plan, ShardSet::ALL)?.write_tables(&plan)?;
+    }
+    iterate::iterate(context, prompts)
 }
 
 /// Computes what all shards need, and writes its tables: partners and top tokens.
@@ -65,7 +67,8 @@ pub fn begin<'a>(context: &'a MeasureContext, prompts: &'a Prompts) -> Result<Pl
 
 fn plan<'a>(context: &'a MeasureContext, prompts: &'a Prompts) -> Result<Plan<'a>> {
     let all: Vec<usize> = (0..prompts.count()).collect();
-    let pairings = match context.has(Kind::Resample) {
+    let kinds = context.piece.kinds();
+    let pairings = match kinds.contains(&Kind::Resample) {
         true => {
             let resample = &context.config.ablation.resample;
             pairings_within(&prompts.by_length(&all), resample.samples, context.config.ablation.seed)?
@@ -73,7 +76,7 @@ fn plan<'a>(context: &'a MeasureContext, prompts: &'a Prompts) -> Result<Plan<'a
         false => vec![],
     };
     let top = TopTokens::find(context, prompts)?;
-    let means = context.has(Kind::Mean).then(|| Means::read(context, prompts)).transpose()?;
+    let means = kinds.contains(&Kind::Mean).then(|| Means::read(context, prompts)).transpose()?;
     Plan::new(context, prompts, pairings, means, top)
 }
 
@@ -142,11 +145,11 @@ fn compute_shards<'a>(
     bar: &Bar,
 ) -> Result<()> {
     let mut pool = WorkerPool::load(plan.architecture, context.graphs, &context.config.runtime, &plan.needs())?;
-    let work = |engine: &mut Engine, piece: &Piece<'a>| {
-        let (part, prompts) = (ablate_piece(context, plan, engine, piece, bar), &piece.prompts);
+    let work = |engine: &mut Engine, job: &Job<'a>| {
+        let (part, prompts) = (ablate_job(context, plan, engine, job, bar), &job.prompts);
         part.with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))
     };
-    let pieces = pieces(context, plan, shards, left, pool.size());
+    let jobs = jobs(context, plan, shards, left, pool.size());
     let absorb = |shard: &mut Shard, part| {
         shard.absorb(plan, part);
         Ok(())
@@ -165,79 +168,74 @@ fn compute_shards<'a>(
             sender.send(finished).map_err(|_| anyhow!("the writer has stopped"))
         };
         let open = |number: usize| Ok(Shard::new(plan, shards[number]));
-        let computed = pool.each_of_shards(&pieces, |piece| piece.share, work, open, absorb, finish);
+        let computed = pool.each_of_shards(&jobs, |job| job.share, work, open, absorb, finish);
         let written = writer.join().map_err(|_| anyhow!("the writer thread panicked"))?;
         written.and(computed)
     })
 }
 
-/// The work of some shards, each piece with its shard's number: prompts that fill a call, as many such batches at a time as
+/// The work of some shards, each job with its shard's number: prompts that fill a call, as many such batches at a time as
 /// there are engines, divided by layers, so that no engine is left waiting for another's last prompts.
-fn pieces<'a>(
+fn jobs<'a>(
     context: &MeasureContext,
     plan: &Plan<'a>,
     shards: &[&[usize]],
     numbers: &[usize],
     engines: usize,
-) -> Vec<(usize, Piece<'a>)> {
+) -> Vec<(usize, Job<'a>)> {
     let length = |p: usize| plan.prompts.needed(p).len();
     let mut batches = Vec::new();
     for &number in numbers {
         let of_shard = context.batches_of(plan.prompts.by_length(shards[number]), length, engines);
         batches.extend(of_shard.into_iter().map(|prompts| (number, prompts)));
     }
-    let mut pieces = Vec::new();
+    let mut jobs = Vec::new();
     let count = batches.len().div_ceil(engines);
     for (i, at_a_time) in batches.chunks(engines).enumerate() {
-        // Pieces of one shard lie together: where each of these batches is of another, engines would begin with the same
+        // Jobs of one shard lie together: where each of these batches is of another, engines would begin with the same
         // one, and one wait for the other's clean pass.
         let is_of_one = at_a_time.iter().all(|(number, _)| *number == at_a_time[0].0);
         let is_divided = engines > 1 && (is_of_one || i + 1 == count);
         let of = |(number, prompts): &(usize, Vec<usize>)| {
-            let pieces = if is_divided { plan.divided(prompts) } else { vec![plan.whole(prompts)] };
-            let pieces = pieces.into_iter().enumerate();
-            pieces.map(|(turn, piece)| (*number, turn, piece)).collect::<Vec<_>>()
+            let jobs = if is_divided { plan.divided(prompts) } else { vec![plan.whole(prompts)] };
+            let jobs = jobs.into_iter().enumerate();
+            jobs.map(|(turn, job)| (*number, turn, job)).collect::<Vec<_>>()
         };
         let mut divided: Vec<_> = at_a_time.iter().flat_map(of).collect();
         // In turn, so that each engine begins with prompts of its own and all end with little.
         divided.sort_by_key(|(number, turn, _)| (*number, *turn));
-        pieces.extend(divided.into_iter().map(|(number, _, piece)| (number, piece)));
+        jobs.extend(divided.into_iter().map(|(number, _, job)| (number, job)));
     }
-    pieces
+    jobs
 }
 
-/// A piece of work. Where memory is short, with smaller calls and fewer prompts at a time.
-fn ablate_piece<'a>(
+/// One job. Where memory is short, with smaller calls and fewer prompts at a time.
+fn ablate_job<'a>(
     context: &MeasureContext,
     plan: &'a Plan<'a>,
     engine: &mut Engine,
-    piece: &Piece<'a>,
+    job: &Job<'a>,
     bar: &Bar,
 ) -> Result<Shard> {
-    let prompts = &piece.prompts[..];
+    let prompts = &job.prompts[..];
     loop {
         let rows = context.rows_in_call();
-        let mut part = Shard::of(plan, piece);
-        let Err(error) = work::ablate_prompts(context, plan, engine, piece, &mut part, bar) else { return Ok(part) };
+        let mut part = Shard::of(plan, job);
+        let Err(error) = work::ablate_prompts(context, plan, engine, job, &mut part, bar) else { return Ok(part) };
         let length = plan.prompts.needed(prompts[0]).len();
         // What the largest call really had.
-        let runs = plan.groups.values().map(|members| plan.items(members).len()).max().unwrap_or(1);
-        let most = rows.min(length * runs.max(prompts.len()));
+        let most = rows.min(length * plan.most_items().max(prompts.len()));
         let smaller = || context.shrink(most, length) || prompts.len() > 1;
         if !memory::is_exhausted(&error) || !smaller() {
             return Err(error);
         }
         if prompts.len() > 1 {
             let (first, second) = prompts.split_at(prompts.len() / 2);
-            let mut whole = Shard::of(plan, piece);
+            let mut whole = Shard::of(plan, job);
             for half in [first, second] {
-                let half = Piece {
-                    prompts: half.to_vec(),
-                    groups: piece.groups.clone(),
-                    share: piece.share / 2.0,
-                    shared: None,
-                };
-                whole.absorb(plan, ablate_piece(context, plan, engine, &half, bar)?);
+                let half =
+                    Job { prompts: half.to_vec(), groups: job.groups.clone(), share: job.share / 2.0, shared: None };
+                whole.absorb(plan, ablate_job(context, plan, engine, &half, bar)?);
             }
             return Ok(whole);
         }

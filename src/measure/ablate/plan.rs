@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::top::TopTokens;
 use super::work::SharedWork;
@@ -12,13 +12,18 @@ use crate::repair::Slots;
 use crate::trace::Means;
 use selfrepair_core::components::{Ablatable, Component, Hold};
 use selfrepair_core::config::Kind;
+use selfrepair_core::pieces::{Ablation, Outputs};
 use selfrepair_core::prompts::Prompts;
 use selfrepair_engine::{Keep, Needs, Place};
 use selfrepair_model::Architecture;
 
 pub struct Plan<'a> {
     pub prompts: &'a Prompts,
-    /// In the order of the table: ablation, hold, component.
+    /// In the order of the table; a target is a number in this list.
+    ablations: &'a [Ablation],
+    /// Target of a kind, hold and component, if it is ablated; see [`Plan::cell`].
+    targets: Vec<Option<usize>>,
+    pub outputs: &'a Outputs,
     pub kinds: Vec<Kind>,
     pub holds: Vec<Hold>,
     pub components: &'a [Ablatable],
@@ -31,17 +36,14 @@ pub struct Plan<'a> {
     /// Layers whose neurons are measured.
     pub neuron_layers: Vec<usize>,
     pub top_k: usize,
-    /// Whether the ablated runs' distributions are measured.
-    pub distribution: bool,
     /// Of sums, as a multiple of float32's.
     pub tolerance: f64,
     pub slots: Slots,
     pub architecture: &'a Architecture,
-    iterates: bool,
 }
 
 /// Work that an engine does without another's help: the ablations of some layers and sorts, of prompts of one length.
-pub struct Piece<'a> {
+pub struct Job<'a> {
     pub prompts: Vec<usize>,
     /// Of [`Plan::groups`].
     pub groups: Vec<(usize, Component)>,
@@ -70,42 +72,54 @@ impl<'a> Plan<'a> {
         means: Option<Means>,
         top: TopTokens,
     ) -> Result<Self> {
-        let a = context.architecture;
+        let (a, piece) = (context.architecture, context.piece);
         let mut groups: BTreeMap<(usize, Component), Vec<usize>> = BTreeMap::new();
-        for (i, c) in context.components.iter().enumerate() {
+        for (i, c) in piece.components().iter().enumerate() {
             groups.entry((c.layer, c.component)).or_default().push(i);
         }
-        let ablates_heads = context.components.iter().any(|c| c.component == Component::Head);
-        let neuron_layers = match ablates_heads {
-            true => context.config.neurons.layers.layers("neurons.layers", a.layers)?.into_iter().collect(),
-            false => vec![],
-        };
-        Ok(Self {
+        let mut plan = Self {
             prompts,
-            kinds: context.config.ablation.kinds.clone(),
-            holds: context.config.ablation.holds(a.layers, a.heads)?,
-            components: context.components,
+            ablations: piece.ablations(),
+            targets: vec![],
+            outputs: &piece.outputs,
+            kinds: piece.kinds(),
+            holds: piece.holds(),
+            components: piece.components(),
             groups,
             pairings,
             means,
             top,
-            neuron_layers,
+            neuron_layers: piece.neuron_layers(),
             top_k: context.config.neurons.top_k.min(a.d_mlp),
-            distribution: context.config.ablation.distribution,
             tolerance: context.config.runtime.precision.tolerance(),
             slots: Slots { layers: a.layers, heads: a.heads },
             architecture: a,
-            iterates: context.config.iterative.prompts > 0,
-        })
+        };
+        plan.number_targets()?;
+        Ok(plan)
+    }
+
+    fn number_targets(&mut self) -> Result<()> {
+        let mut targets = vec![None; self.kinds.len() * self.holds.len() * self.components.len()];
+        for (target, ablation) in self.ablations.iter().enumerate() {
+            let kind = self.kinds.iter().position(|k| *k == ablation.kind);
+            let hold = self.holds.iter().position(|h| *h == ablation.hold);
+            let component = self.components.binary_search(&ablation.component).ok();
+            let parts = kind.zip(hold).zip(component).context("an ablation that is not in its piece")?;
+            let ((kind, hold), component) = parts;
+            targets[self.cell(kind, hold, component)] = Some(target);
+        }
+        self.targets = targets;
+        Ok(())
     }
 
     pub fn needs(&self) -> Needs {
         Needs {
             unembed: false,
             ablate: true,
-            hold: self.holds.len() > 1,
-            divergence: self.distribution,
-            iterate: self.iterates,
+            hold: self.has_holds(),
+            divergence: self.outputs.distribution,
+            iterate: false,
             neurons: self.neuron_layers.clone(),
             first_readers: self.first_readers(),
         }
@@ -128,25 +142,24 @@ impl<'a> Plan<'a> {
 
     /// Necessary operations of ablating one prompt.
     pub fn flops_of(&self, prompt: usize) -> f64 {
-        let once: f64 = self.components.iter().map(|c| self.architecture.suffix_flops(c)).sum();
-        let repeats = self.kinds.len() + self.pairings.len().saturating_sub(1);
-        once * (repeats * self.holds.len() * self.prompts.needed(prompt).len()) as f64
+        let of = |a: &Ablation| self.architecture.suffix_flops(&a.component) * self.samples(a.kind) as f64;
+        self.ablations.iter().map(of).sum::<f64>() * self.prompts.needed(prompt).len() as f64
     }
 
     /// All ablations of some prompts.
-    pub fn whole(&self, prompts: &[usize]) -> Piece<'a> {
+    pub fn whole(&self, prompts: &[usize]) -> Job<'a> {
         let groups = self.groups.keys().copied().collect();
-        Piece { prompts: prompts.to_vec(), groups, share: 1.0, shared: None }
+        Job { prompts: prompts.to_vec(), groups, share: 1.0, shared: None }
     }
 
-    /// As [`Plan::whole`], for several engines: in pieces of less and less work, which share the clean pass.
-    pub fn divided(&self, prompts: &[usize]) -> Vec<Piece<'a>> {
+    /// As [`Plan::whole`], for several engines: in jobs of less and less work, which share the clean pass.
+    pub fn divided(&self, prompts: &[usize]) -> Vec<Job<'a>> {
         let of = |group| self.groups[group].iter().map(|&c| self.architecture.suffix_flops(&self.components[c])).sum();
         let work: Vec<((usize, Component), f64)> = self.groups.keys().map(|group| (*group, of(group))).collect();
         let runs = tapered(&work);
-        let shared = Arc::new(SharedWork::of_pieces(runs.len()));
-        let piece = |(groups, share)| Piece { prompts: prompts.to_vec(), groups, share, shared: Some(shared.clone()) };
-        runs.into_iter().map(piece).collect()
+        let shared = Arc::new(SharedWork::of_jobs(runs.len()));
+        let job = |(groups, share)| Job { prompts: prompts.to_vec(), groups, share, shared: Some(shared.clone()) };
+        runs.into_iter().map(job).collect()
     }
 
     /// The rows' targets of some groups.
@@ -169,13 +182,24 @@ impl<'a> Plan<'a> {
         ((1e13 / mean.max(1.0)) as usize).clamp(1, 64)
     }
 
-    pub fn items(&self, components: &[usize]) -> Vec<Item> {
-        let samples = |kind| if kind == Kind::Resample { self.pairings.len() } else { 1 };
+    /// Runs of a prompt that are averaged.
+    fn samples(&self, kind: Kind) -> usize {
+        if kind == Kind::Resample { self.pairings.len() } else { 1 }
+    }
+
+    /// The ablations of some components under one hold.
+    pub fn items(&self, hold: usize, components: &[usize]) -> Vec<Item> {
         let kinds = self.kinds.iter().enumerate();
-        let kinds = kinds.flat_map(|(i, &kind)| (0..samples(kind)).map(move |sample| (i, sample)));
-        kinds
-            .flat_map(|(kind, sample)| components.iter().map(move |&component| Item { kind, sample, component }))
-            .collect()
+        let kinds = kinds.flat_map(|(i, &kind)| (0..self.samples(kind)).map(move |sample| (i, sample)));
+        let items =
+            kinds.flat_map(|(kind, sample)| components.iter().map(move |&component| Item { kind, sample, component }));
+        items.filter(|item| self.target(item.kind, hold, item.component).is_some()).collect()
+    }
+
+    /// The most runs of a prompt that one group has.
+    pub fn most_items(&self) -> usize {
+        let of = |members| (0..self.holds.len()).map(|hold| self.items(hold, members).len()).max();
+        self.groups.values().filter_map(|members| of(members)).max().unwrap_or(1)
     }
 
     /// What one measurement counts in a mean over resample samples.
@@ -186,19 +210,28 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// A (kind, hold, component), numbered in the order of the table.
-    pub fn target(&self, kind: usize, hold: usize, component: usize) -> usize {
+    fn cell(&self, kind: usize, hold: usize, component: usize) -> usize {
         (kind * self.holds.len() + hold) * self.components.len() + component
     }
 
+    /// The number of a kind, hold and component, if it is ablated. They are numbered in the order of the table.
+    pub fn target(&self, kind: usize, hold: usize, component: usize) -> Option<usize> {
+        self.targets[self.cell(kind, hold, component)]
+    }
+
     pub fn targets(&self) -> usize {
-        self.kinds.len() * self.holds.len() * self.components.len()
+        self.ablations.len()
     }
 
     /// The inverse of [`Plan::target`].
     pub fn parts(&self, target: usize) -> (Kind, Hold, Ablatable) {
-        let (rest, component) = (target / self.components.len(), target % self.components.len());
-        (self.kinds[rest / self.holds.len()], self.holds[rest % self.holds.len()], self.components[component])
+        let Ablation { kind, hold, component } = self.ablations[target];
+        (kind, hold, component)
+    }
+
+    /// Whether something is held in some runs.
+    fn has_holds(&self) -> bool {
+        self.holds.iter().any(|hold| *hold != Hold::None)
     }
 
     /// Whether a layer's MLP reads what its attention writes.
@@ -223,7 +256,7 @@ impl<'a> Plan<'a> {
         for &layer in &self.neuron_layers {
             keep[layer].post = true;
         }
-        if self.holds.len() > 1 {
+        if self.has_holds() {
             for k in &mut keep {
                 (k.z, k.mlp_out) = (true, true);
             }

@@ -12,9 +12,9 @@ use selfrepair_core::sink::{Part, RowSink};
 use selfrepair_core::tables::{ABLATIONS, ROUNDING};
 use selfrepair_engine::WorkerPool;
 
-use super::plan::Piece;
+use super::plan::Job;
 use super::shard::Shard;
-use super::{Plan, ablate_piece, pieces};
+use super::{Plan, ablate_job, jobs};
 use crate::MeasureContext;
 
 /// Sums over the rows of one column.
@@ -30,7 +30,7 @@ struct Difference {
 /// measures anew: its warning would be missing else.
 pub fn measure(context: &MeasureContext, plan: &Plan) -> Result<()> {
     let precision = context.config.runtime.precision;
-    if precision == Precision::Fp32 {
+    if precision == Precision::Fp32 || !plan.outputs.effects {
         return Ok(());
     }
     let spinner = progress::spinner("the first shard again in float32, to measure the rounding error");
@@ -75,13 +75,13 @@ fn in_float32<'a>(context: &MeasureContext, plan: &'a Plan<'a>) -> Result<Shard>
     let config = RuntimeConfig { precision: Precision::Fp32, probe: false, ..context.config.runtime.clone() };
     let mut pool = WorkerPool::load(plan.architecture, context.graphs, &config, &plan.needs())?;
     let prompts: Vec<usize> = (0..plan.prompts.count().min(plan.prompts_in_shard())).collect();
-    let pieces = pieces(context, plan, &[&prompts], &[0], pool.size());
+    let jobs = jobs(context, plan, &[&prompts], &[0], pool.size());
     let mut shard = Shard::new(plan, &prompts);
     let bar = Bar::hidden();
-    let work = |engine: &mut _, (_, piece): &(usize, Piece<'a>)| ablate_piece(context, plan, engine, piece, &bar);
+    let work = |engine: &mut _, (_, job): &(usize, Job<'a>)| ablate_job(context, plan, engine, job, &bar);
     pool.each(
-        &pieces,
-        |(_, piece)| piece.share,
+        &jobs,
+        |(_, job)| job.share,
         work,
         |part| {
             shard.absorb(plan, part);

@@ -14,7 +14,7 @@ use selfrepair_core::components::{Ablatable, Component};
 use selfrepair_core::sink::{Part, RowSink};
 use selfrepair_core::tables::{ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTION, NEURON_REPAIRS, NEURON_TOTALS, Table};
 
-use super::plan::{Piece, Plan};
+use super::plan::{Job, Plan};
 use super::sums::{SavedSums, Sums};
 use crate::repair::Repair;
 
@@ -62,8 +62,9 @@ fn samples_name(number: usize) -> String {
 /// Whether everything of a shard is there. Samples of neurons are removed once the medians are `done`.
 pub fn is_written(sink: &dyn RowSink, plan: &Plan, number: usize, done: bool) -> bool {
     let has = |table| sink.has(table, Part::Shard(number));
+    let effects = || has(&ABLATIONS) && has(&COMPONENT_REPAIRS);
     let neurons = || has(&NEURON_REPAIRS) && has(&NEURON_TOTALS) && (done || sink.has_kept(&samples_name(number)));
-    has(&ABLATIONS) && has(&COMPONENT_REPAIRS) && (plan.curves() == 0 || neurons())
+    (!plan.outputs.effects || effects()) && (plan.curves() == 0 || neurons())
 }
 
 /// One shard while it is computed. The rows of `ablations` are laid out in the table's order from the start.
@@ -90,9 +91,9 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// No rows yet, for a piece of a shard's work.
-    pub fn of(plan: &Plan, piece: &Piece) -> Self {
-        Self::of_targets(plan, &piece.prompts, plan.targets_of(&piece.groups))
+    /// No rows yet, for a part of a shard's work.
+    pub fn of(plan: &Plan, job: &Job) -> Self {
+        Self::of_targets(plan, &job.prompts, plan.targets_of(&job.groups))
     }
 
     /// No rows yet, for all ablations of some prompts.
@@ -115,7 +116,7 @@ impl Shard {
             block,
             targets,
             rows: vec![Repair::default(); rows],
-            distributions: if plan.distribution { vec![(0.0, 0.0); rows] } else { vec![] },
+            distributions: if plan.outputs.distribution { vec![(0.0, 0.0); rows] } else { vec![] },
             repairs: vec![],
             neurons: vec![],
             totals: vec![],
@@ -153,7 +154,7 @@ impl Shard {
         self.targets.partition_point(|&t| t < target)
     }
 
-    /// Takes over a piece's rows.
+    /// Takes over the rows of a part.
     pub fn absorb(&mut self, plan: &Plan, part: Shard) {
         for (i, &prompt) in part.prompts.iter().enumerate() {
             let into = self.starts[self.prompts.partition_point(|&p| p < prompt)];
@@ -161,7 +162,7 @@ impl Shard {
             for (number, &target) in part.targets.iter().enumerate() {
                 let (from, into) = (number * part.block + from, self.block_of(target) * self.block + into);
                 self.rows[into..into + n].copy_from_slice(&part.rows[from..from + n]);
-                if plan.distribution {
+                if plan.outputs.distribution {
                     self.distributions[into..into + n].copy_from_slice(&part.distributions[from..from + n]);
                 }
             }
@@ -178,7 +179,8 @@ impl Shard {
 pub struct Finished {
     shard: Shard,
     number: usize,
-    /// Whether neurons are measured.
+    /// Which tables are written.
+    effects: bool,
     neurons: bool,
     /// Key columns of every target.
     keys: Vec<TargetKey>,
@@ -207,27 +209,29 @@ impl Finished {
         };
         let sums = saved.merge(number, &shard.sums)?;
         let keys = (0..plan.targets()).map(key).collect();
-        Ok(Self { keys, shard, number, neurons: plan.curves() > 0, sums })
+        Ok(Self { keys, shard, number, effects: plan.outputs.effects, neurons: plan.curves() > 0, sums })
     }
 
-    /// `ablations` last: if it is there, so are the others.
+    /// Writes every table, and then says that the shard is finished.
     pub fn write(mut self, sink: &dyn RowSink) -> Result<()> {
         let shard = &mut self.shard;
         shard.repairs.sort_by_key(|r| (r.place, r.rank));
         shard.neurons.sort_by_key(|r| (r.place, r.layer, r.rank));
         shard.totals.sort_by_key(|r| (r.place, r.layer));
         shard.samples.sort_by_key(|sample| sample.0);
-        self.write_repairs(sink)?;
+        if self.effects {
+            self.write_repairs(sink)?;
+            self.write_ablations(sink)?;
+        }
         if self.neurons {
             self.write_neurons(sink)?;
             self.write_totals(sink)?;
             sink.keep(&samples_name(self.number), &sample_bytes(&self.shard.samples)?)?;
         }
-        self.write_ablations(sink)?;
         if let Some((name, bytes)) = &self.sums {
             sink.keep(name, bytes)?;
         }
-        Ok(())
+        sink.finish_shard(self.number)
     }
 
     fn write_ablations(&self, sink: &dyn RowSink) -> Result<()> {

@@ -127,7 +127,7 @@ impl<'a> SavedSums<'a> {
     pub fn open(context: &MeasureContext<'a>, plan: &Plan, set: ShardSet) -> Result<Self> {
         let sink = context.sink;
         let curves = plan.curves() == 0 || sink.has(&NEURON_CURVES, Part::Whole);
-        let done = curves && sink.has(&REPAIR_GRAPH, Part::Whole);
+        let done = curves && (!plan.outputs.effects || sink.has(&REPAIR_GRAPH, Part::Whole));
         let name = format!("{FOLDER}/{}.sums", set.name());
         let length = Sums::new(plan).values.len();
         let (shards, values) = read_sums(sink, &name, length).unwrap_or_else(|| (vec![], vec![0; length]));
@@ -189,7 +189,9 @@ impl<'a> SavedSums<'a> {
             if plan.curves() > 0 {
                 sums.write_curves(self.sink, plan)?;
             }
-            sums.write_graph(self.sink, plan)?;
+            if plan.outputs.effects {
+                sums.write_graph(self.sink, plan)?;
+            }
         }
         // Also after a shard was written again that had been summed long before.
         self.sink.kept_names(FOLDER)?.iter().try_for_each(|name| self.sink.remove_kept(name))

@@ -137,7 +137,7 @@ impl<'a> Tally<'a> {
         for (i, cell) in self.cells.into_iter().enumerate() {
             let (p, rest) = (i % batch.len(), i / batch.len());
             let (kind, component) = (rest / members.len(), members[rest % members.len()]);
-            let target = plan.target(kind, self.hold, component);
+            let Some(target) = plan.target(kind, self.hold, component) else { continue };
             let tokens = plan.prompts.measured(batch[p]).len();
             shard.sums.add_changes(target, Sums::ALL, tokens, &cell.all);
             let mut top_sums = vec![0.0; cell.all.len()];

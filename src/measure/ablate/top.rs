@@ -40,7 +40,7 @@ impl TopTokens {
     pub fn find(context: &MeasureContext, prompts: &Prompts) -> Result<Self> {
         let measured = prompts.measured_tokens();
         let count = ((context.config.analysis.top_fraction * measured as f64) as usize).max(1);
-        let mut best = vec![Best::new(count); context.components.len()];
+        let mut best = vec![Best::new(count); context.piece.components().len()];
         let seen = read_effects(context, &mut best)?;
         ensure!(seen == measured, "direct_effects has {seen} tokens, but the corpus has {measured}; run with --fresh");
         Ok(Self::new(best.into_iter().map(Best::ranked).collect()))
@@ -74,7 +74,7 @@ impl TopTokens {
             return Ok(());
         }
         let mut writer = context.sink.open(&TOP_TOKENS, Part::Whole, TOP_TOKENS.schema(), 1)?;
-        for (component, tokens) in context.components.iter().zip(&self.ranked) {
+        for (component, tokens) in context.piece.components().iter().zip(&self.ranked) {
             let n = tokens.len();
             let columns: Vec<ArrayRef> = vec![
                 Arc::new(StringArray::from_iter_values(std::iter::repeat_n(component.component.name(), n))),
@@ -134,7 +134,7 @@ fn read_effects(context: &MeasureContext, best: &mut [Best]) -> Result<usize> {
         for (i, effects) in effects.chunks_exact(components_of_token).enumerate() {
             let row = i * components_of_token;
             let token = |direct_effect| TopToken { prompt: prompts[row], position: positions[row], direct_effect };
-            for (best, c) in best.iter_mut().zip(context.components) {
+            for (best, c) in best.iter_mut().zip(context.piece.components()) {
                 best.add(token(effect_of(c, effects, a.layers, a.heads, biases)));
             }
             tokens += 1;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use ort::value::DynValue;
 use selfrepair_core::progress::Bar;
 
-use super::plan::{Item, Piece, Plan, place};
+use super::plan::{Item, Job, Plan, place};
 use super::replace::{Replacement, base};
 use super::shard::Shard;
 use super::tally::{NeuronSource, Tally};
@@ -35,18 +35,18 @@ pub struct Work<'a> {
     neurons: NeuronSource,
 }
 
-/// What several pieces of the same prompts read. The first that needs it makes it, and it goes with the last.
+/// What several jobs of the same prompts read. The first that needs it makes it, and it goes with the last.
 pub struct SharedWork<'a>(Mutex<Sharing<'a>>);
 
 struct Sharing<'a> {
-    /// Pieces that have not asked for it yet.
-    pieces: usize,
+    /// Jobs that have not asked for it yet.
+    jobs: usize,
     made: Option<Arc<Work<'a>>>,
 }
 
 impl<'a> SharedWork<'a> {
-    pub fn of_pieces(pieces: usize) -> Self {
-        Self(Mutex::new(Sharing { pieces, made: None }))
+    pub fn of_jobs(jobs: usize) -> Self {
+        Self(Mutex::new(Sharing { jobs, made: None }))
     }
 
     fn get(&self, make: impl FnOnce() -> Result<Work<'a>>) -> Result<Arc<Work<'a>>> {
@@ -55,8 +55,8 @@ impl<'a> SharedWork<'a> {
             Some(work) => work,
             None => Arc::new(make()?),
         };
-        sharing.pieces = sharing.pieces.saturating_sub(1);
-        sharing.made = (sharing.pieces > 0).then(|| work.clone());
+        sharing.jobs = sharing.jobs.saturating_sub(1);
+        sharing.made = (sharing.jobs > 0).then(|| work.clone());
         Ok(work)
     }
 }
@@ -71,24 +71,28 @@ struct Group<'a> {
     clean_reads: Option<Vec<DynValue>>,
 }
 
-/// The clean pass of a piece's prompts and of their partners, then its ablations of them.
+/// The clean pass of a job's prompts and of their partners, then its ablations of them.
 pub fn ablate_prompts<'a>(
     context: &MeasureContext,
     plan: &'a Plan<'a>,
     engine: &mut Engine,
-    piece: &Piece<'a>,
+    job: &Job<'a>,
     shard: &mut Shard,
     bar: &Bar,
 ) -> Result<()> {
-    let batch = &piece.prompts[..];
-    let work = match &piece.shared {
+    let batch = &job.prompts[..];
+    let work = match &job.shared {
         Some(shared) => shared.get(|| Work::new(plan, engine, batch))?,
         None => Arc::new(Work::new(plan, engine, batch)?),
     };
     let length = work.clean.effects.positions;
     for (hold, masks) in work.masks()?.iter().enumerate() {
-        for &(layer, component) in &piece.groups {
+        for &(layer, component) in &job.groups {
             let members = &plan.groups[&(layer, component)];
+            let items = plan.items(hold, members);
+            if items.is_empty() {
+                continue;
+            }
             let clean_reads = match (component, masks) {
                 (Component::Head, None) => work.clean_reads(engine, layer)?,
                 _ => None,
@@ -96,7 +100,7 @@ pub fn ablate_prompts<'a>(
             let group = Group { layer, component, hold, masks: masks.as_ref(), clean_reads };
             let flops = engine.architecture.suffix_flops(&plan.components[members[0]]) * length as f64;
             let mut tally = Tally::new(plan, hold, members, batch);
-            for runs in batches(&plan.items(members), batch.len(), context.rows_in_call() / length) {
+            for runs in batches(&items, batch.len(), context.rows_in_call() / length) {
                 interrupt::check()?;
                 work.run(engine, &group, &runs, shard, &mut tally)?;
                 bar.inc((flops * runs.len() as f64 / 1e9) as u64);
@@ -184,7 +188,7 @@ impl<'a> Work<'a> {
             prompts,
             hold: group.masks,
             neurons: if measures_neurons { &self.plan.neuron_layers } else { &[] },
-            residual_final: self.plan.distribution,
+            residual_final: self.plan.outputs.distribution,
             clean: &self.clean,
             directions: &self.directions,
         })?;
@@ -210,9 +214,9 @@ impl<'a> Work<'a> {
     ) -> Result<()> {
         let (plan, prompt, positions) = (self.plan, self.batch[p], self.clean.effects.positions);
         let component = plan.components[item.component];
-        let target = plan.target(item.kind, group.hold, item.component);
+        let target = plan.target(item.kind, group.hold, item.component).context("a run that was not asked for")?;
         let weight = plan.weight(&item);
-        let distribution = match plan.distribution {
+        let distribution = match plan.outputs.distribution {
             true => Some(self.distribution(engine, ablated, b, p)?),
             false => None,
         };

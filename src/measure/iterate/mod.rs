@@ -7,49 +7,52 @@ mod stream_additions;
 
 use anyhow::{Context, Result};
 use ort::value::DynValue;
-use selfrepair_core::components::{Ablatable, Component};
 use selfrepair_core::config::Config;
 use selfrepair_core::interrupt;
+use selfrepair_core::pieces::Piece;
 use selfrepair_core::progress;
 use selfrepair_core::prompts::Prompts;
 use selfrepair_core::sink::{Part, RowWriter};
 use selfrepair_core::tables::{HEAD_SIMILARITY, SELF_ADDITIONS, STREAM_ADDITIONS, Table};
 use selfrepair_engine::runtime::view;
-use selfrepair_engine::{CleanBatch, Directions, Engine, Keep, WorkerPool};
+use selfrepair_engine::{CleanBatch, Directions, Engine, Keep, Needs, WorkerPool};
 use selfrepair_model::Architecture;
 
 use crate::MeasureContext;
-use crate::ablate::Plan;
+use crate::ablate::TopTokens;
 use self_additions::SelfAdditions;
 use similarity::Similarity;
 use stream_additions::StreamAdditions;
 
 const TABLES: [&Table; 3] = [&SELF_ADDITIONS, &STREAM_ADDITIONS, &HEAD_SIMILARITY];
 
-/// Measures additions on the first `iterative.prompts` prompts.
+/// Measures the additions of the context's piece, if it has any.
 ///
 /// # Errors
 /// If a number is not finite, the parts do not sum to the change of the logit, or the sink fails.
-pub fn iterate(context: &MeasureContext, prompts: &Prompts, plan: &Plan) -> Result<()> {
-    let count = context.config.iterative.prompts.min(prompts.count());
+pub fn iterate(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
+    let Some(additions) = &context.piece.additions else { return Ok(()) };
+    let count = additions.prompts.min(prompts.count());
     if count == 0 || TABLES.iter().all(|table| context.sink.has(table, Part::Whole)) {
         return Ok(());
     }
     let a = context.architecture;
-    let mut pool = WorkerPool::load(a, context.graphs, &context.config.runtime, &plan.needs())?;
-    let mut own = SelfAdditions::new(context);
-    let mut stream = StreamAdditions::new(context);
+    let needs = Needs { iterate: true, ..Needs::default() };
+    let mut pool = WorkerPool::load(a, context.graphs, &context.config.runtime, &needs)?;
+    let top = TopTokens::find(context, prompts)?;
+    let mut own = SelfAdditions::new(context, additions);
+    let mut stream = StreamAdditions::new(context, additions)?;
     let mut similarity = Similarity::new(a);
     let bar = progress::bar("iterate", (count * a.layers) as u64, "layers");
     let numbers: Vec<usize> = (0..count).collect();
     let work = |engine: &mut Engine, &p: &usize| {
         let prompt = Prompt::new(engine, prompts, p)?;
         let outputs: Vec<Vec<f32>> = (0..a.layers).map(|l| prompt.head_outputs(engine, l)).collect::<Result<_>>()?;
-        let (mut own, mut stream) = (SelfAdditions::new(context), StreamAdditions::new(context));
+        let (mut own, mut stream) = (SelfAdditions::new(context, additions), StreamAdditions::new(context, additions)?);
         for layer in 0..a.layers {
             interrupt::check()?;
             own.measure(engine, &prompt, &outputs, layer)?;
-            stream.measure(engine, &prompt, &outputs, &plan.top, layer)?;
+            stream.measure(engine, &prompt, &outputs, &top, layer)?;
             bar.inc(1);
         }
         let mut similarity = Similarity::new(a);
@@ -73,26 +76,19 @@ pub fn iterate(context: &MeasureContext, prompts: &Prompts, plan: &Plan) -> Resu
     write(context, &SELF_ADDITIONS, |writer| own.write(writer))
 }
 
-/// Operations of matrix products in all additions that a run makes, at top tokens spread evenly over the prompts.
-pub fn flops(config: &Config, a: &Architecture, components: &[Ablatable]) -> f64 {
+/// Operations of matrix products in the additions of a piece, at top tokens spread evenly over the prompts.
+pub fn flops(config: &Config, a: &Architecture, piece: &Piece) -> f64 {
+    let Some(additions) = &piece.additions else { return 0.0 };
     let c = &config.corpus;
-    let prompts = config.iterative.prompts.min(c.tokens / c.prompt_len);
-    let heads = components.iter().filter(|c| c.component == Component::Head).count();
-    prompts as f64 * (self_additions::flops(config, a) + stream_additions::flops(config, a, heads))
+    let prompts = additions.prompts.min(c.tokens / c.prompt_len);
+    let (multiples, heads) = (additions.multiples.len(), additions.heads.len());
+    prompts as f64 * (self_additions::flops(config, a, multiples) + stream_additions::flops(config, a, heads, multiples))
 }
 
 fn write(context: &MeasureContext, table: &Table, rows: impl FnOnce(&mut dyn RowWriter) -> Result<()>) -> Result<()> {
     let mut writer = context.sink.open(table, Part::Whole, table.schema(), 1)?;
     rows(writer.as_mut())?;
     writer.finish()
-}
-
-/// What outputs are multiplied by before they are added, in the order of the tables.
-fn multiples(config: &Config) -> Vec<f64> {
-    let mut multiples = config.iterative.multiples.clone();
-    multiples.sort_by(f64::total_cmp);
-    multiples.dedup();
-    multiples
 }
 
 /// A head's output at position `s`, \[D\], from those of all heads [S · H · D].

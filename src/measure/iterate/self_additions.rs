@@ -8,9 +8,10 @@ use arrow::record_batch::RecordBatch;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::{Prompt, head_output, multiples};
+use super::{Prompt, head_output};
 use crate::MeasureContext;
 use selfrepair_core::config::Config;
+use selfrepair_core::pieces::Additions;
 use selfrepair_core::sink::RowWriter;
 use selfrepair_core::tables::SELF_ADDITIONS;
 use selfrepair_engine::Engine;
@@ -22,8 +23,8 @@ const ADDED: [&str; 3] = ["own", "random_direction", "random_head"];
 
 /// Operations of matrix products on a prompt: attention of a clean and a changed row for every position, head, thing that
 /// is added and multiple.
-pub fn flops(config: &Config, a: &Architecture) -> f64 {
-    let rows = 2 * (config.corpus.prompt_len - 1) * ADDED.len() * multiples(config).len();
+pub fn flops(config: &Config, a: &Architecture, multiples: usize) -> f64 {
+    let rows = 2 * (config.corpus.prompt_len - 1) * ADDED.len() * multiples;
     2.0 * (a.layers * a.heads * rows * a.block_weights().0) as f64
 }
 
@@ -38,9 +39,9 @@ pub struct SelfAdditions {
 }
 
 impl SelfAdditions {
-    pub fn new(context: &MeasureContext) -> Self {
+    pub fn new(context: &MeasureContext, additions: &Additions) -> Self {
         let a = context.architecture;
-        let multiples = multiples(context.config);
+        let multiples = additions.multiples.clone();
         let rows = vec![vec![]; a.layers * a.heads * ADDED.len() * multiples.len()];
         Self { multiples, seed: context.config.ablation.seed, heads: a.heads, d_model: a.d_model, rows }
     }

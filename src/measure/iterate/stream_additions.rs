@@ -8,12 +8,13 @@ use arrow::array::{ArrayRef, Float32Array, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
 use selfrepair_core::ensure_check;
 
-use super::{Prompt, head_output, multiples};
+use super::{Prompt, head_output};
 use crate::MeasureContext;
 use crate::ablate::TopTokens;
 use crate::context::balanced;
-use selfrepair_core::components::Component;
+use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::Config;
+use selfrepair_core::pieces::Additions;
 use selfrepair_core::sink::RowWriter;
 use selfrepair_core::tables::STREAM_ADDITIONS;
 use selfrepair_engine::runtime::view;
@@ -51,10 +52,10 @@ fn rows_in_call(config: &Config) -> usize {
 
 /// Operations of matrix products on a prompt: an addition at each of the heads' top tokens goes through all blocks from
 /// the one it is made before, and a call's attention reads the clean rows besides.
-pub fn flops(config: &Config, a: &Architecture, heads: usize) -> f64 {
+pub fn flops(config: &Config, a: &Architecture, heads: usize, multiples: usize) -> f64 {
     let positions = config.corpus.prompt_len - 1;
     let top = heads as f64 * positions as f64 * config.analysis.top_fraction;
-    let additions = (top * multiples(config).len() as f64).ceil();
+    let additions = (top * multiples as f64).ceil();
     let calls = (additions / (rows_in_call(config) - positions) as f64).ceil();
     let (attention, mlp) = a.block_weights();
     let block = (additions + calls * positions as f64) * attention as f64 + additions * mlp as f64;
@@ -77,15 +78,19 @@ pub struct StreamAdditions {
 }
 
 impl StreamAdditions {
-    pub fn new(context: &MeasureContext) -> Self {
+    pub fn new(context: &MeasureContext, additions: &Additions) -> Result<Self> {
         let a = context.architecture;
-        let components = context.components.iter().enumerate().filter(|(_, c)| c.component == Component::Head);
-        let heads: Vec<_> = components.map(|(i, c)| (i, c.layer, c.head.unwrap_or_default())).collect();
-        let multiples = multiples(context.config);
+        let of = |name: &String| {
+            let head = Ablatable::parse(name)?;
+            let number = context.piece.components().binary_search(&head).ok().context("a head that is not in its piece")?;
+            Ok((number, head.layer, head.head.unwrap_or_default()))
+        };
+        let heads: Vec<_> = additions.heads.iter().map(of).collect::<Result<_>>()?;
+        let multiples = additions.multiples.clone();
         let rows = vec![vec![]; heads.len() * a.layers * multiples.len()];
         let (layers, d_model, heads_in_layer) = (a.layers, a.d_model, a.heads);
         let (rows_in_call, tolerance) = (rows_in_call(context.config), context.config.runtime.precision.tolerance());
-        Self { multiples, layers, d_model, heads_in_layer, rows_in_call, tolerance, heads, rows }
+        Ok(Self { multiples, layers, d_model, heads_in_layer, rows_in_call, tolerance, heads, rows })
     }
 
     /// Adds the rows of a later prompt.

@@ -89,16 +89,19 @@ fn a_shard_of_another_configuration_is_never_taken_over() {
     succeeded(everything("ablate", one.path()).output().unwrap());
     succeeded(everything("ablate", other.path()).args(["--set", "ablation.seed=7"]).output().unwrap());
     let expected = contents(one.path());
-    for (stage, name) in [("ablate", "tables/ablations/00001.parquet"), ("ablate", "tables/pairs/pairs.parquet")] {
+    for (stage, name) in [("ablate", "tables/ablations/00001-00001.parquet"), ("ablate", "tables/pairs/00001.parquet")] {
         let (ours, theirs) = (one.path().join(name), other.path().join(name));
         let sums = [&ours, &theirs].map(|p| selfrepair_core::files::sha256_of_file(p).unwrap());
         assert_ne!(sums[0], sums[1], "{name}");
         fs::copy(&theirs, &ours).unwrap();
+        let done = if name.contains("pairs") { "pairs" } else { "00001" };
         for (record, from, to) in [
-            (format!("{stage}.sha256"), &sums[0][..], &sums[1][..]),
-            (format!("{stage}.json"), "\"complete\": true", "\"complete\": false"),
+            (format!("stages/{stage}.sha256"), &sums[0][..], &sums[1][..]),
+            (format!("work/ablate/00001/done/{done}.json"), &sums[0][..], &sums[1][..]),
+            // The piece has to be put together again.
+            (format!("stages/{stage}.json"), "\"pieces\"", "\"others\""),
         ] {
-            let record = one.path().join("stages").join(record);
+            let record = one.path().join(record);
             let text = fs::read_to_string(&record).unwrap();
             assert!(text.contains(from), "{}", record.display());
             fs::write(&record, text.replace(from, to)).unwrap();
@@ -169,6 +172,14 @@ fn a_checkpoint_with_a_flipped_bit_is_refused_or_measured_as_another_model() {
     let dir = tempfile::tempdir().unwrap();
     let folder = copy_of_tiny(dir.path());
     let (source, out) = (format!("model.source={}", folder.display()), dir.path().join("out"));
+    let replace = || {
+        let mut command = pipeline();
+        command.args(["run", "trace", "--replace", "--out"]).arg(&out);
+        TINY_SETTINGS.iter().copied().chain([source.as_str()]).for_each(|s| {
+            command.args(["--set", s]);
+        });
+        command.output().unwrap()
+    };
     succeeded(run_tiny("trace", &out, &[&source]));
     let weights = folder.join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
@@ -181,9 +192,10 @@ fn a_checkpoint_with_a_flipped_bit_is_refused_or_measured_as_another_model() {
         let at = if case % 2 == 0 { dice.below(header) } else { header + dice.below(bytes.len() - header) };
         corrupt[at] ^= 1 << dice.below(8);
         fs::write(&weights, &corrupt).unwrap();
-        let output = run_tiny("trace", &out, &[&source]);
+        let refusal = failed(run_tiny("trace", &out, &[&source]));
+        let output = replace();
         if output.status.success() {
-            assert!(text(&output.stderr).contains("cleared: model's checksum"), "{at}: {}", text(&output.stderr));
+            assert!(refusal.contains("contradicts: model's checksum"), "{at}: {refusal}");
             assert!(seen.insert(checksum()), "byte {at} makes a model that was there before");
         } else {
             refused += 1;

@@ -1,0 +1,164 @@
+//! Rows that several pieces would have: each is kept once.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use arrow::array::{ArrayRef, AsArray, BooleanArray};
+use arrow::compute::{cast, filter_record_batch};
+use arrow::datatypes::{DataType, Int64Type};
+use arrow::record_batch::RecordBatch;
+use selfrepair_core::components::Ablatable;
+use selfrepair_core::pieces::{Ablation, Coverage, Outputs, Piece};
+use selfrepair_core::tables::{
+    HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS,
+    TOP_TOKENS, Table,
+};
+
+use crate::pieces;
+use crate::records;
+use crate::run_folder::Stage;
+use crate::stage_files::parquet_batches;
+
+/// The rows of a file that are not kept.
+pub(crate) enum Leave {
+    Nothing,
+    Everything,
+    Rows(BTreeSet<RowKey>),
+}
+
+/// What a row is about. Text and numbers as the tables have them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RowKey {
+    /// Ablation and hold; `None` in a table without them.
+    ablation: Option<(String, String)>,
+    name: String,
+    neuron_layer: Option<i64>,
+}
+
+impl RowKey {
+    pub(crate) fn of(ablation: &Ablation, neuron_layer: Option<usize>) -> Self {
+        let names = (ablation.kind.name().to_string(), ablation.hold.name());
+        let neuron_layer = neuron_layer.map(|layer| layer as i64);
+        Self { ablation: Some(names), name: ablation.component.name(), neuron_layer }
+    }
+
+    pub(crate) fn of_component(component: &Ablatable) -> Self {
+        Self { ablation: None, name: component.name(), neuron_layer: None }
+    }
+}
+
+fn is_of_neurons(table: &Table) -> bool {
+    [&NEURON_REPAIRS, &NEURON_TOTALS, &NEURON_CURVES].iter().any(|t| t.name == table.name)
+}
+
+/// Tables of additions: they go as a whole.
+pub(crate) fn is_of_additions(table: &Table) -> bool {
+    [&SELF_ADDITIONS, &STREAM_ADDITIONS, &HEAD_SIMILARITY].iter().any(|t| t.name == table.name)
+}
+
+/// What finished pieces have, but for one of them.
+pub(crate) struct There {
+    coverage: Coverage,
+    /// Those that have rows in `top_tokens`.
+    top_tokens: BTreeSet<String>,
+    tables: BTreeSet<String>,
+}
+
+impl There {
+    pub(crate) fn of(root: &Path, but: usize) -> Result<Self> {
+        let finished = pieces::finished(root)?.into_iter().filter(|(record, _)| record.number != but);
+        let pieces: Vec<Piece> = finished.map(|(_, piece)| piece).collect();
+        let (mut top_tokens, mut tables) = (BTreeSet::new(), BTreeSet::new());
+        for (name, _) in records::any_manifest(root, Stage::Ablate)?.unwrap_or_default().files {
+            let Some((table, file)) = name.strip_prefix("tables/").and_then(|rest| rest.split_once('/')) else { continue };
+            if pieces::piece_of_file(file) == Some(but) {
+                continue;
+            }
+            if table == TOP_TOKENS.name {
+                top_tokens.extend(names_in(&root.join(&name))?);
+            }
+            tables.insert(table.to_string());
+        }
+        Ok(Self { coverage: Coverage::of(&pieces), top_tokens, tables })
+    }
+
+    /// A piece without the ablations that are here.
+    pub(crate) fn rest(&self, piece: &Piece) -> Result<Piece> {
+        let left = piece.ablations().iter().filter(|a| !self.coverage.has(a, &piece.outputs));
+        Piece::new(left.copied().collect(), piece.outputs.clone(), piece.additions.clone())
+    }
+
+    pub(crate) fn leave(&self, table: &Table, piece: &Piece) -> Leave {
+        if table.name == PAIRS.name || table.name == ROUNDING.name {
+            return if self.tables.contains(table.name) { Leave::Everything } else { Leave::Nothing };
+        }
+        if is_of_additions(table) {
+            return Leave::Nothing;
+        }
+        let mut keys = BTreeSet::new();
+        if table.name == TOP_TOKENS.name {
+            let both = piece.components().iter().filter(|c| self.top_tokens.contains(&c.name()));
+            keys.extend(both.map(RowKey::of_component));
+        }
+        for ablation in piece.ablations() {
+            let Some(have) = self.coverage.ablations().get(ablation) else { continue };
+            keys.extend(keys_of(table, ablation, have));
+        }
+        if keys.is_empty() { Leave::Nothing } else { Leave::Rows(keys) }
+    }
+}
+
+/// Keys of an ablation's rows in a table, as far as it has those outputs.
+pub(crate) fn keys_of(table: &Table, ablation: &Ablation, outputs: &Outputs) -> Vec<RowKey> {
+    if is_of_neurons(table) {
+        return outputs.neuron_layers.iter().map(|&layer| RowKey::of(ablation, Some(layer))).collect();
+    }
+    let has = match table.name {
+        "distributions" => outputs.distribution,
+        name => name != TOP_TOKENS.name && outputs.effects,
+    };
+    if has { vec![RowKey::of(ablation, None)] } else { vec![] }
+}
+
+/// The names in a file.
+fn names_in(path: &Path) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for batch in parquet_batches(path, &["name".to_string()], 8192)? {
+        let batch = batch?;
+        let column = cast(batch.column(0), &DataType::Utf8)?;
+        names.extend(column.as_string::<i32>().iter().flatten().map(str::to_string));
+    }
+    Ok(names)
+}
+
+/// The rows of a batch that are not about `keys`.
+pub(crate) fn without(batch: &RecordBatch, keys: &BTreeSet<RowKey>) -> Result<RecordBatch> {
+    match keys.is_empty() {
+        true => Ok(batch.clone()),
+        false => Ok(filter_record_batch(batch, &kept_rows(batch, keys)?)?),
+    }
+}
+
+fn kept_rows(batch: &RecordBatch, keys: &BTreeSet<RowKey>) -> Result<BooleanArray> {
+    let text = |column: &str| -> Result<Option<ArrayRef>> {
+        batch.column_by_name(column).map(|c| Ok(cast(c, &DataType::Utf8)?)).transpose()
+    };
+    let (ablation, hold, name) = (text("ablation")?, text("hold")?, text("name")?.context("the table has no name")?);
+    let layer = batch.column_by_name("neuron_layer").map(|c| cast(c, &DataType::Int64)).transpose()?;
+    let at = |column: &ArrayRef, row: usize| column.as_string::<i32>().value(row).to_string();
+    let (mut last, mut keeps) = (None, true);
+    let mut rows = Vec::with_capacity(batch.num_rows());
+    for row in 0..batch.num_rows() {
+        let ablation = ablation.as_ref().zip(hold.as_ref()).map(|(a, h)| (at(a, row), at(h, row)));
+        let neuron_layer = layer.as_ref().map(|l| l.as_primitive::<Int64Type>().value(row));
+        let key = RowKey { ablation, name: at(&name, row), neuron_layer };
+        // Rows of one key lie together.
+        if last.as_ref() != Some(&key) {
+            keeps = !keys.contains(&key);
+            last = Some(key);
+        }
+        rows.push(keeps);
+    }
+    Ok(BooleanArray::from(rows))
+}

@@ -1,0 +1,304 @@
+//! Finished pieces among the run's tables: how they get there, and how parts of them are dropped.
+//!
+//! The manifest of `ablate` decides what a reader sees. It is replaced as a whole, after the new files are there and
+//! before the old ones are removed. A process that ends in between leaves files that the next one removes.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use selfrepair_core::components::Ablatable;
+use selfrepair_core::files::sha256_of_file;
+use selfrepair_core::own_files;
+use selfrepair_core::pieces::{Ablation, Piece};
+use selfrepair_core::tables::{PAIRS, ROUNDING, TOP_TOKENS, Table};
+
+use crate::overlap::{Leave, RowKey, There, is_of_additions, keys_of, without};
+use crate::piece_files::PieceFiles;
+use crate::pieces::{self, FileRecord, OpenPiece, PieceRecord, TABLES};
+use crate::records;
+use crate::run_folder::{Inputs, Manifest, Parts, RunFolder, Stage};
+use crate::table_writer::{Metadata, TableWriter};
+
+/// Rows in a batch while a file is written again.
+const ROWS_IN_BATCH: usize = 64 * 1024;
+
+impl RunFolder {
+    /// Makes the stage ready for pieces: removes what an ended process left, and writes a manifest if there is none.
+    ///
+    /// # Errors
+    /// If files lie in its folders that no record lists.
+    pub fn begin_pieces(&self, identity: &Inputs) -> Result<()> {
+        let folders: Vec<_> = TABLES.iter().map(|table| self.table(table.name)).collect();
+        self.refuse_foreign(Stage::Ablate, &folders)?;
+        folders.iter().chain([&self.root().join("work")]).try_for_each(|folder| own_files::remove_temporary(folder))?;
+        self.remove_leftovers(&identity.fingerprint)?;
+        let manifest = pieces::manifest_of(self.root(), identity)?;
+        self.write_pieces(identity, manifest.pieces, manifest.files, manifest.complete)
+    }
+
+    /// Files on record that belong to no piece, and folders of pieces that are finished or cannot be resumed.
+    fn remove_leftovers(&self, identity: &str) -> Result<()> {
+        let root = self.root();
+        let listed = records::sound_manifest(root, Stage::Ablate)?.unwrap_or_default().files;
+        let listed: BTreeSet<String> = listed.into_iter().map(|(name, _)| name).collect();
+        let open = pieces::open(root, identity)?;
+        // A piece whose files were being renamed when its process ended has some of them there already.
+        let is_of_open = |name: &String| {
+            let file = name.rsplit('/').next().and_then(pieces::piece_of_file);
+            file.is_some_and(|number| open.iter().any(|piece| piece.number == number))
+        };
+        let recorded = records::recorded(root, Stage::Ablate)?;
+        let leftover: BTreeSet<String> =
+            recorded.into_iter().filter(|name| !listed.contains(name) && !is_of_open(name)).collect();
+        own_files::remove_files(root, &leftover)?;
+        let finished: Vec<usize> = pieces::finished(root)?.iter().map(|(record, _)| record.number).collect();
+        for number in pieces::numbers(root)?.into_iter().filter(|n| open.iter().all(|piece| piece.number != *n)) {
+            match finished.contains(&number) {
+                true => own_files::remove_files(root, &self.work_of(number)?.1)?,
+                false => self.remove_work(number)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a piece has in its own folder: the plan last, since without it nobody knows whose the rest is.
+    fn remove_work(&self, number: usize) -> Result<()> {
+        let (records, data) = self.work_of(number)?;
+        let (plan, done): (Vec<String>, Vec<String>) =
+            records.into_iter().partition(|name| name.ends_with("/plan.json"));
+        [data, done, plan].iter().try_for_each(|names| own_files::remove_files(self.root(), names))
+    }
+
+    /// Records of a piece, and the other files in its own folder.
+    fn work_of(&self, number: usize) -> Result<(Vec<String>, Vec<String>)> {
+        let files = own_files::walk(&self.root().join(pieces::folder(number)))?.into_iter();
+        let names = files.filter_map(|(path, _)| Some(path.strip_prefix(self.root()).ok()?.to_str()?.to_string()));
+        let is_record = |name: &String| name.ends_with(".json") && !name.ends_with("/request.json");
+        Ok(names.filter(|name| pieces::is_work(name)).partition(is_record))
+    }
+
+    /// Gives up a piece that was begun and not finished.
+    ///
+    /// # Errors
+    /// If a file cannot be removed.
+    pub fn give_up(&self, piece: &OpenPiece) -> Result<()> {
+        self.remove_work(piece.number)
+    }
+
+    /// Puts the files of a finished piece among the tables.
+    ///
+    /// # Errors
+    /// If a file is lost or cannot be renamed.
+    pub fn publish(&self, identity: &Inputs, open: &OpenPiece, files: &PieceFiles, seconds: f64) -> Result<()> {
+        let root = self.root();
+        let before = pieces::manifest_of(root, identity)?;
+        let finished = pieces::finished(root)?;
+        let there = There::of(root, open.number)?;
+        let mut names = Vec::new();
+        for file in files.records() {
+            let table = table_of(&file)?;
+            names.extend(self.place(open, &file, &there.leave(table, &open.piece), files)?);
+        }
+        // Itself, if it was finished before and a file was lost; and additions that it has too.
+        let is_replaced = |record: &PieceRecord, piece: &Piece| {
+            record.number == open.number || open.piece.additions.is_some() && piece.additions.is_some()
+        };
+        let replaced = finished.iter().filter(|(record, piece)| is_replaced(record, piece));
+        let replaced: BTreeSet<usize> = replaced.map(|(record, _)| record.number).collect();
+        let old: Vec<(String, u64)> = replaced.iter().flat_map(|&n| pieces::files_of(&before.files, n)).collect();
+        let kept: Vec<_> = before.files.into_iter().filter(|file| !old.contains(file)).collect();
+        let mut records: Vec<PieceRecord> =
+            finished.into_iter().map(|(record, _)| record).filter(|r| !replaced.contains(&r.number)).collect();
+        records.push(open.record(there.rest(&open.piece)?, seconds));
+        records.sort_by_key(|record| record.number);
+        let gone: Vec<String> = old.into_iter().map(|file| file.0).filter(|n| names.iter().all(|new| new.0 != *n)).collect();
+        self.write_pieces(identity, records, kept.into_iter().chain(names).collect(), true)?;
+        replaced.iter().filter(|number| **number != open.number).try_for_each(|&number| self.remove_work(number))?;
+        own_files::remove_files(root, &gone)?;
+        self.seal_pieces()?;
+        self.remove_leftovers(&identity.fingerprint)
+    }
+
+    /// Gives a file its name among the tables, without the rows that are there already. Returns its name and size.
+    fn place(&self, open: &OpenPiece, file: &FileRecord, leave: &Leave, files: &PieceFiles) -> Result<Option<(String, u64)>> {
+        let (root, name) = (self.root(), file.name(open.number));
+        let (from, to) = (root.join(open.folder()).join(file.work_name()), root.join(&name));
+        let ledger = self.ledger(Stage::Ablate);
+        let is_there = !own_files::is_file(&from) && sha256_of_file(&to).is_ok_and(|sum| sum == file.sha256);
+        crate::stage_files::create_folder_of(&to)?;
+        match leave {
+            Leave::Everything => return Ok(None),
+            // The piece was finished before, or its process ended before it wrote the manifest.
+            _ if is_there => ledger.record(&to, file.sha256.clone())?,
+            Leave::Nothing => {
+                ledger.record(&to, file.sha256.clone())?;
+                fs::rename(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+            }
+            Leave::Rows(keys) => {
+                let meta = Metadata { ledger: Some(ledger.clone()), ..files.meta().clone() };
+                let Some(sha256) = copy_without(&from, &to, table_of(file)?, keys, &meta)? else { return Ok(None) };
+                let size = fs::metadata(&to)?.len();
+                files.replace(FileRecord { sha256, size, ..file.clone() })?;
+            }
+        }
+        Ok(Some((name, fs::metadata(&to)?.len())))
+    }
+
+    fn write_pieces(
+        &self,
+        identity: &Inputs,
+        pieces: Vec<PieceRecord>,
+        mut files: Vec<(String, u64)>,
+        complete: bool,
+    ) -> Result<()> {
+        files.sort();
+        let folders: Vec<_> = TABLES.iter().map(|table| self.table(table.name)).collect();
+        let seconds = pieces.iter().map(|piece| piece.seconds).sum();
+        let now = crate::run_folder::now();
+        let manifest = self.new_manifest(identity, &folders);
+        let began = records::any_manifest(self.root(), Stage::Ablate)?.and_then(|m| m.began).or(now);
+        let finished = complete.then_some(now).flatten();
+        let seconds = complete.then_some(seconds);
+        let warnings = self.warnings_so_far(Stage::Ablate)?;
+        let manifest = Manifest { complete, files, pieces, began, finished, seconds, warnings, ..manifest };
+        self.write_manifest(Stage::Ablate, &manifest)
+    }
+
+    /// Makes the list of checksums that of the manifest.
+    fn seal_pieces(&self) -> Result<()> {
+        let files = records::any_manifest(self.root(), Stage::Ablate)?.unwrap_or_default().files;
+        let files: Vec<_> = files.iter().map(|(name, _)| self.root().join(name)).collect();
+        self.ledger(Stage::Ablate).seal(&files)
+    }
+
+    /// Removes the rows of some ablations, and all additions if asked. What is left of a piece gets a new number.
+    /// Returns how many ablations were dropped.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written. Nothing is removed then.
+    pub fn drop_ablations(&self, identity: &Inputs, drops: impl Fn(&Ablation) -> bool, additions: bool) -> Result<usize> {
+        let root = self.root();
+        let mut manifest = pieces::manifest_of(root, identity)?;
+        let finished = pieces::finished(root)?;
+        let left = |piece: &Piece| -> Result<Piece> {
+            let ablations = piece.ablations().iter().filter(|a| !drops(a)).copied().collect();
+            Piece::new(ablations, piece.outputs.clone(), piece.additions.clone().filter(|_| !additions))
+        };
+        let remaining: Vec<Piece> = finished.iter().map(|(_, piece)| left(piece)).collect::<Result<_>>()?;
+        let components: BTreeSet<Ablatable> = remaining.iter().flat_map(|p| p.components().to_vec()).collect();
+        let (mut records, mut old, mut changed, mut dropped) = (vec![], vec![], vec![], 0);
+        for ((record, piece), rest) in finished.into_iter().zip(remaining) {
+            if rest == piece {
+                records.push(record);
+                continue;
+            }
+            dropped += piece.ablations().len() - rest.ablations().len();
+            let files = pieces::files_of(&manifest.files, record.number);
+            manifest.files.retain(|file| !files.contains(file));
+            let gone = Dropped { piece: &piece, rest: &rest, components: &components };
+            let new = pieces::plan(root, &identity.fingerprint, rest.clone(), record.rounding.clone(), &Parts::new())?;
+            let kept = self.copy_rest(&files, &new, &gone)?;
+            match kept.is_empty() {
+                true => changed.push(new.number),
+                false => records.push(new.record(rest.clone(), record.seconds)),
+            }
+            manifest.files.extend(kept);
+            changed.push(record.number);
+            old.extend(files);
+        }
+        records.sort_by_key(|record| record.number);
+        let complete = !records.is_empty();
+        self.write_pieces(identity, records, manifest.files, complete)?;
+        changed.iter().try_for_each(|&number| self.remove_work(number))?;
+        own_files::remove_files(root, old.iter().map(|(name, _)| name))?;
+        self.seal_pieces()?;
+        Ok(dropped)
+    }
+
+    fn copy_rest(&self, files: &[(String, u64)], new: &OpenPiece, gone: &Dropped) -> Result<Vec<(String, u64)>> {
+        let sink = PieceFiles::new(self, new.identity(), new)?;
+        let meta = Metadata { ledger: Some(self.ledger(Stage::Ablate).clone()), ..sink.meta().clone() };
+        let mut kept = Vec::new();
+        for (name, _) in files {
+            let table = name.split('/').nth(1).and_then(|table| TABLES.iter().find(|t| t.name == table));
+            let table = *table.with_context(|| format!("stages/ablate.json lists {name}, which is of no table"))?;
+            let keys = match gone.leave(table) {
+                Leave::Everything => continue,
+                Leave::Nothing => BTreeSet::new(),
+                Leave::Rows(keys) => keys,
+            };
+            let mut record = FileRecord { table: table.name.into(), shard: shard_of(name), size: 0, sha256: String::new() };
+            let to = self.root().join(record.name(new.number));
+            if let Some(sha256) = copy_without(&self.root().join(name), &to, table, &keys, &meta)? {
+                (record.size, record.sha256) = (fs::metadata(&to)?.len(), sha256);
+                kept.push((record.name(new.number), record.size));
+                sink.add(record)?;
+            }
+        }
+        sink.finish_shards()?;
+        Ok(kept)
+    }
+}
+
+/// The shard of a file of a table, by its name.
+fn shard_of(name: &str) -> Option<usize> {
+    name.rsplit('/').next()?.strip_suffix(".parquet")?.split_once('-')?.1.parse().ok()
+}
+
+/// A piece before and after some of its ablations are dropped.
+struct Dropped<'a> {
+    piece: &'a Piece,
+    rest: &'a Piece,
+    /// Those that any piece still has.
+    components: &'a BTreeSet<Ablatable>,
+}
+
+impl Dropped<'_> {
+    fn leave(&self, table: &Table) -> Leave {
+        if is_of_additions(table) {
+            return if self.rest.additions.is_none() { Leave::Everything } else { Leave::Nothing };
+        }
+        if table.name == PAIRS.name || table.name == ROUNDING.name {
+            return Leave::Nothing;
+        }
+        if table.name == TOP_TOKENS.name {
+            let gone = self.piece.components().iter().filter(|c| !self.components.contains(c));
+            return Leave::Rows(gone.map(RowKey::of_component).collect());
+        }
+        let gone = self.piece.ablations().iter().filter(|a| !self.rest.ablations().contains(a));
+        Leave::Rows(gone.flat_map(|a| keys_of(table, a, &self.piece.outputs)).collect())
+    }
+}
+
+fn table_of(file: &FileRecord) -> Result<&'static Table> {
+    let table = TABLES.iter().find(|table| table.name == file.table);
+    Ok(*table.with_context(|| format!("a record of a piece lists the table `{}`, which there is not", file.table))?)
+}
+
+/// Writes the rows of a file that are not about `keys` to another one. Returns its checksum, or nothing if there are none.
+fn copy_without(
+    from: &Path,
+    to: &Path,
+    table: &Table,
+    keys: &BTreeSet<RowKey>,
+    meta: &Metadata,
+) -> Result<Option<String>> {
+    let place = || format!("cannot read {}", from.display());
+    let file = own_files::open_own(from, OpenOptions::new().read(true)).with_context(place)?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(place)?;
+    let schema = builder.schema().clone();
+    ensure!(schema.fields().len() == table.schema().fields().len(), "{} has other columns than {}", from.display(), table.name);
+    let mut writer = TableWriter::create(table, to, meta)?;
+    let mut rows = 0;
+    for batch in builder.with_batch_size(ROWS_IN_BATCH).build().with_context(place)? {
+        let batch = batch.with_context(place)?;
+        let kept = without(&batch.with_schema(table.schema())?, keys)?;
+        rows += kept.num_rows();
+        writer.write(&kept)?;
+    }
+    (rows > 0).then(|| writer.finish_with_checksum()).transpose()
+}
+
