@@ -42,12 +42,29 @@ fn component_name<S: serde::Serializer>(component: &Component, serializer: S) ->
     serializer.serialize_str(component.name())
 }
 
+impl Ablatable {
+    /// The name in the `name` column: `L26H2`, `MLP26`, `ATTN26` or `BLOCK26`.
+    pub fn name(&self) -> String {
+        let kind = match (self.component, self.head) {
+            (_, Some(head)) => return format!("L{}H{head}", self.layer),
+            (Component::Attention, None) => "ATTN",
+            (Component::Block, None) => "BLOCK",
+            (Component::Head, None) => "L",
+            (Component::Mlp, None) => "MLP",
+        };
+        format!("{kind}{}", self.layer)
+    }
+
+    /// A head, or the MLP of a layer.
+    pub fn head_or_mlp(layer: usize, head: Option<usize>) -> Self {
+        let component = if head.is_some() { Component::Head } else { Component::Mlp };
+        Self { component, layer, head }
+    }
+}
+
 impl std::fmt::Display for Ablatable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.component, self.head) {
-            (_, Some(head)) => write!(f, "L{}H{head}", self.layer),
-            (component, None) => write!(f, "the {} of layer {}", component.name(), self.layer),
-        }
+        f.write_str(&self.name())
     }
 }
 

@@ -20,7 +20,7 @@ use parquet::schema::types::ColumnPath;
 use selfrepair_core::fail_check;
 use selfrepair_core::own_files;
 use selfrepair_core::provenance::{self, MEASUREMENT_VERSION};
-use selfrepair_core::tables::{MEASURED, SCHEMA_VERSION, Table};
+use selfrepair_core::tables::{MEASURED, SCHEMA_VERSION, Table, sort_order};
 use selfrepair_core::untrusted::without_panic;
 
 use crate::checksums::{Hashed, Ledger};
@@ -35,6 +35,10 @@ pub struct Metadata {
     pub ledger: Option<Arc<Ledger>>,
 }
 
+/// The file of a table that was not measured. No part of a table has this name.
+pub const EMPTY_FILE: &str = "empty.parquet";
+
+const SCHEMA: &str = "pipeline.schema_version";
 const FINGERPRINT: &str = "pipeline.fingerprint";
 const TABLE: &str = "pipeline.table";
 const ROWS_IN_GROUP: usize = 512 * 1024;
@@ -58,7 +62,7 @@ impl TableWriter {
         Self::with_schema(table.name, table.schema(), table.key, path, meta)
     }
 
-    /// A table whose columns a query decides; its first `key` columns sort it.
+    /// A table whose columns a query decides; its first `key` columns sort it, as [`sort_order`] says.
     pub fn with_schema(name: &str, schema: SchemaRef, key: usize, path: &Path, meta: &Metadata) -> Result<Self> {
         Self::of_blocks(name, schema, key, 1, path, meta)
     }
@@ -126,10 +130,13 @@ fn properties(
         // Page limits are looked at once a batch of this many values.
         .set_write_batch_size(1024)
         .set_sorting_columns(Some(
-            (0..key as i32).map(|i| SortingColumn { column_idx: i, descending: false, nulls_first: false }).collect(),
+            sort_order(schema, key)
+                .into_iter()
+                .map(|i| SortingColumn { column_idx: i as i32, descending: false, nulls_first: false })
+                .collect(),
         ))
         .set_key_value_metadata(Some(vec![
-            pair("pipeline.schema_version", SCHEMA_VERSION),
+            pair(SCHEMA, SCHEMA_VERSION),
             pair(TABLE, name),
             pair("pipeline.run_id", &meta.run_id),
             pair(FINGERPRINT, &meta.fingerprint),
@@ -179,11 +186,20 @@ pub fn is_of_table(path: &Path, table: &str) -> bool {
     says(path, TABLE, table)
 }
 
+/// The version of the schema that a Parquet file was written with. `None` if it cannot be read, or says nothing of it.
+pub fn schema_version(path: &Path) -> Option<String> {
+    said(path, SCHEMA)
+}
+
 /// Whether a Parquet file has that in its metadata.
 fn says(path: &Path, key: &str, value: &str) -> bool {
-    let Ok(file) = own_files::open_own(path, File::options().read(true)) else { return false };
-    let reader = without_panic(|| Ok(ParquetRecordBatchReaderBuilder::try_new(file)?));
-    let Ok(reader) = reader else { return false };
-    let metadata = reader.metadata().file_metadata().key_value_metadata();
-    metadata.is_some_and(|pairs| pairs.iter().any(|kv| kv.key == key && kv.value.as_deref() == Some(value)))
+    said(path, key).as_deref() == Some(value)
+}
+
+/// What a Parquet file has in its metadata under a key.
+fn said(path: &Path, key: &str) -> Option<String> {
+    let file = own_files::open_own(path, File::options().read(true)).ok()?;
+    let reader = without_panic(|| Ok(ParquetRecordBatchReaderBuilder::try_new(file)?)).ok()?;
+    let pairs = reader.metadata().file_metadata().key_value_metadata()?;
+    pairs.iter().find(|kv| kv.key == key)?.value.clone()
 }
