@@ -4,12 +4,13 @@
 //! cargo bench --bench pieces
 //! ```
 
-use std::sync::Arc;
+use std::iter::repeat_n;
 
-use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray, UInt16Array, UInt32Array};
+use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::DataType;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
+use selfrepair_core::columns;
 use selfrepair_core::config::ModelConfig;
 use selfrepair_core::prompts::Stream;
 use selfrepair_core::tables::ABLATIONS;
@@ -67,10 +68,13 @@ fn rows_to_parquet(bencher: Bencher) {
     let schema = ABLATIONS.schema();
     let columns = schema.fields().iter().enumerate().map(|(i, field)| -> ArrayRef {
         match field.data_type() {
-            DataType::Utf8 => Arc::new(StringArray::from(vec!["resample"; ROWS])),
-            DataType::UInt16 => Arc::new(UInt16Array::from(vec![3; ROWS])),
-            DataType::UInt32 => Arc::new(UInt32Array::from_iter_values((0..ROWS as u32).map(|r| r % 127))),
-            _ => Arc::new(Float32Array::from(some_numbers(ROWS, i))),
+            DataType::Utf8 => columns::texts(repeat_n("resample", ROWS)),
+            DataType::Dictionary(..) => columns::names(repeat_n("L3H7", ROWS)),
+            DataType::Boolean => columns::flags(repeat_n(true, ROWS)),
+            DataType::Float64 => columns::settings(repeat_n(1.0, ROWS)),
+            DataType::Int32 => columns::keys((0..ROWS).map(|r| r % 127)),
+            _ if field.name().starts_with("repair_write_norm") => columns::floats(repeat_n(0.0, ROWS)),
+            _ => columns::floats(some_numbers(ROWS, i)),
         }
     });
     let batch = RecordBatch::try_new(schema.clone(), columns.collect()).unwrap();

@@ -8,10 +8,10 @@ use arrow::util::pretty::pretty_format_batches;
 use selfrepair::query::sql::Tables;
 
 const HEADS_WITH_MOST_REPAIR: &str = "
-    select layer, head, avg(direct_effect) as direct_effect, avg(logit_change) as logit_change,
+    select name, avg(direct_effect) as direct_effect, avg(logit_change) as logit_change,
            avg(self_repair) as self_repair
     from ablations
-    group by layer, head
+    group by name
     order by self_repair desc
     limit 10";
 

@@ -1,8 +1,8 @@
 -- Question: how does the rest of the model respond when a head's output is added to the stream before a block: does
 --           it counteract the addition, or amplify it?
--- Grain:    layer × head × added_at × multiple, over the head's top tokens in the prompts that were measured
+-- Grain:    head × added_at × multiple, over the head's top tokens in the prompts that were measured
 --
--- layer, head, added_at, multiple: as in `stream_additions`
+-- name, layer, head, added_at, multiple: as in `stream_additions`
 -- tokens: positions
 -- prompts: prompts of these tokens
 -- added_effect: mean direct effect of what was added [logits]
@@ -15,7 +15,7 @@
 -- taken_back: -response / added_effect of the means
 with prompts as (
     select
-        layer, head, added_at, multiple, prompt,
+        name, layer, head, added_at, multiple, prompt,
         count(*) as n,
         sum(multiple * cast(direct_effect as double)) as added_effect,
         sum(cast(logit_change as double)) as logit_change,
@@ -25,17 +25,17 @@ with prompts as (
         sum(cast(response_norm as double)) as response_norm,
         sum(cast(own_change as double)) as own_change
     from stream_additions
-    group by layer, head, added_at, multiple, prompt
+    group by name, layer, head, added_at, multiple, prompt
 ),
 with_mean as (
     select
         *,
-        sum(response) over (partition by layer, head, added_at, multiple)
-            / sum(n) over (partition by layer, head, added_at, multiple) as mean
+        sum(response) over (partition by name, added_at, multiple)
+            / sum(n) over (partition by name, added_at, multiple) as mean
     from prompts
 )
 select
-    layer, head, added_at, multiple,
+    name, layer, head, added_at, multiple,
     sum(n) as tokens,
     count(*) as prompts,
     sum(added_effect) / sum(n) as added_effect,
@@ -49,5 +49,5 @@ select
     sum(own_change) / sum(n) as own_change,
     -sum(response) / nullif(sum(added_effect), 0) as taken_back
 from with_mean
-group by layer, head, added_at, multiple
-order by layer, head, added_at, multiple
+group by name, layer, head, added_at, multiple
+order by layer, head, name, added_at, multiple

@@ -1,8 +1,9 @@
 -- Question: how much does an ablation shrink the final stream, and its norm's scale, and does it more where the component
 --           matters most?
--- Grain:    ablation × hold × component × subset × measure × bucket of 0.01 (none without tokens), over all layers and heads
+-- Grain:    ablation × strength × hold × hold_value × hold_own_mlp × component × subset × measure × bucket of 0.01 (none
+--           without tokens), over all layers and heads
 --
--- ablation, hold, component: as in `ablations`
+-- ablation, strength, hold, hold_value, hold_own_mlp, component: as in `ablations`
 -- subset: `all` tokens, or each component's `top` tokens
 -- measure: `norm_scale`: clean / ablated scale of the final norm; `residual_norm`: ablated / clean norm of the final
 --     stream
@@ -11,21 +12,22 @@
 -- share: their share of the subset's tokens
 with ratios as (
     select
-        a.ablation, a.hold, a.component,
+        a.ablation, a.strength, a.hold, a.hold_value, a.hold_own_mlp, a.component,
         t.rank is not null as is_top,
         floor(least(cast(a.norm_scale as double) / a.ablated_norm_scale, 3) * 100) as scale_bucket,
         floor(least(cast(a.ablated_residual_norm as double) / c.residual_norm, 3) * 100) as residual_bucket
     from ablations a
     join clean c on a.prompt = c.prompt and a.position = c.position
     left join top_tokens t
-        on a.component = t.component and a.layer = t.layer and (a.head is not distinct from t.head)
-        and a.prompt = t.prompt and a.position = t.position
+        on a.component = t.component and a.name = t.name and a.prompt = t.prompt and a.position = t.position
 ),
 -- Counted before they are laid out, so that all tokens are read once.
 pairs_of_buckets as (
-    select ablation, hold, component, is_top, scale_bucket, residual_bucket, count(*) as tokens
+    select
+        ablation, strength, hold, hold_value, hold_own_mlp, component, is_top, scale_bucket, residual_bucket,
+        count(*) as tokens
     from ratios
-    group by ablation, hold, component, is_top, scale_bucket, residual_bucket
+    group by ablation, strength, hold, hold_value, hold_own_mlp, component, is_top, scale_bucket, residual_bucket
 ),
 by_subset as (
     select *, unnest(case when is_top then ['all', 'top'] else ['all'] end) as subset
@@ -33,20 +35,21 @@ by_subset as (
 ),
 by_measure as (
     select
-        ablation, hold, component, subset, tokens,
+        ablation, strength, hold, hold_value, hold_own_mlp, component, subset, tokens,
         unnest(['norm_scale', 'residual_norm']) as measure,
         unnest([scale_bucket, residual_bucket]) as bucket
     from by_subset
 ),
 counts as (
-    select ablation, hold, component, subset, measure, bucket, sum(tokens) as tokens
+    select ablation, strength, hold, hold_value, hold_own_mlp, component, subset, measure, bucket, sum(tokens) as tokens
     from by_measure
-    group by ablation, hold, component, subset, measure, bucket
+    group by ablation, strength, hold, hold_value, hold_own_mlp, component, subset, measure, bucket
 )
 select
-    ablation, hold, component, subset, measure,
+    ablation, strength, hold, hold_value, hold_own_mlp, component, subset, measure,
     bucket / 100 as ratio,
     tokens,
-    cast(tokens as double) / sum(tokens) over (partition by ablation, hold, component, subset, measure) as share
+    cast(tokens as double) / sum(tokens) over w as share
 from counts
-order by ablation, hold, component, subset, measure, ratio
+window w as (partition by ablation, strength, hold, hold_value, hold_own_mlp, component, subset, measure)
+order by ablation, strength, hold, hold_value, hold_own_mlp, component, subset, measure, ratio

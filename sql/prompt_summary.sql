@@ -1,13 +1,13 @@
 -- Question: what did each ablation do in each prompt?
--- Grain:    ablation × hold × component × layer × head × subset (`all` tokens; `top`: the component's `top_tokens`) ×
+-- Grain:    ablated component (`ablation` to `head`) × subset (`all` tokens; `top`: the component's `top_tokens`) ×
 --           prompt (one without top tokens has no row of that subset)
 --
--- ablation, hold, component, layer, head: as in `ablations`
+-- ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head: as in `ablations`
 -- subset: `all` or `top`
 -- prompt: number of the prompt
 -- tokens: tokens of the prompt in the subset
 -- direct_effect, ablated_direct_effect, logit_change, self_repair, repair_attention, repair_mlp, repair_norm,
---     repair_by_erasers: means over them [logits]
+--     repair_write_norm, repair_write_norm_own, repair_by_erasers: means over them [logits]
 -- nonzero_tokens: tokens among them with a direct effect other than 0
 -- fraction_clipped, norm_clipped, attention_clipped, mlp_clipped: means over the nonzero_tokens of self_repair, and of
 --     its causes, over direct_effect, clipped to [0, 1]
@@ -17,11 +17,10 @@ with marked as (
     select a.*, unnest(case when t.rank is null then ['all'] else ['all', 'top'] end) as subset
     from ablations a
     left join top_tokens t
-        on a.component = t.component and a.layer = t.layer and (a.head is not distinct from t.head)
-        and a.prompt = t.prompt and a.position = t.position
+        on a.component = t.component and a.name = t.name and a.prompt = t.prompt and a.position = t.position
 )
 select
-    ablation, hold, component, layer, head, subset, prompt,
+    ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head, subset, prompt,
     count(*) as tokens,
     avg(cast(direct_effect as double)) as direct_effect,
     avg(cast(ablated_direct_effect as double)) as ablated_direct_effect,
@@ -30,6 +29,8 @@ select
     avg(cast(repair_attention as double)) as repair_attention,
     avg(cast(repair_mlp as double)) as repair_mlp,
     avg(cast(repair_norm as double)) as repair_norm,
+    avg(cast(repair_write_norm as double)) as repair_write_norm,
+    avg(cast(repair_write_norm_own as double)) as repair_write_norm_own,
     avg(cast(repair_by_erasers as double)) as repair_by_erasers,
     sum(case when direct_effect <> 0 then 1 else 0 end) as nonzero_tokens,
     avg(case when direct_effect <> 0 then least(greatest(self_repair / direct_effect, 0), 1) end) as fraction_clipped,
@@ -41,5 +42,5 @@ select
     avg(case when abs(direct_effect) >= 1e-6 then cast(self_repair as double) / direct_effect end)
         as fraction_unclipped
 from marked
-group by ablation, hold, component, layer, head, subset, prompt
-order by ablation, hold, component, layer, head, subset, prompt
+group by ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head, subset, prompt
+order by ablation, strength, hold, hold_value, hold_own_mlp, component, layer, head, name, subset, prompt

@@ -1,8 +1,8 @@
 -- Question: does a head write more of what it wrote already (self-reinforcing), or less (self-repressing), when its output
 --           is added once more, or several times, to what it reads?
--- Grain:    layer × head × added × multiple, over the positions of the prompts that were measured
+-- Grain:    head × added × multiple, over the positions of the prompts that were measured
 --
--- layer, head, added, multiple: as in `self_additions`
+-- name, layer, head, added, multiple: as in `self_additions`
 -- tokens: positions
 -- prompts: prompts of these tokens
 -- direct_effect, new_direct_effect: mean direct effect, and after the addition [logits]
@@ -13,14 +13,14 @@
 --     the other way round; else `neither`
 with sums as (
     select
-        layer, head, added, multiple, prompt,
+        name, layer, head, added, multiple, prompt,
         count(*) as tokens,
         sum(cast(direct_effect as double)) as x,
         sum(cast(new_direct_effect as double)) as y,
         sum(cast(direct_effect as double) * direct_effect) as xx,
         sum(cast(direct_effect as double) * new_direct_effect) as xy
     from self_additions
-    group by layer, head, added, multiple, prompt
+    group by name, layer, head, added, multiple, prompt
 ),
 -- Windows and no joins with what was summed up: the tokens are then read once.
 means as (
@@ -29,11 +29,11 @@ means as (
         sum(x) over w / sum(tokens) over w as mean_x,
         sum(y) over w / sum(tokens) over w as mean_y
     from sums
-    window w as (partition by layer, head, added, multiple)
+    window w as (partition by name, added, multiple)
 ),
 about_means as (
     select
-        layer, head, added, multiple, tokens, mean_x, mean_y,
+        name, layer, head, added, multiple, tokens, mean_x, mean_y,
         xx - 2 * mean_x * x + tokens * mean_x * mean_x as xx,
         xy - mean_x * y - mean_y * x + tokens * mean_x * mean_y as xy
     from means
@@ -41,11 +41,11 @@ about_means as (
 slopes as (
     select *, sum(xy) over w / nullif(sum(xx) over w, 0) as slope
     from about_means
-    window w as (partition by layer, head, added, multiple)
+    window w as (partition by name, added, multiple)
 ),
 errors as (
     select
-        layer, head, added, multiple,
+        name, layer, head, added, multiple,
         sum(tokens) as tokens,
         count(*) as prompts,
         max(mean_x) as direct_effect,
@@ -54,10 +54,10 @@ errors as (
         -- Σ over prompts of (Σ tokens of (x − mean) · residual)², the middle of a cluster-robust variance.
         sqrt(sum(power(xy - slope * xx, 2)) * count(*) / nullif(count(*) - 1, 0)) / nullif(sum(xx), 0) as slope_error
     from slopes
-    group by layer, head, added, multiple
+    group by name, layer, head, added, multiple
 )
 select
-    layer, head, added, multiple,
+    name, layer, head, added, multiple,
     tokens, prompts,
     direct_effect, new_direct_effect,
     slope, slope_error,
@@ -67,4 +67,4 @@ select
         else 'neither'
     end as class
 from errors
-order by layer, head, added, multiple
+order by layer, head, name, added, multiple

@@ -3,7 +3,7 @@
 --
 -- measure: `cosine`, or `cosine_without_token`: without what they write along the correct token's direction
 -- rank: place by that measure's absolute value, from 1
--- layer, head, other_layer, other_head: the two heads
+-- name, layer, head, other_name, other_layer, other_head: the two heads
 -- cosine, cosine_without_token: both measures of the pair
 with measures as (
     select 'cosine' as measure, cosine as value, * from head_similarity
@@ -13,10 +13,15 @@ with measures as (
 ranked as (
     select
         *,
-        row_number() over (partition by measure order by abs(value) desc, layer, head, other_layer, other_head) as rank
+        row_number() over (
+            partition by measure
+            order by abs(value) desc, layer, head, other_layer, other_head
+        ) as rank
     from measures
 )
-select measure, rank, layer, head, other_layer, other_head, cosine, cosine_without_token
+select
+    measure, cast(rank as int) as rank, name, layer, head, other_name, other_layer, other_head,
+    cosine, cosine_without_token
 from ranked
 where rank <= 50
 order by measure, rank

@@ -1,7 +1,7 @@
 -- Question: in a prompt set, how well does the model do the task, and how well without a component?
--- Grain:    ablation × hold × component × layer × head × contrast; empty unless the corpus is a prompt set
+-- Grain:    ablated component (`ablation` to `head`) × contrast; empty unless the corpus is a prompt set
 --
--- ablation, hold, component, layer, head: as in `ablations`
+-- ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head: as in `ablations`
 -- contrast: `difference` of the logits of `answer` and `wrong`, or the `logit` of the answer, for prompts without `wrong`
 -- prompts: prompts
 -- logit: mean logit or difference [logits]
@@ -10,7 +10,7 @@
 -- preferred: share of prompts on which the answer has the higher logit (null without `wrong`)
 -- ablated_preferred: the same after the ablation
 select
-    a.ablation, a.hold, a.component, a.layer, a.head,
+    a.ablation, a.strength, a.hold, a.hold_value, a.hold_own_mlp, a.component, a.name, a.layer, a.head,
     case when t.wrong is null then 'logit' else 'difference' end as contrast,
     count(*) as prompts,
     avg(cast(c.logit as double)) as logit,
@@ -22,5 +22,5 @@ select
 from ablations a
 join clean c on a.prompt = c.prompt and a.position = c.position
 join targets t on a.prompt = t.prompt
-group by a.ablation, a.hold, a.component, a.layer, a.head, contrast
-order by a.ablation, a.hold, a.component, a.layer, a.head, contrast
+group by a.ablation, a.strength, a.hold, a.hold_value, a.hold_own_mlp, a.component, a.name, a.layer, a.head, contrast
+order by a.ablation, a.strength, a.hold, a.hold_value, a.hold_own_mlp, a.component, a.layer, a.head, a.name, contrast

@@ -1,12 +1,12 @@
 -- Question: do tokens on which a component matters more show more self-repair?
--- Grain:    ablation × hold × component × layer × head × threshold of `analysis.thresholds` (none if no token passes it)
+-- Grain:    ablated component (`ablation` to `head`) × threshold of `analysis.thresholds` (none if no token passes it)
 --
--- ablation, hold, component, layer, head: as in `ablations`
+-- ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head: as in `ablations`
 -- threshold: lower bound of |direct_effect| [logits]
 -- tokens: tokens with a |direct_effect| above it
 -- direct_effect, ablated_direct_effect, logit_change, self_repair: means over them [logits]
 select
-    a.ablation, a.hold, a.component, a.layer, a.head, t.threshold,
+    a.ablation, a.strength, a.hold, a.hold_value, a.hold_own_mlp, a.component, a.name, a.layer, a.head, t.threshold,
     count(*) as tokens,
     avg(cast(a.direct_effect as double)) as direct_effect,
     avg(cast(a.ablated_direct_effect as double)) as ablated_direct_effect,
@@ -15,5 +15,5 @@ select
 from ablations a
 join thresholds t on abs(a.direct_effect) > t.threshold
 where abs(a.direct_effect) > (select min(threshold) from thresholds)
-group by a.ablation, a.hold, a.component, a.layer, a.head, t.threshold
-order by a.ablation, a.hold, a.component, a.layer, a.head, t.threshold
+group by a.ablation, a.strength, a.hold, a.hold_value, a.hold_own_mlp, a.component, a.name, a.layer, a.head, t.threshold
+order by a.ablation, a.strength, a.hold, a.hold_value, a.hold_own_mlp, a.component, a.layer, a.head, a.name, t.threshold

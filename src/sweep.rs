@@ -1,9 +1,9 @@
 //! Ablates components of a model on prompts. Results are kept in memory or given to a sink.
 
 use anyhow::Context;
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{AsArray, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{Float32Type, UInt16Type, UInt32Type};
+use arrow::datatypes::{Float32Type, Int32Type};
 use selfrepair_core::components::Selection;
 use selfrepair_core::config::{Config, Kind, ModelConfig};
 use selfrepair_core::pieces::Piece;
@@ -207,7 +207,7 @@ impl Found {
     pub fn tokens(&self) -> Result<Vec<TokenRepair>, Error> {
         let rows = Columns(self.table(&ABLATIONS)?);
         let row = |i| TokenRepair {
-            ablated: rows.name(i, "component", "layer", "head"),
+            ablated: rows.name(i, "name"),
             prompt: rows.int(i, "prompt"),
             position: rows.int(i, "position"),
             direct_effect: rows.float(i, "direct_effect"),
@@ -224,10 +224,10 @@ impl Found {
     pub fn repairs(&self) -> Result<Vec<RepairOf>, Error> {
         let rows = Columns(self.table(&COMPONENT_REPAIRS)?);
         let row = |i| RepairOf {
-            ablated: rows.name(i, "component", "layer", "head"),
+            ablated: rows.name(i, "name"),
             prompt: rows.int(i, "prompt"),
             position: rows.int(i, "position"),
-            repairer: rows.name(i, "repairer", "repairer_layer", "repairer_head"),
+            repairer: rows.name(i, "repairer_name"),
             direct_effect: rows.float(i, "direct_effect"),
             change: rows.float(i, "change"),
         };
@@ -244,18 +244,11 @@ impl Columns {
     }
 
     fn int(&self, row: usize, column: &str) -> u32 {
-        self.0[column].as_primitive::<UInt32Type>().value(row)
+        self.0[column].as_primitive::<Int32Type>().value(row) as u32
     }
 
-    /// `L22H11`, `MLP29`, `ATTN3` or `BLOCK3`.
-    fn name(&self, row: usize, component: &str, layer: &str, head: &str) -> String {
-        let layer = self.0[layer].as_primitive::<UInt16Type>().value(row);
-        let head = self.0[head].as_primitive::<UInt16Type>();
-        match self.0[component].as_string::<i32>().value(row) {
-            "head" if head.is_valid(row) => format!("L{layer}H{}", head.value(row)),
-            "mlp" => format!("MLP{layer}"),
-            "attention" => format!("ATTN{layer}"),
-            other => format!("{}{layer}", other.to_uppercase()),
-        }
+    fn name(&self, row: usize, column: &str) -> String {
+        let names = self.0[column].as_dictionary::<Int32Type>().downcast_dict::<StringArray>();
+        names.map_or_else(String::new, |names| names.value(row).to_string())
     }
 }

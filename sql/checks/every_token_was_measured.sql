@@ -11,12 +11,12 @@ with expected as (
 ),
 ablated as (
     select
-        ablation, hold, component, layer, head, prompt,
+        ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head, prompt,
         count(*) as rows,
         sum(cast(position as bigint)) as positions,
         sum(cast(position as bigint) * position) as squares
     from ablations
-    group by ablation, hold, component, layer, head, prompt
+    group by ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head, prompt
 ),
 compared as (
     select
@@ -26,14 +26,18 @@ compared as (
     left join expected e on a.prompt = e.prompt
 ),
 whole as (
-    select ablation, hold, component, layer, head, count(*) as prompts, sum(agrees) as whole_prompts
+    select
+        ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head,
+        count(*) as prompts, sum(agrees) as whole_prompts
     from compared
-    group by ablation, hold, component, layer, head
+    group by ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head
 ),
 prompts as (
     select count(*) as expected_prompts from expected
 )
-select w.ablation, w.hold, w.component, w.layer, w.head, w.prompts, w.whole_prompts, p.expected_prompts
+select
+    w.ablation, w.strength, w.hold, w.hold_value, w.hold_own_mlp, w.component, w.name, w.layer, w.head,
+    w.prompts, w.whole_prompts, p.expected_prompts
 from whole w
 cross join prompts p
 where w.prompts <> p.expected_prompts or w.whole_prompts <> p.expected_prompts

@@ -1,6 +1,7 @@
 -- What follows an addition to the stream is the logit's change less what was added, and the sum of its parts.
-select layer, head, added_at, multiple, prompt, position, logit_change, direct_effect, response, response_attention,
-    response_mlp, response_norm
+select
+    name, layer, head, added_at, multiple, prompt, position,
+    logit_change, direct_effect, response, response_attention, response_mlp, response_norm
 from stream_additions
 where abs(response - (logit_change - multiple * direct_effect))
         > 1e-4 * greatest(1, abs(logit_change) + abs(multiple * direct_effect))

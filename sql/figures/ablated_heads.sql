@@ -5,6 +5,6 @@
 -- change: summed absolute change of the later heads' direct effects [logits]
 select layer, head, sum(abs(mean_change)) as change
 from repair_graph
-where ablated = 'head' and hold = 'none' and ablation = $ablation and component = 'head'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and repairer = 'head'
 group by layer, head
 order by change desc, layer, head

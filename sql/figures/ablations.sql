@@ -4,5 +4,5 @@
 -- ablation: as in `ablations`
 select distinct ablation
 from head_summary
-where component = 'head' and hold = 'none'
+where component = 'head' and hold = 'none' and strength = 1
 order by ablation

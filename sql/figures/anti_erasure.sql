@@ -14,7 +14,7 @@ select
 from neuron_repairs n
 join direct_effects d
     on d.component = 'mlp' and d.layer = n.neuron_layer and d.prompt = n.prompt and d.position = n.position
-where n.component = 'head' and n.hold = 'none' and n.ablation = $ablation and n.rank = 0
+where n.component = 'head' and n.hold = 'none' and n.strength = 1 and n.ablation = $ablation and n.rank = 1
     and n.neuron_layer = (select max(neuron_layer) from neuron_repairs)
 order by
     (cast(n.prompt as bigint) * 7919 + n.position * 104729 + n.layer * 31 + n.head * 17) % 10007,

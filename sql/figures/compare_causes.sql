@@ -7,4 +7,4 @@ select
     avg(repair_mlp) as repair_mlp,
     avg(repair_norm) as repair_norm
 from head_summary
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'top'

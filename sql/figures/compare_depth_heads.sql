@@ -8,5 +8,5 @@ select
     h.self_repair, h.fraction_of_means
 from head_summary h
 cross join model m
-where h.component = 'head' and h.hold = 'none' and h.ablation = $ablation and h.subset = 'top'
+where h.component = 'head' and h.hold = 'none' and h.strength = 1 and h.ablation = $ablation and h.subset = 'top'
 order by h.layer, h.head

@@ -4,5 +4,5 @@
 -- relative_depth, self_repair, fraction_of_means: as in `layer_summary`
 select relative_depth, self_repair, fraction_of_means
 from layer_summary
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'top'
 order by layer

@@ -7,4 +7,4 @@ select
     100.0 * sum(tokens * partly_repaired) / sum(tokens) as partly_repaired,
     100.0 * sum(tokens * over_repaired) / sum(tokens) as over_repaired
 from repair_outcomes
-where component = 'head' and hold = 'none' and ablation = $ablation
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation

@@ -7,4 +7,4 @@ select
     avg(h.mlp_clipped) as repair_mlp,
     avg(h.norm_clipped) as repair_norm
 from head_summary h
-where h.component = 'head' and h.hold = 'none' and h.ablation = $ablation and h.subset = 'top'
+where h.component = 'head' and h.hold = 'none' and h.strength = 1 and h.ablation = $ablation and h.subset = 'top'

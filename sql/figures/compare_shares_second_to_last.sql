@@ -8,5 +8,5 @@ select
     avg(h.norm_clipped) as repair_norm
 from head_summary h
 cross join model m
-where h.component = 'head' and h.hold = 'none' and h.ablation = $ablation and h.subset = 'top'
+where h.component = 'head' and h.hold = 'none' and h.strength = 1 and h.ablation = $ablation and h.subset = 'top'
     and h.layer = m.layers - 2

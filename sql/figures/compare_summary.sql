@@ -16,4 +16,4 @@ select
     avg(repair_norm) as repair_norm,
     avg(norm_clipped) as norm_share
 from head_summary
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'top'

@@ -4,4 +4,4 @@
 -- subset, layer, head, direct_effect, logit_change: as in `head_summary`
 select subset, layer, head, direct_effect, logit_change
 from head_summary
-where component = 'head' and hold = 'none' and ablation = $ablation
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation

@@ -4,5 +4,5 @@
 -- layer, subset, self_repair, fraction_of_means, fraction_clipped: as in `layer_summary`
 select layer, subset, self_repair, fraction_of_means, fraction_clipped
 from layer_summary
-where component = 'head' and hold = 'none' and ablation = $ablation
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation
 order by layer

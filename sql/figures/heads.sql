@@ -4,4 +4,4 @@
 -- layer, head, direct_effect, logit_change, self_repair: as in `head_summary`
 select layer, head, direct_effect, logit_change, self_repair
 from head_summary
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'all'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'all'

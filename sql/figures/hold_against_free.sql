@@ -9,4 +9,5 @@ from head_summary f
 join head_summary h
     on f.ablation = h.ablation and f.component = h.component and f.layer = h.layer and f.head = h.head
     and f.subset = h.subset
-where f.component = 'head' and f.hold = 'none' and h.hold = $hold and f.ablation = $ablation
+where f.component = 'head' and f.hold = 'none' and f.strength = 1 and f.ablation = $ablation
+    and h.hold = $hold and h.strength = 1

@@ -5,4 +5,4 @@
 -- loss: mean direct effect of the head less that of what replaced it [logits]
 select layer, head, direct_effect - ablated_direct_effect as loss, logit_change
 from head_summary
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'top'

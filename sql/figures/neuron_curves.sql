@@ -6,11 +6,12 @@
 with of_head as (
     select *
     from neuron_curves
-    where ablation = $ablation and layer = $layer and head = $head
+    where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation
+        and layer = $layer and head = $head
 )
 select
     neuron_layer,
-    rank + 1 as place,
+    rank as place,
     cumulative_share, above_50, above_10, above_5, above_2_5, above_1
 from of_head
 where neuron_layer = (select max(neuron_layer) from of_head)

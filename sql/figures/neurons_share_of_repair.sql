@@ -6,11 +6,11 @@
 with repaired as (
     select layer, head, prompt, position, self_repair
     from ablations
-    where component = 'head' and hold = 'none' and ablation = $ablation and self_repair > 0.05
+    where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and self_repair > 0.05
 )
 select floor((100 * cast(n.total_change as double) / a.self_repair + 100) / 7.5) as bin, count(*) as rows
 from neuron_totals n
 join repaired a on n.layer = a.layer and n.head = a.head and n.prompt = a.prompt and n.position = a.position
-where n.component = 'head' and n.hold = 'none' and n.ablation = $ablation
+where n.component = 'head' and n.hold = 'none' and n.strength = 1 and n.ablation = $ablation
     and n.neuron_layer = (select max(neuron_layer) from neuron_totals)
 group by 1

@@ -7,15 +7,15 @@
 with first_five as (
     select layer, head, prompt, position, sum(greatest(cast(change as double), 0)) as change
     from neuron_repairs
-    where component = 'head' and hold = 'none' and ablation = $ablation and rank < 5
+    where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and rank <= 5
         and neuron_layer = (select max(neuron_layer) from neuron_totals)
     group by layer, head, prompt, position
-    having max(rank) = 4
+    having max(rank) = 5
 ),
 totals as (
     select layer, head, prompt, position, positive_change
     from neuron_totals
-    where component = 'head' and hold = 'none' and ablation = $ablation and positive_change > 0
+    where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and positive_change > 0
         and neuron_layer = (select max(neuron_layer) from neuron_totals)
 )
 select least(floor(100 * f.change / t.positive_change / 2.5), 39) as bin, count(*) as rows

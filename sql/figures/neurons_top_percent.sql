@@ -7,6 +7,6 @@ select
     least(floor(100 * cast(top_percent_change as double) / positive_change / 2.5), 39) as bin,
     count(*) as rows
 from neuron_totals
-where component = 'head' and hold = 'none' and ablation = $ablation and positive_change > 0
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and positive_change > 0
     and neuron_layer = (select max(neuron_layer) from neuron_totals)
 group by 1

@@ -7,7 +7,7 @@
 with ratios as (
     select a.layer, a.head, a.prompt, a.position, cast(a.ablated_norm_scale as double) / a.norm_scale as ratio
     from ablations a
-    where a.component = 'head' and a.hold = 'none' and a.ablation = $ablation
+    where a.component = 'head' and a.hold = 'none' and a.strength = 1 and a.ablation = $ablation
 ),
 tops as (
     select layer, head, prompt, position

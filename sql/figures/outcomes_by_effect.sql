@@ -11,7 +11,7 @@
 with lost as (
     select direct_effect, cast(self_repair as double) / (direct_effect - ablated_direct_effect) as repaired
     from ablations
-    where component = 'head' and hold = 'none' and ablation = $ablation
+    where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation
         and direct_effect - ablated_direct_effect > 0.05
 ),
 edges as (

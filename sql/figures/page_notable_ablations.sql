@@ -4,6 +4,6 @@
 -- ablation: as in `ablations`
 select ablation
 from notable_tokens
-where component = 'head'
+where component = 'head' and strength = 1
 group by ablation
 order by ablation <> 'resample', ablation

@@ -8,5 +8,6 @@ select w.subset, w.layer, w.head, w.logit_change as whole, p.logit_change as pro
 from head_summary w
 join head_summary p
     on w.hold = p.hold and w.component = p.component and w.layer = p.layer and w.head = p.head
-    and w.subset = p.subset
-where w.component = 'head' and w.hold = 'none' and w.ablation = $whole and p.ablation = $projected
+    and w.strength = p.strength and w.subset = p.subset
+where w.component = 'head' and w.hold = 'none' and w.strength = 1
+    and w.ablation = $whole and p.ablation = $projected

@@ -5,6 +5,6 @@
 -- self_repair: mean self-repair [logits]
 select prompt, avg(self_repair) as self_repair
 from ablations
-where component = 'head' and hold = 'none' and ablation = $ablation and layer = $layer and head = $head
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and layer = $layer and head = $head
 group by prompt
 order by prompt

@@ -6,5 +6,5 @@
 -- self_repair: quantile over the tokens of all ablated heads of the layer [logits]
 select layer, quantile, self_repair
 from repair_quantiles
-where ablation = $ablation and hold = 'none'
+where ablation = $ablation and hold = 'none' and strength = 1
 order by layer, quantile

@@ -8,7 +8,7 @@
 with chosen as (
     select *
     from neuron_repairs
-    where component = 'head' and hold = 'none' and ablation = $ablation and rank < 10
+    where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and rank <= 10
         and neuron_layer = (select max(neuron_layer) from neuron_repairs)
 ),
 tokens as (

@@ -5,6 +5,6 @@
 -- low, high: ends of the 95 % interval of the layer's mean, by a bootstrap over prompts [logits]
 select layer, low, high
 from uncertainty
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
-    and measure = 'self_repair' and layer is not null and head is null
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'top'
+    and measure = 'self_repair' and layer is not null and name is null
 order by layer

@@ -4,5 +4,5 @@
 -- layer, self_repair: as in `layer_summary`
 select layer, self_repair
 from layer_summary
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'top'
 order by layer

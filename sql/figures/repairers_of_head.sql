@@ -4,5 +4,5 @@
 -- prompt, position, repairer, repairer_layer, repairer_head, change: as in `component_repairs`
 select prompt, position, repairer, repairer_layer, repairer_head, change
 from component_repairs
-where component = 'head' and hold = 'none' and ablation = $ablation and layer = $layer and head = $head
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and layer = $layer and head = $head
 order by prompt, position, rank

@@ -6,7 +6,7 @@ with ratios as (
     select a.layer, a.head, a.prompt, a.position, cast(a.ablated_residual_norm as double) / c.residual_norm as ratio
     from ablations a
     join clean c on a.prompt = c.prompt and a.position = c.position
-    where a.component = 'head' and a.hold = 'none' and a.ablation = $ablation
+    where a.component = 'head' and a.hold = 'none' and a.strength = 1 and a.ablation = $ablation
 )
 select
     approx_percentile_cont(0.001) within group (order by ratio) as low,

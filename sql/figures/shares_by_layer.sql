@@ -10,6 +10,6 @@ select
     avg(mlp_clipped) as repair_mlp,
     avg(norm_clipped) as repair_norm
 from head_summary
-where component = 'head' and hold = 'none' and ablation = $ablation
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation
 group by layer, subset
 order by layer

@@ -8,8 +8,7 @@
 select h.subset, h.repairer_layer, h.repairer_head, h.mean_change as ablated, b.mean_change as skipped
 from repair_graph h
 join repair_graph b
-    on h.layer = b.layer and h.repairer_layer = b.repairer_layer and h.repairer_head = b.repairer_head
-    and h.subset = b.subset
-where h.ablated = 'head' and h.hold = 'none' and h.component = 'head' and h.repairer_layer > h.layer
+    on h.layer = b.layer and h.repairer_name = b.repairer_name and h.subset = b.subset
+where h.component = 'head' and h.hold = 'none' and h.strength = 1 and h.repairer = 'head' and h.repairer_layer > h.layer
     and h.ablation = $ablation and h.layer = $layer and h.head = $head
-    and b.ablated = 'block' and b.hold = 'none' and b.ablation = 'zero' and b.component = 'head'
+    and b.component = 'block' and b.hold = 'none' and b.strength = 1 and b.ablation = 'zero' and b.repairer = 'head'

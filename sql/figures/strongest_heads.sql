@@ -4,5 +4,5 @@
 -- layer, head: as in `ablations`
 select layer, head
 from head_summary
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'top'
 order by self_repair desc, layer, head

@@ -19,4 +19,4 @@ select
     avg(repair_norm) as repair_norm,
     sum(case when self_repair > 2 * self_repair_error then 1 else 0 end) as surely_repaired
 from head_summary
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'top'

@@ -4,6 +4,6 @@
 -- layer, head, self_repair, self_repair_error: as in `head_summary`
 select layer, head, self_repair, self_repair_error
 from head_summary
-where component = 'head' and hold = 'none' and ablation = $ablation and subset = 'top'
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and subset = 'top'
 order by self_repair desc
 limit 3

@@ -4,5 +4,5 @@
 -- threshold, layer, head, direct_effect, logit_change: as in `threshold_summary`
 select threshold, layer, head, direct_effect, logit_change
 from threshold_summary
-where component = 'head' and hold = 'none' and ablation = $ablation
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation
 order by threshold, layer, head

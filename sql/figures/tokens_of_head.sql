@@ -4,5 +4,5 @@
 -- direct_effect, logit_change: as in `ablations`
 select direct_effect, logit_change
 from ablations
-where component = 'head' and hold = 'none' and ablation = $ablation and layer = $layer and head = $head
+where component = 'head' and hold = 'none' and strength = 1 and ablation = $ablation and layer = $layer and head = $head
     and (cast(prompt as bigint) * 7919 + position * 104729) % $every = 0

@@ -7,18 +7,18 @@
 -- metric: the authors' name: direct_effects, ablated_direct_effects, logit_diff and self_repair_from_{heads,layers,LN} in
 --     logits; percent_{heads,layers,LN}_of_DE as means of the ratio clipped to [0, 1]
 -- top_fraction, subset: the share of tokens with the highest direct effect of that head, and its name in `head_summary`
--- layer, head: the ablated head
+-- name, layer, head: the ablated head
 -- paper: the authors' value
 -- ours: this run's value, from the column of `head_summary` that means the same
 -- difference: ours - paper
 with ours as (
     select *, case subset when 'top' then $top_fraction else 1.0 end as top_fraction
     from head_summary
-    where component = 'head' and hold = 'none'
+    where component = 'head' and hold = 'none' and strength = 1
 ),
 matched as (
     select
-        p.model, o.ablation, p.metric, p.top_fraction, o.subset, o.layer, o.head,
+        p.model, o.ablation, p.metric, p.top_fraction, o.subset, o.name, o.layer, o.head,
         p.value as paper,
         cast(
             case p.metric
@@ -36,6 +36,6 @@ matched as (
     from ours o
     join authors p on p.layer = o.layer and p.head = o.head and abs(p.top_fraction - o.top_fraction) < 1e-9
 )
-select model, ablation, metric, top_fraction, subset, layer, head, paper, ours, ours - paper as difference
+select model, ablation, metric, top_fraction, subset, name, layer, head, paper, ours, ours - paper as difference
 from matched
-order by model, ablation, metric, top_fraction, layer, head
+order by model, ablation, metric, top_fraction, layer, head, name

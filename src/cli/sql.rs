@@ -142,6 +142,7 @@ fn answer(tables: &Tables, sql: &str, target: &Target) -> Result<()> {
             "several statements return rows, and the output holds one result; keep one `select`, or write CSV or JSON to a pipe"
         );
         write(tables, frame, sql, target)?;
+        tables.notes_on(statement).iter().for_each(|note| terminal::say(note));
     }
     Ok(())
 }

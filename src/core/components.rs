@@ -39,7 +39,7 @@ pub struct Ablatable {
 }
 
 impl Ablatable {
-    /// `L26H2`, `MLP26`, `ATTN26` or `BLOCK26`.
+    /// The name in the `name` column: `L26H2`, `MLP26`, `ATTN26` or `BLOCK26`.
     pub fn name(&self) -> String {
         let Ablatable { component, layer, head } = self;
         match (component, head) {
@@ -74,12 +74,17 @@ fn component_name<S: serde::Serializer>(component: &Component, serializer: S) ->
     serializer.serialize_str(component.name())
 }
 
+impl Ablatable {
+    /// A head, or the MLP of a layer.
+    pub fn head_or_mlp(layer: usize, head: Option<usize>) -> Self {
+        let component = if head.is_some() { Component::Head } else { Component::Mlp };
+        Self { component, layer, head }
+    }
+}
+
 impl std::fmt::Display for Ablatable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.component, self.head) {
-            (_, Some(head)) => write!(f, "L{}H{head}", self.layer),
-            (component, None) => write!(f, "the {} of layer {}", component.name(), self.layer),
-        }
+        f.write_str(&self.name())
     }
 }
 

@@ -434,10 +434,10 @@ mod tests {
         let mut config = AblationConfig { mlps: Selection::Word("L1".into()), ..Default::default() };
         let names =
             |c: &AblationConfig| -> Vec<String> { c.components(2, 1).unwrap().iter().map(|a| a.to_string()).collect() };
-        assert_eq!(names(&config), ["L0H0", "L1H0", "the mlp of layer 1"]);
+        assert_eq!(names(&config), ["L0H0", "L1H0", "MLP1"]);
         config.heads = Selection::none();
         config.blocks = Selection::Word("all".into());
-        assert_eq!(names(&config), ["the block of layer 0", "the block of layer 1", "the mlp of layer 1"]);
+        assert_eq!(names(&config), ["BLOCK0", "BLOCK1", "MLP1"]);
         (config.mlps, config.blocks) = (Selection::none(), Selection::none());
         assert!(config.components(2, 1).unwrap_err().to_string().contains("nothing to ablate"));
     }

@@ -2,6 +2,7 @@
 //! columns of the measured tables, files, and errors. Nothing here reads a model or runs a graph.
 
 pub mod address;
+pub mod columns;
 pub mod components;
 pub mod config;
 pub mod error;

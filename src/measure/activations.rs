@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, UInt32Array};
+use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use ort::value::DynValue;
@@ -58,7 +58,7 @@ fn schema(a: &Architecture, what: Activation) -> SchemaRef {
     let item = Arc::new(Field::new("item", DataType::Float32, false));
     let metadata = [("shape".to_string(), format!("{shape:?}"))].into_iter().collect();
     let list = Field::new(name(what), DataType::FixedSizeList(item, width as i32), false).with_metadata(metadata);
-    let key = |name: &str| Field::new(name, DataType::UInt32, false);
+    let key = |name: &str| Field::new(name, DataType::Int32, false);
     Arc::new(Schema::new(vec![key("prompt"), key("position"), list]))
 }
 
@@ -74,8 +74,8 @@ pub fn batches(context: &MeasureContext, clean: &CleanBatch, group: &[usize]) ->
         let item = Arc::new(Field::new("item", DataType::Float32, false));
         let width = (values.len() / rows) as i32;
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(UInt32Array::from_iter_values((0..rows).map(|i| group[i / positions] as u32))),
-            Arc::new(UInt32Array::from_iter_values((0..rows).map(|i| (i % positions) as u32))),
+            Arc::new(Int32Array::from_iter_values((0..rows).map(|i| group[i / positions] as i32))),
+            Arc::new(Int32Array::from_iter_values((0..rows).map(|i| (i % positions) as i32))),
             Arc::new(FixedSizeListArray::try_new(item, width, Arc::new(Float32Array::from(values)), None)?),
         ];
         Ok(RecordBatch::try_new(schema(context.architecture, what), columns)?)

@@ -16,6 +16,9 @@ pub struct Repair {
     pub repair_attention: f64,
     pub repair_mlp: f64,
     pub repair_norm: f64,
+    /// From norms on what parts write, and the ablated component's own part of it: 0 in models without such norms.
+    pub repair_write_norm: f64,
+    pub repair_write_norm_own: f64,
     pub repair_by_erasers: f64,
     pub norm_scale: f64,
     pub ablated_norm_scale: f64,
@@ -34,6 +37,8 @@ impl Repair {
             repair_attention,
             repair_mlp,
             repair_norm,
+            repair_write_norm,
+            repair_write_norm_own,
             repair_by_erasers,
             norm_scale,
             ablated_norm_scale,
@@ -46,6 +51,8 @@ impl Repair {
         self.repair_attention += weight * repair_attention;
         self.repair_mlp += weight * repair_mlp;
         self.repair_norm += weight * repair_norm;
+        self.repair_write_norm += weight * repair_write_norm;
+        self.repair_write_norm_own += weight * repair_write_norm_own;
         self.repair_by_erasers += weight * repair_by_erasers;
         self.norm_scale += weight * norm_scale;
         self.ablated_norm_scale += weight * ablated_norm_scale;
@@ -129,17 +136,19 @@ pub fn repair(
         repair_attention: sums.attention / scale,
         repair_mlp: sums.mlp / scale,
         repair_norm: new_dot * (1.0 / new_scale - 1.0 / scale),
+        repair_write_norm: 0.0,
+        repair_write_norm_own: 0.0,
         repair_by_erasers: sums.by_erasers / scale,
         norm_scale: scale,
         ablated_norm_scale: new_scale,
         ablated_residual_norm: 0.0,
     };
-    let gap = self_repair - (repair.repair_attention + repair.repair_mlp + repair.repair_norm);
+    let causes = repair.repair_attention + repair.repair_mlp + repair.repair_norm + repair.repair_write_norm;
+    let gap = self_repair - causes;
     let size = (sums.size + what.own_change.abs() + dot.abs() + new_dot.abs()) / scale;
     ensure_check!(
         gap.abs() <= 1e-4 * tolerance * size.max(1.0),
-        "self-repair is {self_repair} but its causes sum to {} (gap {gap:e}, effects of size {size})",
-        self_repair - gap
+        "self-repair is {self_repair} but its causes sum to {causes} (gap {gap:e}, effects of size {size})"
     );
     Ok(repair)
 }

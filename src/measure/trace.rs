@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
+use arrow::array::{ArrayRef, Float32Array};
 use arrow::record_batch::RecordBatch;
+use selfrepair_core::columns;
+use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::Activation;
 use selfrepair_core::interrupt;
 use selfrepair_core::memory;
@@ -323,8 +325,7 @@ fn component_dots(clean: &CleanEffects, i: usize) -> impl Iterator<Item = f64> {
 }
 
 fn keys(prompt: usize, positions: impl Iterator<Item = usize> + Clone) -> (ArrayRef, ArrayRef) {
-    let prompts = UInt32Array::from_iter_values(positions.clone().map(|_| prompt as u32));
-    (Arc::new(prompts), Arc::new(UInt32Array::from_iter_values(positions.map(|s| s as u32))))
+    (columns::keys(positions.clone().map(|_| prompt)), columns::keys(positions))
 }
 
 fn clean_rows(row: &Row, measured: Range<usize>, residual_norm: impl Fn(f64) -> f64) -> Result<RecordBatch> {
@@ -346,13 +347,22 @@ fn clean_rows(row: &Row, measured: Range<usize>, residual_norm: impl Fn(f64) -> 
 }
 
 /// The components of one token in the order of `direct_effects`: attention biases, constant, embed, heads, MLPs.
-pub fn component_keys(layers: usize, heads: usize, biases: usize) -> Vec<(&'static str, Option<u16>, Option<u16>)> {
+pub fn component_keys(layers: usize, heads: usize, biases: usize) -> Vec<(&'static str, Option<usize>, Option<usize>)> {
     let mut keys = Vec::new();
-    keys.extend((0..biases).map(|l| ("attention_bias", Some(l as u16), None)));
+    keys.extend((0..biases).map(|l| ("attention_bias", Some(l), None)));
     keys.extend([("constant", None, None), ("embed", None, None)]);
-    keys.extend((0..layers * heads).map(|i| ("head", Some((i / heads) as u16), Some((i % heads) as u16))));
-    keys.extend((0..layers).map(|l| ("mlp", Some(l as u16), None)));
+    keys.extend((0..layers * heads).map(|i| ("head", Some(i / heads), Some(i % heads))));
+    keys.extend((0..layers).map(|l| ("mlp", Some(l), None)));
     keys
+}
+
+/// `L26H2`, `MLP26`, `BIAS26`, `EMBED` or `CONSTANT`.
+fn component_name(&(component, layer, head): &(&str, Option<usize>, Option<usize>)) -> String {
+    match (component, layer) {
+        ("attention_bias", Some(layer)) => format!("BIAS{layer}"),
+        (_, Some(layer)) => Ablatable::head_or_mlp(layer, head).name(),
+        (component, None) => component.to_uppercase(),
+    }
 }
 
 /// Rows sorted by (prompt, position, component, layer, head).
@@ -373,13 +383,15 @@ fn direct_effects(row: &Row, measured: Range<usize>) -> Result<RecordBatch> {
     }
     let n = keys_of_token.len();
     let (prompt, position) = keys(row.prompt, measured.clone().flat_map(|s| std::iter::repeat_n(s, n)));
+    let names: Vec<String> = keys_of_token.iter().map(component_name).collect();
     let each = || measured.clone().flat_map(|_| keys_of_token.iter());
     let columns: Vec<ArrayRef> = vec![
         prompt,
         position,
-        Arc::new(StringArray::from_iter(each().map(|k| Some(k.0)))),
-        Arc::new(each().map(|k| k.1).collect::<UInt16Array>()),
-        Arc::new(each().map(|k| k.2).collect::<UInt16Array>()),
+        columns::texts(each().map(|k| k.0)),
+        columns::names(measured.clone().flat_map(|_| &names)),
+        columns::keys_or_null(each().map(|k| k.1)),
+        columns::keys_or_null(each().map(|k| k.2)),
         Arc::new(Float32Array::from(values)),
     ];
     RecordBatch::try_new(DIRECT_EFFECTS.schema(), columns).context("building the direct_effects table")

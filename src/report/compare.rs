@@ -72,6 +72,7 @@ impl Run {
                 out.display()
             );
         }
+        super::refuse_another_schema(out)?;
         let ablations = Rows::ask(&tables, &ask!("ablations"))?.texts("ablation")?;
         ensure!(!ablations.is_empty(), "{} ablated no heads; only runs that did can be compared", out.display());
         Ok(Self { folder: out.to_path_buf(), settings: Settings::read(&tables, out)?, tables, ablations })

@@ -235,7 +235,7 @@ fn heads(page: &mut Page, tables: &Tables) -> Result<()> {
         "fraction_clipped",
         "fraction_of_means",
     ];
-    let mut listing = Listing::of(&rows, &["component", "ablation", "hold"], &[], &numbers)?;
+    let mut listing = Listing::of(&rows, &["name", "ablation", "hold"], &[], &numbers)?;
     let left_out = match rows.len() > MOST_ROWS {
         true => format!(
             " These are the {} of {} rows with most self-repair; the table has them all.",
@@ -258,7 +258,7 @@ fn edges(page: &mut Page, tables: &Tables) -> Result<()> {
         return Ok(());
     }
     page.section("Strongest repairers");
-    let texts = ["ablated", "repairer", "ablation", "hold"];
+    let texts = ["name", "repairer_name", "ablation", "hold"];
     let listing = Listing::of(&rows, &texts, &["tokens"], &["mean_change", "standard_error"])?;
     let about = "Change of the repairer's direct effect on the ablated component's top tokens, in logits: the 200 largest \
                  of table repair_graph.";
@@ -273,13 +273,11 @@ fn notable_tokens(page: &mut Page, tables: &Tables) -> Result<()> {
     let rows = Rows::ask(tables, &ask!("page_notable_tokens", ablation = ablation.as_str()))?;
     page.section("Notable tokens");
     let numbers = ["direct_effect", "logit_change", "self_repair"];
-    let listing = Listing::of(&rows, &["sort", "head", "text", "next_token"], &["prompt", "position"], &numbers)?;
+    let listing = Listing::of(&rows, &["sort", "name", "text", "next_text"], &["prompt", "position"], &numbers)?;
     let about = format!(
         "Heads' top tokens on which most is repaired, on which the logit rises most although direct effect was \
-        removed (over-repaired), and on which self-repair is lowest (negative): the text up to the marked token, \
-        where the model \
-         reads, five tokens after it, and the next token, whose logit is measured. {ablation} ablation, in logits; table \
-         notable_tokens."
+        removed (over-repaired), and on which self-repair is lowest (negative): the text around the marked token, \
+         whose logit is measured. {ablation} ablation, in logits; table notable_tokens."
     );
     page.table(&about, &listing);
     Ok(())
@@ -313,10 +311,10 @@ mod tests {
         // Colours of figures follow the page's preference.
         let figure = &page[page.find("<figure ").unwrap()..];
         assert!(figure.contains("var(--c0)") && !figure.contains("#0072b2"));
-        assert!(page.contains("<th class=\"text\"><button type=\"button\">component</button></th>"));
+        assert!(page.contains("<th class=\"text\"><button type=\"button\">name</button></th>"));
         assert!(page.contains("<td class=\"text\">L0H0</td>") && page.contains("<td>0.750</td>"));
-        // The strongest repair, in its text: the model reads what is marked, and the next token is measured.
-        assert!(page.contains("<td class=\"text\">«c»de</td><td class=\"text\">d</td>"), "{page}");
+        // The strongest repair, in its text: the logit of the marked token is measured.
+        assert!(page.contains("<td class=\"text\">c«d»e</td><td class=\"text\">d</td>"), "{page}");
     }
 
     #[test]

@@ -26,12 +26,14 @@ pub use summary::summary;
 
 pub use rows::Rows;
 
+use selfrepair_core::tables::SCHEMA_VERSION;
 use selfrepair_query::analyze::Tables;
 use selfrepair_store::checksums::Ledger;
 use selfrepair_store::run_folder::{self, Stage};
+use selfrepair_store::schema_version;
 
 /// Raised when the report would look different on the same tables.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Writes `<out>/report/index.html`, and its figures as files under `<out>/figures`.
 ///
@@ -43,6 +45,7 @@ pub fn report(out: &Path) -> Result<String> {
     if !tables.has("head_summary")? {
         anyhow::bail!("{} has no table head_summary; run `pipeline run all` to the end first", out.display());
     }
+    refuse_another_schema(out)?;
     let figures = figures::all(&tables, out)?;
     let page = out.join("report").join("index.html");
     let files = figures.iter().flat_map(files::names).map(|name| out.join("figures").join(name));
@@ -50,6 +53,21 @@ pub fn report(out: &Path) -> Result<String> {
     files::write(&figures, &out.join("figures"))?;
     files::put(&page, html::run_page(&tables, &figures, out)?.as_bytes())?;
     Ok(format!("{} figures in {}", figures.len(), page.display()))
+}
+
+/// # Errors
+/// If the tables are those of a version of the program whose columns had other names or types.
+fn refuse_another_schema(out: &Path) -> Result<()> {
+    let path = out.join("tables/head_summary/head_summary.parquet");
+    match schema_version(&path) {
+        Some(version) if version != SCHEMA_VERSION => anyhow::bail!(
+            "the tables of {} have schema version {version}, and this program reports on version {SCHEMA_VERSION}; run \
+             `pipeline run all` with the run's configuration again, or report with the version that wrote them \
+             (`pipeline sql` still reads the tables)",
+            out.display()
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Records what is about to be written, if the folder is one of a run with records.
@@ -91,7 +109,7 @@ pub(crate) fn test_run(name: &str, ablations: &[&str]) -> tempfile::TempDir {
     for (layer, of_tokens) in heads.iter().enumerate() {
         // The tokens are in the order of their effects already.
         for (rank, ((p, q), (effect, _))) in tokens.iter().zip(of_tokens).enumerate() {
-            tops.push(format!("head {layer} 0 {rank} {p} {q} {effect}"));
+            tops.push(format!("head {layer} 0 {} {p} {q} {effect}", rank + 1));
         }
     }
     table(out, "top_tokens", "component layer head rank prompt position direct_effect", &tops);

@@ -60,8 +60,8 @@ fn hostile_run(text: &str) -> tempfile::TempDir {
         ("name", "tiny", text.to_string()),
         ("source", "./tiny", text.to_string()),
         ("sha256", "0123456789abcdef", text.to_string()),
-        ("text", "«c»de", text.to_string()),
-        ("next_token", "d", text.to_string()),
+        ("text", "c«d»e", text.to_string()),
+        ("next_text", "d", text.to_string()),
     ] {
         replace(run.path(), column, from, &to);
     }

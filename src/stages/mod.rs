@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use arrow::array::{ArrayRef, StringArray, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
+use selfrepair_core::columns::{counts, texts};
 use selfrepair_core::config::{Config, Mode};
 use selfrepair_core::files::{sha256_of, sha256_of_file, write_atomically};
 use selfrepair_core::interrupt;
@@ -25,7 +25,7 @@ use selfrepair_core::pieces::Piece;
 use selfrepair_core::progress;
 use selfrepair_core::prompts::{Prompts, Targets};
 use selfrepair_core::shards::ShardSet;
-use selfrepair_core::tables::MODEL;
+use selfrepair_core::tables::{MEASURED, MODEL};
 use selfrepair_engine::export;
 use selfrepair_measure::{self as measure, MeasureContext, RowsPerCall};
 use selfrepair_model::corpus::{self, TextTokenizer};
@@ -34,7 +34,7 @@ use selfrepair_query::analyze;
 use selfrepair_report as report;
 use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::{Inputs, RunFolder, STAGES, Stage};
-use selfrepair_store::{Metadata, StageFiles, TableWriter, prompt_tables};
+use selfrepair_store::{EMPTY_FILE, Metadata, StageFiles, TableWriter, prompt_tables};
 
 use selfrepair_store::locks::ReportLock;
 
@@ -314,6 +314,7 @@ impl Run {
         interrupt::check()?;
         let done = work(self)?;
         if stage != Stage::Ablate {
+            self.write_empty_tables(stage)?;
             self.folder.finish(stage, &inputs, &folders)?;
         }
         progress::line(stage.name(), &format!("{done}, {}", progress::seconds(started.elapsed().as_secs_f64())));
@@ -331,6 +332,18 @@ impl Run {
             Stage::Analyze => self.analysis_tables.iter().map(|name| f.table(name)).collect(),
             Stage::Report => vec![f.root().join("report"), f.root().join("figures")],
         }
+    }
+
+    /// Every measured table of a finished stage is there with its columns, also one that the configuration does not ask for.
+    fn write_empty_tables(&self, stage: Stage) -> Result<()> {
+        let folders = self.folders(stage);
+        for table in MEASURED {
+            let folder = self.folder.table(table.name);
+            if folders.contains(&folder) && self.folder.files_in(stage, &folder)?.is_empty() {
+                TableWriter::create(table, &folder.join(EMPTY_FILE), &self.meta(stage)?)?.finish()?;
+            }
+        }
+        Ok(())
     }
 
     fn corpus(&self) -> Result<String> {
@@ -372,21 +385,18 @@ impl Run {
 
     fn write_model_table(&self) -> Result<()> {
         let (a, origin) = (&self.model.architecture, self.model.source.origin());
-        let text = |s: &str| Arc::new(StringArray::from(vec![s])) as ArrayRef;
-        let small = |n: usize| Arc::new(UInt16Array::from(vec![n as u16])) as ArrayRef;
-        let int = |n: usize| Arc::new(UInt32Array::from(vec![n as u32])) as ArrayRef;
         let columns = vec![
-            text(&origin.name),
-            text(&a.family),
-            small(a.layers),
-            small(a.heads),
-            int(a.d_model),
-            int(a.d_mlp),
-            int(a.vocab),
-            text(&a.dtype),
-            text(&origin.source),
-            text(&origin.revision),
-            text(&self.model_sha256),
+            texts([&origin.name]),
+            texts([&a.family]),
+            counts([a.layers]),
+            counts([a.heads]),
+            counts([a.d_model]),
+            counts([a.d_mlp]),
+            counts([a.vocab]),
+            texts([&a.dtype]),
+            texts([&origin.source]),
+            texts([&origin.revision]),
+            texts([&self.model_sha256]),
         ];
         let path = self.folder.table("model").join("model.parquet");
         let mut writer = TableWriter::create(&MODEL, &path, &self.meta(Stage::Export)?)?;

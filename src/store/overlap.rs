@@ -11,7 +11,7 @@ use arrow::record_batch::RecordBatch;
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::pieces::{Ablation, Coverage, Outputs, Piece};
 use selfrepair_core::tables::{
-    HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS,
+    DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS,
     TOP_TOKENS, Table,
 };
 
@@ -72,7 +72,8 @@ impl There {
         let (mut top_tokens, mut tables) = (BTreeSet::new(), BTreeSet::new());
         for (name, _) in records::any_manifest(root, Stage::Ablate)?.unwrap_or_default().files {
             let Some((table, file)) = name.strip_prefix("tables/").and_then(|rest| rest.split_once('/')) else { continue };
-            if pieces::piece_of_file(file) == Some(but) {
+            // An empty table is of no piece.
+            if pieces::piece_of_file(file).is_none_or(|number| number == but) {
                 continue;
             }
             if table == TOP_TOKENS.name {
@@ -115,7 +116,7 @@ pub(crate) fn keys_of(table: &Table, ablation: &Ablation, outputs: &Outputs) -> 
         return outputs.neuron_layers.iter().map(|&layer| RowKey::of(ablation, Some(layer))).collect();
     }
     let has = match table.name {
-        "distributions" => outputs.distribution,
+        name if name == DISTRIBUTIONS.name => outputs.distribution,
         name => name != TOP_TOKENS.name && outputs.effects,
     };
     if has { vec![RowKey::of(ablation, None)] } else { vec![] }

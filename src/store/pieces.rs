@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use selfrepair_core::files::fingerprint;
 use selfrepair_core::pieces::{Coverage, Piece, PieceText};
 use selfrepair_core::tables::{
-    ABLATIONS, COMPONENT_REPAIRS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, REPAIR_GRAPH,
+    ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, REPAIR_GRAPH,
     ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS, Table,
 };
 use serde::{Deserialize, Serialize};
@@ -20,10 +20,11 @@ use crate::run_folder::{Inputs, Manifest, Parts, Stage};
 use crate::store::{Folder, Store};
 
 /// The tables of pieces.
-pub const TABLES: [&Table; 12] = [
+pub const TABLES: [&Table; 13] = [
     &PAIRS,
     &TOP_TOKENS,
     &ABLATIONS,
+    &DISTRIBUTIONS,
     &COMPONENT_REPAIRS,
     &NEURON_REPAIRS,
     &NEURON_TOTALS,

@@ -1,14 +1,16 @@
 //! The tables `tokens` and `targets`: written by the corpus stage, and read as prompts by later stages.
 
+use std::iter::repeat_n;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use arrow::array::{ArrayRef, AsArray, StringBuilder, UInt32Array};
-use arrow::datatypes::UInt32Type;
+use arrow::array::{ArrayRef, AsArray, StringBuilder};
+use arrow::datatypes::Int32Type;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use selfrepair_core::columns;
 use selfrepair_core::prompts::{Answer, Corpus, Prompts, Targets};
 use selfrepair_core::tables::{TARGETS, TOKENS};
 use selfrepair_core::untrusted::{open_file, without_panic};
@@ -30,14 +32,13 @@ pub fn write_tokens(
         for &id in prompt {
             text.append_value(text_of(id)?);
         }
-        let next: UInt32Array = (0..n).map(|i| prompt.get(i + 1).copied()).collect();
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(UInt32Array::from(vec![p as u32; n])),
-            Arc::new((0..n as u32).map(Some).collect::<UInt32Array>()),
-            Arc::new(UInt32Array::from(prompt.to_vec())),
+            columns::keys(repeat_n(p, n)),
+            columns::keys(0..n),
+            columns::keys(prompt.iter().map(|&token| token as usize)),
             Arc::new(text.finish()),
-            Arc::new(next),
-            Arc::new(documents.by_ref().take(n).collect::<UInt32Array>()),
+            columns::keys_or_null((0..n).map(|i| prompt.get(i + 1).map(|&token| token as usize))),
+            columns::keys_or_null(documents.by_ref().take(n).map(|d| d.map(|d| d as usize))),
         ];
         writer.write(&RecordBatch::try_new(TOKENS.schema(), columns).context("building the tokens table")?)?;
     }
@@ -47,13 +48,11 @@ pub fn write_tokens(
 /// Writes the `targets` table of a prompt set; other prompts have none.
 pub fn write_targets(prompts: &Prompts, folder: &Path, meta: &Metadata) -> Result<()> {
     let Targets::Answers(answers) = prompts.targets() else { return Ok(()) };
-    let ints =
-        |f: &dyn Fn(&Answer) -> u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values(answers.iter().map(f))) };
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt32Array::from_iter_values(0..answers.len() as u32)),
-        ints(&|a| a.position as u32),
-        ints(&|a| a.answer),
-        Arc::new(answers.iter().map(|a| a.wrong).collect::<UInt32Array>()),
+        columns::keys(0..answers.len()),
+        columns::keys(answers.iter().map(|a| a.position)),
+        columns::keys(answers.iter().map(|a| a.answer as usize)),
+        columns::keys_or_null(answers.iter().map(|a| a.wrong.map(|wrong| wrong as usize))),
     ];
     let mut writer = TableWriter::create(&TARGETS, &folder.join("targets.parquet"), meta)?;
     writer.write(&RecordBatch::try_new(TARGETS.schema(), columns).context("building the targets table")?)?;
@@ -95,7 +94,7 @@ pub fn read(tokens: &Path, targets: &Path) -> Result<Prompts> {
     Ok(Prompts::with_answers(prompts.into_iter().zip(answers)))
 }
 
-/// UInt32 columns of a Parquet file.
+/// Int32 columns of a Parquet file, none of whose numbers is negative.
 fn int_columns<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Vec<Option<u32>>; N]> {
     let file = open_file(path)?;
     let read = || {
@@ -105,8 +104,10 @@ fn int_columns<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Vec<Opt
         for batch in builder.with_projection(mask).build()? {
             let batch = batch?;
             for (out, name) in out.iter_mut().zip(names) {
-                let column = batch.column_by_name(name).and_then(|c| c.as_primitive_opt::<UInt32Type>());
-                out.extend(column.with_context(|| format!("it has no {name} of 32 bits"))?.iter());
+                let column = batch.column_by_name(name).and_then(|c| c.as_primitive_opt::<Int32Type>());
+                for value in column.with_context(|| format!("it has no {name} of 32 bits"))? {
+                    out.push(value.map(u32::try_from).transpose()?);
+                }
             }
         }
         Ok(out)

@@ -20,7 +20,7 @@ use crate::piece_files::PieceFiles;
 use crate::pieces::{self, FileRecord, OpenPiece, PieceRecord, TABLES};
 use crate::records;
 use crate::run_folder::{Inputs, Manifest, Parts, RunFolder, Stage};
-use crate::table_writer::{Metadata, TableWriter};
+use crate::table_writer::{EMPTY_FILE, Metadata, TableWriter};
 
 /// Rows in a batch while a file is written again.
 const ROWS_IN_BATCH: usize = 64 * 1024;
@@ -154,6 +154,9 @@ impl RunFolder {
         mut files: Vec<(String, u64)>,
         complete: bool,
     ) -> Result<()> {
+        if complete {
+            files.extend(self.empty_tables(identity, &files)?);
+        }
         files.sort();
         let folders: Vec<_> = TABLES.iter().map(|table| self.table(table.name)).collect();
         let seconds = pieces.iter().map(|piece| piece.seconds).sum();
@@ -165,6 +168,24 @@ impl RunFolder {
         let warnings = self.warnings_so_far(Stage::Ablate)?;
         let manifest = Manifest { complete, files, pieces, began, finished, seconds, warnings, ..manifest };
         self.write_manifest(Stage::Ablate, &manifest)
+    }
+
+    /// Writes the tables that have no file, so that every reader finds them. Returns their names and sizes.
+    fn empty_tables(&self, identity: &Inputs, files: &[(String, u64)]) -> Result<Vec<(String, u64)>> {
+        let ledger = Some(self.ledger(Stage::Ablate).clone());
+        let meta = Metadata { run_id: self.run_id.clone(), fingerprint: identity.fingerprint.clone(), ledger };
+        let mut empty = Vec::new();
+        for table in TABLES {
+            let (folder, name) = (format!("tables/{}/", table.name), format!("tables/{}/{EMPTY_FILE}", table.name));
+            if files.iter().any(|(name, _)| name.starts_with(&folder)) {
+                continue;
+            }
+            let path = self.root().join(&name);
+            crate::stage_files::create_folder_of(&path)?;
+            TableWriter::create(table, &path, &meta)?.finish()?;
+            empty.push((name, fs::metadata(&path)?.len()));
+        }
+        Ok(empty)
     }
 
     /// Makes the list of checksums that of the manifest.

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::pieces;
 use crate::run_folder::{Manifest, STAGES, Stage};
-use crate::table_writer::is_of_table;
+use crate::table_writer::{EMPTY_FILE, is_of_table};
 use selfrepair_core::files::fingerprint;
 use selfrepair_core::own_files::{self, is_plain};
 
@@ -152,7 +152,8 @@ fn is_table_file(root: &Path, name: &str) -> bool {
     let Some((table, file)) = name.strip_prefix("tables/").and_then(|rest| rest.split_once('/')) else { return false };
     let Some(stem) = file.strip_suffix(".parquet") else { return false };
     let is_shard = stem.len() >= 5 && stem.bytes().all(|b| b.is_ascii_digit());
-    (stem == table || is_shard || pieces::piece_of_file(file).is_some()) && is_of_table(&root.join(name), table)
+    let is_ours = stem == table || file == EMPTY_FILE || is_shard || pieces::piece_of_file(file).is_some();
+    is_ours && is_of_table(&root.join(name), table)
 }
 
 /// Files in folders of a stage that are not the run's.

@@ -20,7 +20,7 @@ use parquet::schema::types::ColumnPath;
 use selfrepair_core::fail_check;
 use selfrepair_core::own_files;
 use selfrepair_core::provenance::{self, MEASUREMENT_VERSION};
-use selfrepair_core::tables::{MEASURED, SCHEMA_VERSION, Table};
+use selfrepair_core::tables::{MEASURED, SCHEMA_VERSION, Table, sort_order};
 use selfrepair_core::untrusted::without_panic;
 
 use crate::checksums::{Hashed, Ledger};
@@ -35,6 +35,10 @@ pub struct Metadata {
     pub ledger: Option<Arc<Ledger>>,
 }
 
+/// The file of a table that was not measured. No part of a table has this name.
+pub const EMPTY_FILE: &str = "empty.parquet";
+
+const SCHEMA: &str = "pipeline.schema_version";
 const FINGERPRINT: &str = "pipeline.fingerprint";
 const TABLE: &str = "pipeline.table";
 const ROWS_IN_GROUP: usize = 512 * 1024;
@@ -58,7 +62,7 @@ impl TableWriter {
         Self::with_schema(table.name, table.schema(), table.key, path, meta)
     }
 
-    /// A table whose columns a query decides; its first `key` columns sort it.
+    /// A table whose columns a query decides; its first `key` columns sort it, as [`sort_order`] says.
     pub fn with_schema(name: &str, schema: SchemaRef, key: usize, path: &Path, meta: &Metadata) -> Result<Self> {
         Self::of_blocks(name, schema, key, 1, path, meta)
     }
@@ -131,10 +135,13 @@ fn properties(
         // Page limits are looked at once a batch of this many values.
         .set_write_batch_size(1024)
         .set_sorting_columns(Some(
-            (0..key as i32).map(|i| SortingColumn { column_idx: i, descending: false, nulls_first: false }).collect(),
+            sort_order(schema, key)
+                .into_iter()
+                .map(|i| SortingColumn { column_idx: i as i32, descending: false, nulls_first: false })
+                .collect(),
         ))
         .set_key_value_metadata(Some(vec![
-            pair("pipeline.schema_version", SCHEMA_VERSION),
+            pair(SCHEMA, SCHEMA_VERSION),
             pair(TABLE, name),
             pair("pipeline.run_id", &meta.run_id),
             pair(FINGERPRINT, &meta.fingerprint),
@@ -184,24 +191,20 @@ pub fn is_of_table(path: &Path, table: &str) -> bool {
     says(path, TABLE, table)
 }
 
-/// Whether a Parquet file has that in its metadata.
-fn says(path: &Path, key: &str, value: &str) -> bool {
-    said(path, key).is_ok_and(|said| said.as_deref() == Some(value))
+/// The version of the schema that a Parquet file was written with. `None` if it cannot be read, or says nothing of it.
+pub fn schema_version(path: &Path) -> Option<String> {
+    said(path, SCHEMA)
 }
 
-/// The fingerprint in the metadata of a file.
-///
-/// # Errors
-/// If it is not a complete Parquet file of this program.
-pub(crate) fn fingerprint_of(path: &Path) -> Result<String> {
-    said(path, FINGERPRINT)?.with_context(|| format!("{} does not say how it was made", path.display()))
+/// Whether a Parquet file has that in its metadata.
+fn says(path: &Path, key: &str, value: &str) -> bool {
+    said(path, key).as_deref() == Some(value)
 }
 
 /// What a Parquet file has in its metadata under a key.
-fn said(path: &Path, key: &str) -> Result<Option<String>> {
-    let file = own_files::open_own(path, File::options().read(true))?;
-    let reader = without_panic(|| Ok(ParquetRecordBatchReaderBuilder::try_new(file)?));
-    let reader = reader.with_context(|| format!("{} is not a complete Parquet file", path.display()))?;
-    let pairs = reader.metadata().file_metadata().key_value_metadata();
-    Ok(pairs.and_then(|pairs| pairs.iter().find(|kv| kv.key == key)?.value.clone()))
+fn said(path: &Path, key: &str) -> Option<String> {
+    let file = own_files::open_own(path, File::options().read(true)).ok()?;
+    let reader = without_panic(|| Ok(ParquetRecordBatchReaderBuilder::try_new(file)?)).ok()?;
+    let pairs = reader.metadata().file_metadata().key_value_metadata()?;
+    pairs.iter().find(|kv| kv.key == key)?.value.clone()
 }

@@ -77,7 +77,7 @@ def top_tokens(tables, e: Extended, c):
     gap = -torch.cat([effect[tokens], next_best[None]]).diff().max()
     if gap < TIE:
         print(f"warning: top tokens of {c} differ by {gap:.1e} only")
-    for rank, token in enumerate(tokens):
+    for rank, token in enumerate(tokens, 1):
         tables.row(
             "top_tokens", **c.key(), rank=rank, prompt=e.targets.prompt[token], position=e.targets.position[token],
             direct_effect=effect[token].item())
@@ -98,7 +98,7 @@ def component_repairs(tables, e: Extended, key, c, outcome):
             kind, layer, head = repairers[i]
             tables.row(
                 "component_repairs", **key, prompt=e.targets.prompt[token], position=e.targets.position[token],
-                rank=rank, repairer=kind, repairer_layer=layer, repairer_head=head,
+                rank=rank + 1, repairer=kind, repairer_layer=layer, repairer_head=head,
                 direct_effect=clean[token, i].item(), change=change[token, i].item())
 
 
@@ -118,10 +118,10 @@ def repair_graph(tables, e: Extended, kind, hold, c, outcome):
     for subset, tokens in [("top", e.top(c)), ("all", list(range(len(change))))]:
         x, prompt = change[tokens], [e.targets.prompt[t] for t in tokens]
         error = clustered_error(x, prompt)
-        for i, (component, layer, head) in enumerate(repairers):
+        for i, (repairer, layer, head) in enumerate(repairers):
             tables.row(
-                "repair_graph", ablation=kind, hold=hold, ablated=c.kind, layer=c.layer, head=c.head, subset=subset,
-                component=component, repairer_layer=layer, repairer_head=head, tokens=len(tokens),
+                "repair_graph", ablation=kind, hold=hold, **c.key(), subset=subset,
+                repairer=repairer, repairer_layer=layer, repairer_head=head, tokens=len(tokens),
                 mean_change=x[:, i].mean().item(), standard_error=error[i].item())
 
 
@@ -140,7 +140,7 @@ def neuron_tables(tables, e: Extended, key, c, outcome, neuron_layer):
         for rank in range(TOP_REPAIRS):
             if alone(tied)[rank]:
                 tables.row(
-                    "neuron_repairs", **place, rank=rank, neuron=neurons[rank], direct_effect=effect[rank].item(),
+                    "neuron_repairs", **place, rank=rank + 1, neuron=neurons[rank], direct_effect=effect[rank].item(),
                     change=x[rank].item())
             else:
                 tables.left_out["neuron_repairs"] += 1
@@ -164,7 +164,7 @@ def neuron_curve(tables, key, change, clean, ties, own):
             tables.left_out["neuron_curves"] += 1
             continue
         tables.row(
-            "neuron_curves", **key, rank=rank, tokens=len(change), cumulative_share=cumulative[rank].item(),
+            "neuron_curves", **key, rank=rank + 1, tokens=len(change), cumulative_share=cumulative[rank].item(),
             **{name: (x[:, rank] > 0).double().mean().item() for name, x in rises.items()},
             direct_effect=median[rank].item())
 

@@ -12,28 +12,84 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 LAYERS, HEADS, POSITIONS, TOP_FRACTION = 12, 12, 127, 0.02
 # Prompts in a file of `ablations`, of which a run of a larger model has fewer.
 SHARD = 64
-KEYS = {"model": 1, "tokens": 2, "pairs": 2, "clean": 2, "direct_effects": 5, "top_tokens": 4, "ablations": 7}
-KEYS |= {"component_repairs": 8, "neuron_repairs": 9, "neuron_totals": 8, "repair_graph": 9, "neuron_curves": 5}
-KEYS |= {"self_additions": 6, "head_similarity": 4, "targets": 1, "rounding": 1, "stream_additions": 6}
+TARGET = ["ablation", "strength", "hold", "hold_value", "hold_own_mlp", "component", "name", "layer", "head"]
+TOKEN, WHAT, REPAIRER = ["prompt", "position"], ["component", "name", "layer", "head"], ["repairer", "repairer_name"]
+REPAIRER += ["repairer_layer", "repairer_head"]
+NEURONS = ["neuron_layer", "subset", "expert"]
+# The columns of each key, in their order.
+KEYS = {"model": ["name"], "tokens": TOKEN, "pairs": ["sample", "prompt"], "clean": TOKEN, "direct_effects": TOKEN + WHAT}
+KEYS |= {"top_tokens": WHAT + ["rank"], "ablations": TARGET + TOKEN, "component_repairs": TARGET + TOKEN + ["rank"]}
+KEYS |= {"neuron_repairs": TARGET + TOKEN + NEURONS + ["rank"], "neuron_totals": TARGET + TOKEN + NEURONS}
+KEYS |= {"repair_graph": TARGET + ["subset"] + REPAIRER, "neuron_curves": TARGET + NEURONS + ["rank"]}
+KEYS |= {"self_additions": WHAT[1:] + ["added", "multiple"] + TOKEN, "targets": ["prompt"], "rounding": ["measured"]}
+KEYS |= {"stream_additions": WHAT[1:] + ["added_at", "multiple"] + TOKEN}
+KEYS |= {"head_similarity": WHAT[1:] + ["other_name", "other_layer", "other_head"]}
 # What may be null: a reader that knows that the rest may not has less to do.
-NULLABLE = {"next_token", "document", "wrong", "head", "repairer_head", "standard_error", "own_change"}
+NULLABLE = {"next_token", "document", "wrong", "layer", "head", "repairer_head", "standard_error", "own_change", "expert"}
+COUNTS = {"tokens", "rows", "layers", "heads", "d_model", "d_mlp", "vocab"}
 KEPT, D_MLP = 10, 3072
 # Of iterative inference: prompts, and what an output is multiplied by.
 ITERATIVE, MULTIPLES = 8, [1, 3, 5]
 random = np.random.default_rng(0)
 
 
+def named(component, layer, head) -> pa.Array:
+    """L9H6, MLP9, BLOCK9, EMBED or CONSTANT."""
+    flat = lambda column: column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    number = lambda column: np.asarray(flat(column).cast(pa.int64()).fill_null(-1))
+    kinds = pc.dictionary_encode(flat(component))
+    codes = (number(kinds.indices) * 1000 + number(layer) + 1) * 1000 + number(head) + 1
+    different, indices = np.unique(codes, return_inverse=True)
+    words = []
+    for code in different.tolist():
+        kind, l, h = kinds.dictionary[code // 1_000_000].as_py(), code // 1000 % 1000 - 1, code % 1000 - 1
+        words.append(f"L{l}H{h}" if h >= 0 else f"{kind.upper()}{l if l >= 0 else ''}")
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(words))
+
+
+def completed(name: str, columns: dict) -> dict:
+    """The columns in the table's order and types, those added that are the same in every run without special settings."""
+    rows, columns = len(next(iter(columns.values()))), dict(columns)
+    key = KEYS[name]
+    if "ablation" in key:
+        fixed = {"strength": 1.0, "hold": "none", "hold_value": "clean", "hold_own_mlp": True, "component": "head"}
+        columns |= {n: pa.repeat(pa.scalar(v), rows) for n, v in fixed.items() if n not in columns}
+    if "neuron_layer" in key:
+        columns |= {"subset": text("top", rows), "expert": pa.nulls(rows, pa.int32())}
+    for kind, prefix in [("component", ""), ("repairer", "repairer_"), ("component", "other_")]:
+        if f"{prefix}layer" in columns and (prefix or "name" in key):
+            place = (columns[f"{prefix}layer"], columns[f"{prefix}head"])
+            columns[f"{prefix}name"] = named(columns.get(kind, text("head", rows)), *place)
+    for column, values in columns.items():
+        if pa.types.is_integer(values.type):
+            columns[column] = values.cast(pa.int64() if column in COUNTS else pa.int32())
+    return {n: columns[n] for n in key} | columns
+
+
+def sort_order(key: list[str]) -> list[int]:
+    """A component's name comes after its layer and head."""
+    order, name = [], []
+    for i, column in enumerate(key):
+        if not column.endswith(("layer", "head")):
+            order, name = order + name, []
+        if column.endswith("name"):
+            name = [i]
+        else:
+            order.append(i)
+    return order + name
+
+
 def write(run: Path, name: str, columns: dict, file: str | None = None, page: int = 8 * 1024, group: int = 256 * 1024):
-    table = pa.table(columns)
+    table = pa.table(completed(name, columns))
     floats = [f.name for f in table.schema if f.type == pa.float32()]
-    pairs = {"schema_version": "1", "table": name, "run_id": "made-up", "fingerprint": "made-up", "commit": "0"}
-    may_be_null = NULLABLE | ({"layer"} if name == "direct_effects" else set())
-    fields = [field.with_nullable(field.name in may_be_null) for field in table.schema]
+    pairs = {"schema_version": "3", "table": name, "run_id": "made-up", "fingerprint": "made-up", "commit": "0"}
+    fields = [field.with_nullable(field.name in NULLABLE) for field in table.schema]
     table = table.cast(pa.schema(fields, {f"pipeline.{k}": v for k, v in pairs.items()}))
     path = run / "tables" / name / f"{file or name}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,9 +102,9 @@ def write(run: Path, name: str, columns: dict, file: str | None = None, page: in
         max_rows_per_page=page,
         write_batch_size=1024,
         write_page_index=True,
-        use_dictionary=[f.name for f in table.schema if f.name not in floats],
+        use_dictionary=[f.name for f in table.schema if f.name not in floats and f.type != pa.bool_()],
         column_encoding={f: "BYTE_STREAM_SPLIT" for f in floats},
-        sorting_columns=[pq.SortingColumn(i) for i in range(KEYS[name])],
+        sorting_columns=[pq.SortingColumn(i) for i in sort_order(KEYS[name])],
     )
 
 
@@ -61,11 +117,11 @@ def floats(values) -> pa.Array:
 
 
 def small(value: int | None, rows: int):
-    return pa.repeat(pa.scalar(value, pa.uint16()), rows)
+    return pa.repeat(pa.scalar(value, pa.int32()), rows)
 
 
 def ints(values):
-    return pa.array(np.ascontiguousarray(values, dtype=np.uint32))
+    return pa.array(np.ascontiguousarray(values, dtype=np.int32))
 
 
 def concat(rows: list[dict]) -> dict:
@@ -94,7 +150,7 @@ def direct_effects(run: Path, prompts: int) -> np.ndarray:
         write(run, "clean", key | clean, f"{first // 32:05}")
         repeat = lambda of, kind: pa.array([c[of] for c in components] * tokens, kind)
         columns = {k: ints(np.repeat(np.asarray(v), len(components))) for k, v in key.items()}
-        columns |= {"component": repeat(0, pa.string()), "layer": repeat(1, pa.uint16()), "head": repeat(2, pa.uint16())}
+        columns |= {"component": repeat(0, pa.string()), "layer": repeat(1, pa.int32()), "head": repeat(2, pa.int32())}
         write(run, "direct_effects", columns | {"direct_effect": floats(rows.reshape(-1))}, f"{first // 32:05}")
     return effects[:, 2:]
 
@@ -106,16 +162,16 @@ def repeated(columns: dict, times: int) -> dict:
 def repairers(key: dict, total: np.ndarray) -> tuple[dict, dict, dict]:
     """Rows of the tables on top tokens. The last MLP is the one that repairs, all of `total`; the others just change."""
     n = len(total)
-    rank = np.tile(np.arange(KEPT), n)
+    rank = np.tile(np.arange(1, KEPT + 1), n)
     change = np.sort(random.standard_normal((n, KEPT)) * 0.1)[:, ::-1]
     some = {"direct_effect": floats(random.normal(-0.05, 0.1, n * KEPT)), "change": floats(change.reshape(-1))}
     whose = {
-        "repairer": pa.array(["mlp" if r == 0 else "head" for r in rank]),
+        "repairer": pa.array(["mlp" if r == 1 else "head" for r in rank]),
         "repairer_layer": small(LAYERS - 1, n * KEPT),
-        "repairer_head": pa.array(rank.astype(np.uint16), mask=rank == 0),
+        "repairer_head": pa.array(rank.astype(np.int32), mask=rank == 1),
     }
     many = repeated(key, KEPT)
-    components = many | {"rank": pa.array(rank.astype(np.uint16))} | whose | some
+    components = many | {"rank": ints(rank)} | whose | some
     neuron = {"rank": ints(rank), "neuron": ints(random.integers(0, D_MLP, n * KEPT))}
     neurons = many | {"neuron_layer": small(LAYERS - 1, n * KEPT)} | neuron | some
     totals = {"total_change": floats(total), "positive_change": floats(np.abs(total) + 1)}
@@ -137,14 +193,14 @@ def repair_graph(run: Path, sums: dict):
         tokens, total = sums.get(key, (1, 0.0))
         others = random.normal(0, 0.02, len(later) - 1)
         changes = [*(others - others.mean() if len(others) else []), total / tokens]
-        ablated = "block" if head is None else "head"
+        component = "block" if head is None else "head"
         rows += [
-            (kind, "none", ablated, layer, head, subset, *who, tokens, change, abs(change) * 0.1)
+            (kind, "none", component, layer, head, subset, *who, tokens, change, abs(change) * 0.1)
             for who, change in sorted(zip(later, changes), key=lambda r: (r[0][0], r[0][1], r[0][2] or 0))
         ]
-    names = "ablation hold ablated layer head subset component repairer_layer repairer_head tokens mean_change"
+    names = "ablation hold component layer head subset repairer repairer_layer repairer_head tokens mean_change"
     names = names.split() + ["standard_error"]
-    types = dict.fromkeys(["layer", "head", "repairer_layer", "repairer_head"], pa.uint16()) | {"tokens": pa.uint32()}
+    types = dict.fromkeys(["layer", "head", "repairer_layer", "repairer_head", "tokens"], pa.int64())
     types |= dict.fromkeys(["mean_change", "standard_error"], pa.float32())
     rows.sort(key=lambda r: tuple(-1 if v is None else v for v in r[:9]))
     write(run, "repair_graph", {n: pa.array([r[i] for r in rows], types.get(n)) for i, n in enumerate(names)})
@@ -155,11 +211,11 @@ def of_heads_and_neurons(run: Path, kinds: list[str], prompts: int):
     heads = [(l, h) for l in range(LAYERS) for h in range(HEADS)]
     n = len(heads) * D_MLP
     share = np.tile(np.cumsum(1 / np.arange(1, D_MLP + 1)), len(heads)) / np.sum(1 / np.arange(1, D_MLP + 1))
-    rank = np.tile(np.arange(D_MLP, dtype=np.uint16), len(heads))
+    rank = np.tile(np.arange(1, D_MLP + 1, dtype=np.int32), len(heads))
     curves = []
     for kind in kinds:
         key = {"ablation": text(kind, n)} | {
-            name: pa.array(np.repeat(np.array([h[i] for h in heads], np.uint16), D_MLP)) for i, name in enumerate(["layer", "head"])
+            name: pa.array(np.repeat(np.array([h[i] for h in heads], np.int32), D_MLP)) for i, name in enumerate(["layer", "head"])
         }
         key |= {"neuron_layer": small(LAYERS - 1, n), "rank": pa.array(rank)}
         key |= {"tokens": ints(np.full(n, int(TOP_FRACTION * prompts * POSITIONS))), "cumulative_share": floats(share)}
@@ -175,13 +231,13 @@ def of_heads_and_neurons(run: Path, kinds: list[str], prompts: int):
                 effect = random.normal(0, 0.3, few)
                 prompt, position = np.divmod(np.arange(few), POSITIONS)
                 key = {"layer": small(l, few), "head": small(h, few), "added": text(added, few)}
-                key |= {"multiple": floats(np.full(few, multiple)), "prompt": ints(prompt), "position": ints(position)}
+                key |= {"multiple": pa.array(np.full(few, float(multiple))), "prompt": ints(prompt), "position": ints(position)}
                 changed = floats(effect * 1.1 + random.normal(0, 0.1, few))
                 additions.append(key | {"direct_effect": floats(effect), "new_direct_effect": changed})
     write(run, "self_additions", concat(additions))
 
     pairs = [(*a, *b) for i, a in enumerate(heads) for b in heads[i + 1 :]]
-    columns = {n: pa.array([p[i] for p in pairs], pa.uint16()) for i, n in enumerate(["layer", "head", "other_layer", "other_head"])}
+    columns = {n: pa.array([p[i] for p in pairs], pa.int32()) for i, n in enumerate(["layer", "head", "other_layer", "other_head"])}
     columns |= {"tokens": ints(np.full(len(pairs), prompts * POSITIONS))}
     columns |= {n: floats(random.uniform(-0.3, 0.9, len(pairs))) for n in ["cosine", "cosine_without_token"]}
     write(run, "head_similarity", columns)
@@ -198,7 +254,7 @@ def stream_additions(run: Path, prompts: int, effects: np.ndarray, top: np.ndarr
                 de = effects[tokens, head].astype(np.float64)
                 attention, mlp, norm = (de * random.normal(mean, 0.2, n) for mean in [-0.1, -0.2, -0.3])
                 key = {"layer": small(layer, n), "head": small(head % HEADS, n), "added_at": small(added_at, n)}
-                key |= {"multiple": floats(np.full(n, multiple))}
+                key |= {"multiple": pa.array(np.full(n, float(multiple)))}
                 key |= {"prompt": ints(tokens // POSITIONS), "position": ints(tokens % POSITIONS)}
                 response = attention + mlp + norm
                 changes = {"direct_effect": de, "logit_change": multiple * de + response, "response": response,
@@ -239,6 +295,7 @@ def ablations(run: Path, prompts: int, kinds: list[str], effects: np.ndarray, to
                         "logit_change": floats(repair + after - de), "direct_effect": floats(de),
                         "ablated_direct_effect": floats(after), "self_repair": floats(repair),
                         "repair_attention": floats(attention), "repair_mlp": floats(mlp), "repair_norm": floats(norm),
+                        "repair_write_norm": floats(0 * norm), "repair_write_norm_own": floats(0 * norm),
                         "repair_by_erasers": floats(mlp * 0.7), "norm_scale": floats(scale),
                         "ablated_norm_scale": floats(scale * random.normal(0.98, 0.02, n)),
                         "ablated_residual_norm": floats(scale * random.normal(27, 0.5, n)),
@@ -265,7 +322,7 @@ def top_tokens(run: Path, effects: np.ndarray) -> np.ndarray:
             rows.append(
                 {
                     "component": text("head", count), "layer": small(layer, count), "head": small(head, count),
-                    "rank": ints(np.arange(count)), "prompt": ints(order // POSITIONS),
+                    "rank": ints(np.arange(1, count + 1)), "prompt": ints(order // POSITIONS),
                     "position": ints(order % POSITIONS), "direct_effect": floats(effect[order]),
                 }  # fmt: skip
             )
@@ -276,14 +333,14 @@ def top_tokens(run: Path, effects: np.ndarray) -> np.ndarray:
 def main(run: Path, prompts: int, kinds: list[str]):
     one = lambda values, kind: pa.array([values], kind)
     names = {"name": "made-up", "architecture": "gpt2"}
-    sizes = {"layers": (LAYERS, pa.uint16()), "heads": (HEADS, pa.uint16()), "d_model": (768, pa.uint32())}
-    sizes |= {"d_mlp": (3072, pa.uint32()), "vocab": (50257, pa.uint32())}
+    sizes = {"layers": (LAYERS, pa.int64()), "heads": (HEADS, pa.int64()), "d_model": (768, pa.int64())}
+    sizes |= {"d_mlp": (3072, pa.int64()), "vocab": (50257, pa.int64())}
     rest = {"dtype": "F32", "source": "made-up", "revision": "", "sha256": ""}
     columns = {k: one(v, pa.string()) for k, v in names.items()} | {k: one(*v) for k, v in sizes.items()}
     write(run, "model", columns | {k: one(v, pa.string()) for k, v in rest.items()})
     n = prompts * (POSITIONS + 1)
     prompt, position = np.divmod(np.arange(n), POSITIONS + 1)
-    token = random.integers(0, 50257, n).astype(np.uint32)
+    token = random.integers(0, 50257, n).astype(np.int32)
     following = pa.array(np.roll(token, -1), mask=position == POSITIONS)
     words = {"token": ints(token), "text": pa.array([f" t{t}" for t in token]), "next_token": following}
     write(run, "tokens", {"prompt": ints(prompt), "position": ints(position)} | words)

@@ -422,12 +422,12 @@ def average(outcomes):
     return mean
 
 
-TEXT = ["ablation", "component", "hold", "repairer", "ablated", "subset", "added"]
+TEXT = ["ablation", "component", "hold", "repairer", "subset", "added"]
 INTEGERS = [
     "layer", "head", "prompt", "position", "token", "tokens", "rank", "repairer_layer", "repairer_head", "neuron_layer",
     "neuron", "other_layer", "other_head", "sample", "partner", "answer", "wrong", "added_at",
 ]
-TYPES = dict.fromkeys(TEXT, pa.string()) | dict.fromkeys(INTEGERS, pa.uint32())
+TYPES = dict.fromkeys(TEXT, pa.string()) | dict.fromkeys(INTEGERS, pa.int32()) | {"multiple": pa.float64()}
 
 
 def write_table(path: Path, parts):

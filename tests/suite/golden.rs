@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::Field;
 use selfrepair_core::provenance::MEASUREMENT_VERSION;
 use selfrepair_core::tables::MEASURED;
 use serde_json::{Value, json};
@@ -21,10 +22,11 @@ type Totals = BTreeMap<String, [f64; 3]>;
 
 fn totals(out: &Path) -> Totals {
     let mut totals = Totals::new();
-    let written = |name: &str| !files(&out.join("tables").join(name)).is_empty();
-    for table in MEASURED.iter().filter(|t| written(t.name)) {
+    for table in MEASURED {
         let rows = read(&out.join("tables").join(table.name));
-        for field in rows.schema().fields().iter().filter(|f| f.data_type() != &DataType::Utf8) {
+        // A table that was not measured is there without rows.
+        let is_number = |f: &&Arc<Field>| f.data_type().is_numeric() && rows.num_rows() > 0;
+        for field in rows.schema().fields().iter().filter(is_number) {
             let values: Vec<f64> = numbers(&rows, field.name()).into_iter().filter(|v| !v.is_nan()).collect();
             let sums = [values.len() as f64, values.iter().sum(), values.iter().map(|v| v.abs()).sum()];
             totals.insert(format!("{}.{}", table.name, field.name()), sums);

@@ -22,6 +22,7 @@ mod queries;
 mod questions;
 mod reliability;
 mod s3;
+mod schema;
 mod sql;
 mod sql_prompt;
 mod status;

@@ -5,7 +5,9 @@
 //! A case is blocks of lines, separated by empty lines. The first line of a block names a table, the second its
 //! columns, and the others are its rows. The last block, `expect`, has the rows that the query must return, for the
 //! columns it names. Cells are separated by spaces unless in double quotes; `-` is null; a line that starts with # is a
-//! comment. Columns of a measured table that are not named are 0, empty or, if nullable, null.
+//! comment. Columns of a key that are not named are what a run without special settings writes (`complete`): full strength,
+//! clean holds, and the name that follows from component, layer and head. Other columns of a measured table are 0, empty
+//! or, if nullable, null.
 
 use std::fs;
 use std::path::Path;
@@ -18,6 +20,7 @@ use parquet::arrow::ArrowWriter;
 use selfrepair_core::config::AnalysisConfig;
 use selfrepair_core::tables::MEASURED;
 use selfrepair_query::analyze::{CHECKS, DERIVED, Query, VIEWS, open};
+use selfrepair_store::test_tables::complete;
 
 /// A table as a case writes it down.
 struct Grid<'a> {
@@ -79,7 +82,8 @@ impl Grid<'_> {
             let values: Vec<Option<String>> = match self.columns.iter().position(|c| c == field.name()) {
                 Some(i) => self.rows.iter().map(|r| Some(r[i].clone()).filter(|c| !is_null(c))).collect(),
                 None if field.is_nullable() => vec![None; self.rows.len()],
-                None if field.data_type() == &DataType::Utf8 => vec![Some(String::new()); self.rows.len()],
+                None if field.data_type() == &DataType::Boolean => vec![Some("false".to_string()); self.rows.len()],
+                None if !field.data_type().is_numeric() => vec![Some(String::new()); self.rows.len()],
                 None => vec![Some("0".to_string()); self.rows.len()],
             };
             let array = cast(&StringArray::from(values.clone()), field.data_type()).unwrap();
@@ -147,6 +151,7 @@ fn assert_cases(folder: &str, queries: &[Query]) {
         let expected = grids.pop().unwrap();
         assert_eq!(expected.name, "expect", "the last block of {path}");
         let out = tempfile::tempdir().unwrap();
+        grids.iter_mut().for_each(|g| complete(&mut g.columns, &mut g.rows));
         grids.iter().for_each(|g| g.write(out.path()));
         let config = AnalysisConfig::default();
         let tables = open(out.path(), &config).unwrap();

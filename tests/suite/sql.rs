@@ -111,7 +111,7 @@ fn the_built_in_queries_run_from_their_files_with_the_runs_own_parameters() {
     let rows = from_file.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
     let top: Vec<_> = rows.filter(|r| r["subset"] == "top").map(|r| r["tokens"].clone()).collect();
     assert!(top.len() == 36 && top.iter().all(|t| t == 18), "a tenth of 180 tokens: {top:?}");
-    assert_eq!(csv(dir.path(), "select max(rank) as n from top_contexts"), "n\n17\n");
+    assert_eq!(csv(dir.path(), "select max(rank) as n from top_contexts"), "n\n18\n");
 }
 
 #[test]

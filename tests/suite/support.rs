@@ -87,14 +87,15 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
 /// Every row of a Parquet file, or of a folder of them.
 pub fn read(path: &Path) -> RecordBatch {
     let paths = if path.is_dir() { files(path) } else { vec![path.to_path_buf()] };
-    let mut batches = Vec::new();
+    let (mut batches, mut schema) = (Vec::new(), None);
     for path in paths {
         let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
-        batches.extend(reader.map(Result::unwrap));
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        // Files may differ in metadata of their fields, which the values do not.
+        schema.get_or_insert(builder.schema().clone());
+        batches.extend(builder.build().unwrap().map(Result::unwrap));
     }
-    // Files may differ in metadata of their fields, which the values do not.
-    let schema = batches[0].schema();
+    let schema = schema.unwrap();
     let columns = |b: &RecordBatch| RecordBatch::try_new(schema.clone(), b.columns().to_vec()).unwrap();
     concat_batches(&schema, &batches.iter().map(columns).collect::<Vec<_>>()).unwrap()
 }

@@ -50,8 +50,7 @@ fn a_run_has_the_columns_that_are_documented_and_the_examples_run() {
         let documented: Vec<String> = documented
             .map(|(name, kind)| match kind {
                 "text" => format!("{name} Utf8"),
-                "uint16" | "uint32" | "uint64" => format!("{name} UInt{}", &kind[4..]),
-                "boolean" => format!("{name} Boolean"),
+                "dictionary" => format!("{name} Dictionary(Int32, Utf8)"),
                 _ => format!("{name} {}{}", kind[..1].to_uppercase(), &kind[1..]),
             })
             .collect();
@@ -87,8 +86,11 @@ fn tables_are_listed_with_rows_and_sizes_and_described_by_name() {
     assert_eq!(row("top_contexts")[1], "view");
 
     let one = succeeded(tables(&["ablations", "--out", &out]).output().unwrap());
-    for words in ["sorted by   ablation, hold, component, layer, head, prompt, position", "float32  logits", "example"]
-    {
+    for words in [
+        "sorted by   ablation, strength, hold, hold_value, hold_own_mlp, component, layer, head, name",
+        "float32     logits",
+        "example",
+    ] {
         assert!(one.contains(words), "{words}: {one}");
     }
     // Without a run, from anywhere.

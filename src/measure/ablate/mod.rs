@@ -1,9 +1,10 @@
 //! The `ablate` stage: ablates every selected component of every prompt, and reruns only what follows it.
 //!
-//! `plan` lists what is ablated, `top` each component's top tokens. `work` runs batches of prompts, `tally` collects
-//! the changes of components and neurons, `sums` keeps sums over the whole corpus, and `shard` lays out the rows of one
-//! file. `rounding` measures the error of a lower precision.
+//! `plan` lists what is ablated, `key` has the columns that say so, `top` each component's top tokens. `work` runs batches
+//! of prompts, `tally` collects the changes of components and neurons, `sums` keeps sums over the whole corpus, and `shard`
+//! lays out the rows of one file. `rounding` measures the error of a lower precision.
 
+mod key;
 mod plan;
 mod replace;
 mod rounding;
@@ -13,13 +14,13 @@ mod tally;
 mod top;
 mod work;
 
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
-use arrow::array::{ArrayRef, UInt16Array, UInt32Array};
+use arrow::array::ArrayRef;
 use arrow::record_batch::RecordBatch;
+use selfrepair_core::columns;
 use selfrepair_core::config::Kind;
 use selfrepair_core::memory;
 use selfrepair_core::pairing::pairings_within;
@@ -248,9 +249,9 @@ fn write_pairs(context: &MeasureContext, pairings: &[Vec<usize>]) -> Result<()> 
         samples.flat_map(|(sample, partners)| partners.iter().enumerate().map(move |(p, &q)| (sample, p, q)))
     };
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt16Array::from_iter_values(rows().map(|r| r.0 as u16))),
-        Arc::new(UInt32Array::from_iter_values(rows().map(|r| r.1 as u32))),
-        Arc::new(UInt32Array::from_iter_values(rows().map(|r| r.2 as u32))),
+        columns::keys(rows().map(|r| r.0)),
+        columns::keys(rows().map(|r| r.1)),
+        columns::keys(rows().map(|r| r.2)),
     ];
     let mut writer = context.sink.open(&PAIRS, Part::Whole, PAIRS.schema(), 1)?;
     writer.write(&RecordBatch::try_new(PAIRS.schema(), columns)?)?;

@@ -1,10 +1,11 @@
 //! The error of a lower precision: recomputes the first shard in float32 and compares its rows.
 
-use std::sync::Arc;
+use std::iter::repeat_n;
 
 use anyhow::{Context, Result, ensure};
-use arrow::array::{ArrayRef, AsArray, Float32Array, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::Float32Type;
+use selfrepair_core::columns;
 use selfrepair_core::config::RuntimeConfig;
 use selfrepair_core::precision::Precision;
 use selfrepair_core::progress::{self, Bar};
@@ -52,18 +53,16 @@ pub fn measure(context: &MeasureContext, plan: &Plan) -> Result<()> {
         root(repair.own_squares),
         repair.largest
     ));
-    let floats = |f: &dyn Fn(&Difference) -> f64| -> ArrayRef {
-        Arc::new(differences.iter().map(|(_, d)| Some(f(d) as f32)).collect::<Float32Array>())
-    };
+    let floats = |f: &dyn Fn(&Difference) -> f64| columns::floats(differences.iter().map(|(_, d)| f(d) as f32));
     let count = differences.len();
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(differences.iter().map(|d| &d.0))),
-        Arc::new(StringArray::from(vec![precision.name(); count])),
-        Arc::new(UInt32Array::from(vec![rows as u32; count])),
+        columns::texts(differences.iter().map(|d| &d.0)),
+        columns::texts(repeat_n(precision.name(), count)),
+        columns::counts(repeat_n(rows, count)),
         floats(&|d| root(d.own_squares)),
         floats(&|d| root(d.squares)),
         floats(&|d| d.largest),
-        Arc::new(Float32Array::from(vec![precision.tolerance() as f32; count])),
+        columns::floats(repeat_n(precision.tolerance() as f32, count)),
     ];
     let mut writer = context.sink.open(&ROUNDING, Part::Whole, ROUNDING.schema(), 1)?;
     writer.write(&RecordBatch::try_new(ROUNDING.schema(), columns)?)?;

@@ -5,15 +5,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Float32Array, StringArray, UInt16Array, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, FixedSizeListArray, Float32Array, UInt32Array};
 use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
 use arrow::record_batch::RecordBatch;
-use selfrepair_core::components::{Ablatable, Component};
+use selfrepair_core::columns::{self, floats};
 use selfrepair_core::sink::{Part, RowSink};
-use selfrepair_core::tables::{ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTION, NEURON_REPAIRS, NEURON_TOTALS, Table};
+use selfrepair_core::tables::{ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTIONS, NEURON_REPAIRS, NEURON_TOTALS, Table};
 
+use super::key::{TargetKey, expert_columns, repairer_columns, target_columns};
 use super::plan::{Job, Plan};
 use super::sums::{SavedSums, Sums};
 use crate::repair::Repair;
@@ -64,7 +65,8 @@ pub fn is_written(sink: &dyn RowSink, plan: &Plan, number: usize, done: bool) ->
     let has = |table| sink.has(table, Part::Shard(number));
     let effects = || has(&ABLATIONS) && has(&COMPONENT_REPAIRS);
     let neurons = || has(&NEURON_REPAIRS) && has(&NEURON_TOTALS) && (done || sink.has_kept(&samples_name(number)));
-    (!plan.outputs.effects || effects()) && (plan.curves() == 0 || neurons())
+    let distributions = !plan.outputs.distribution || has(&DISTRIBUTIONS);
+    (!plan.outputs.effects || effects()) && distributions && (plan.curves() == 0 || neurons())
 }
 
 /// One shard while it is computed. The rows of `ablations` are laid out in the table's order from the start.
@@ -188,27 +190,10 @@ pub struct Finished {
     sums: Option<(String, Vec<u8>)>,
 }
 
-struct TargetKey {
-    ablation: &'static str,
-    hold: String,
-    component: Ablatable,
-}
-
-impl TargetKey {
-    /// What the components of a layer have in common.
-    fn layer(&self) -> (&str, &str, Component, usize) {
-        (self.ablation, &self.hold, self.component.component, self.component.layer)
-    }
-}
-
 impl Finished {
     pub fn new(plan: &Plan, shard: Shard, saved: &mut SavedSums, number: usize) -> Result<Self> {
-        let key = |target| {
-            let (kind, hold, component) = plan.parts(target);
-            TargetKey { ablation: kind.name(), hold: hold.name(), component }
-        };
         let sums = saved.merge(number, &shard.sums)?;
-        let keys = (0..plan.targets()).map(key).collect();
+        let keys = (0..plan.targets()).map(|target| TargetKey::of(plan, target)).collect();
         Ok(Self { keys, shard, number, effects: plan.outputs.effects, neurons: plan.curves() > 0, sums })
     }
 
@@ -221,12 +206,20 @@ impl Finished {
         shard.samples.sort_by_key(|sample| sample.0);
         if self.effects {
             self.write_repairs(sink)?;
-            self.write_ablations(sink)?;
+            self.write_blocks(&ABLATIONS, sink, |rows| repair_columns(&self.shard.rows[rows]))?;
         }
         if self.neurons {
             self.write_neurons(sink)?;
             self.write_totals(sink)?;
             sink.keep(&samples_name(self.number), &sample_bytes(&self.shard.samples)?)?;
+        }
+        if !self.shard.distributions.is_empty() {
+            self.write_blocks(&DISTRIBUTIONS, sink, |rows| {
+                let of = |f: fn(&(f64, f64)) -> f64| {
+                    floats(self.shard.distributions[rows.clone()].iter().map(|d| f(d) as f32))
+                };
+                vec![of(|d| d.0), of(|d| d.1)]
+            })?;
         }
         if let Some((name, bytes)) = &self.sums {
             sink.keep(name, bytes)?;
@@ -234,13 +227,15 @@ impl Finished {
         sink.finish_shard(self.number)
     }
 
-    fn write_ablations(&self, sink: &dyn RowSink) -> Result<()> {
-        let shard = &self.shard;
-        let schema = match shard.distributions.is_empty() {
-            true => ABLATIONS.schema(),
-            false => ABLATIONS.schema_with(&DISTRIBUTION),
-        };
-        let mut writer = sink.open(&ABLATIONS, Part::Shard(self.number), schema.clone(), shard.block)?;
+    /// Writes a table that has a row for every target and token, target by target.
+    fn write_blocks(
+        &self,
+        table: &Table,
+        sink: &dyn RowSink,
+        values: impl Fn(Range<usize>) -> Vec<ArrayRef>,
+    ) -> Result<()> {
+        let (shard, schema) = (&self.shard, table.schema());
+        let mut writer = sink.open(table, Part::Shard(self.number), schema.clone(), shard.block)?;
         let places: Vec<(usize, usize)> = (0..shard.prompts.len())
             .flat_map(|i| {
                 let end = shard.starts.get(i + 1).copied().unwrap_or(shard.block);
@@ -252,12 +247,9 @@ impl Finished {
         for target in 0..self.keys.len() {
             let rows = target * shard.block..(target + 1) * shard.block;
             let mut columns = self.key_columns(places.iter().map(|&(p, s)| (target, p, s)));
-            columns.extend(repair_columns(&shard.rows[rows.clone()]));
-            if let Some(d) = shard.distributions.get(rows) {
-                columns.push(floats(d.iter().map(|d| d.0 as f32)));
-                columns.push(floats(d.iter().map(|d| d.1 as f32)));
-            }
-            writer.write(&RecordBatch::try_new(schema.clone(), columns).context("building the ablations table")?)?;
+            columns.extend(values(rows));
+            let batch = RecordBatch::try_new(schema.clone(), columns);
+            writer.write(&batch.with_context(|| format!("building the table {}", table.name))?)?;
             let next = self.keys.get(target + 1);
             if next.is_none_or(|next| next.layer() != self.keys[target].layer()) {
                 writer.end_of_block()?;
@@ -266,18 +258,12 @@ impl Finished {
         writer.finish()
     }
 
-    /// The seven columns that say what was ablated, and where.
+    /// The columns that say what was ablated, and where.
     fn key_columns(&self, places: impl Iterator<Item = (usize, usize, usize)> + Clone) -> Vec<ArrayRef> {
-        let keys = || places.clone().map(|(target, ..)| &self.keys[target]);
-        vec![
-            Arc::new(StringArray::from_iter_values(keys().map(|k| k.ablation))),
-            Arc::new(StringArray::from_iter_values(keys().map(|k| &k.hold))),
-            Arc::new(StringArray::from_iter_values(keys().map(|k| k.component.component.name()))),
-            Arc::new(UInt16Array::from_iter_values(keys().map(|k| k.component.layer as u16))),
-            Arc::new(keys().map(|k| k.component.head.map(|h| h as u16)).collect::<UInt16Array>()),
-            Arc::new(UInt32Array::from_iter_values(places.clone().map(|(_, p, _)| p as u32))),
-            Arc::new(UInt32Array::from_iter_values(places.clone().map(|(.., s)| s as u32))),
-        ]
+        let mut columns = target_columns(places.clone().map(|(target, ..)| &self.keys[target]));
+        columns.push(columns::keys(places.clone().map(|(_, prompt, _)| prompt)));
+        columns.push(columns::keys(places.map(|(.., position)| position)));
+        columns
     }
 
     fn write_rows<R>(
@@ -307,15 +293,11 @@ impl Finished {
             &shard.repairs,
             |r| r.place,
             |rows| {
-                let names = rows.iter().map(|r| if r.head.is_some() { "head" } else { "mlp" });
-                vec![
-                    small(rows.iter().map(|r| r.rank)),
-                    Arc::new(StringArray::from_iter_values(names)),
-                    small(rows.iter().map(|r| r.layer)),
-                    Arc::new(rows.iter().map(|r| r.head.map(|h| h as u16)).collect::<UInt16Array>()),
-                    floats(rows.iter().map(|r| r.direct_effect)),
-                    floats(rows.iter().map(|r| r.change)),
-                ]
+                let mut columns = vec![ranks(rows.iter().map(|r| r.rank))];
+                columns.extend(repairer_columns(rows.iter().map(|r| (r.layer, r.head))));
+                columns.push(floats(rows.iter().map(|r| r.direct_effect)));
+                columns.push(floats(rows.iter().map(|r| r.change)));
+                columns
             },
         )
     }
@@ -327,13 +309,14 @@ impl Finished {
             &self.shard.neurons,
             |r| r.place,
             |rows| {
-                vec![
-                    small(rows.iter().map(|r| r.layer)),
-                    small(rows.iter().map(|r| r.rank)),
-                    Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.neuron as u32))),
+                let mut columns = Vec::from(expert_columns(rows.iter().map(|r| r.layer)));
+                columns.extend([
+                    ranks(rows.iter().map(|r| r.rank)),
+                    columns::keys(rows.iter().map(|r| r.neuron)),
                     floats(rows.iter().map(|r| r.direct_effect)),
                     floats(rows.iter().map(|r| r.change)),
-                ]
+                ]);
+                columns
             },
         )
     }
@@ -345,24 +328,22 @@ impl Finished {
             &self.shard.totals,
             |r| r.place,
             |rows| {
-                vec![
-                    small(rows.iter().map(|r| r.layer)),
+                let mut columns = Vec::from(expert_columns(rows.iter().map(|r| r.layer)));
+                columns.extend([
                     floats(rows.iter().map(|r| r.total)),
                     floats(rows.iter().map(|r| r.positive)),
                     floats(rows.iter().map(|r| r.absolute)),
                     floats(rows.iter().map(|r| r.top_percent)),
-                ]
+                ]);
+                columns
             },
         )
     }
 }
 
-fn small(values: impl Iterator<Item = usize>) -> ArrayRef {
-    Arc::new(UInt16Array::from_iter_values(values.map(|v| v as u16)))
-}
-
-fn floats(values: impl Iterator<Item = f32>) -> ArrayRef {
-    Arc::new(Float32Array::from_iter_values(values))
+/// Ranks count from 1 in tables.
+fn ranks(from_zero: impl Iterator<Item = usize>) -> ArrayRef {
+    columns::keys(from_zero.map(|rank| rank + 1))
 }
 
 fn repair_columns(rows: &[Repair]) -> Vec<ArrayRef> {
@@ -375,6 +356,8 @@ fn repair_columns(rows: &[Repair]) -> Vec<ArrayRef> {
         column(|r| r.repair_attention),
         column(|r| r.repair_mlp),
         column(|r| r.repair_norm),
+        column(|r| r.repair_write_norm),
+        column(|r| r.repair_write_norm_own),
         column(|r| r.repair_by_erasers),
         column(|r| r.norm_scale),
         column(|r| r.ablated_norm_scale),

@@ -3,11 +3,13 @@
 //! and any division among processes give the same bytes.
 
 use std::collections::BTreeSet;
+use std::iter::repeat_n;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
+use arrow::array::{ArrayRef, Float32Array};
 use arrow::record_batch::RecordBatch;
+use selfrepair_core::columns;
 use selfrepair_core::components::{Ablatable, Component};
 use selfrepair_core::ensure_check;
 use selfrepair_core::files::sha256_of;
@@ -15,6 +17,7 @@ use selfrepair_core::shards::ShardSet;
 use selfrepair_core::sink::{Part, RowSink};
 use selfrepair_core::tables::{NEURON_CURVES, REPAIR_GRAPH};
 
+use super::key::{TargetKey, expert_columns, repairer_columns, target_columns};
 use super::plan::Plan;
 use super::shard::read_samples;
 use crate::MeasureContext;
@@ -217,14 +220,14 @@ impl Sums {
         let mut writer = sink.open(&NEURON_CURVES, Part::Whole, NEURON_CURVES.schema(), 1)?;
         for target in 0..plan.targets() {
             for n in 0..plan.neuron_layers.len() {
-                let (kind, hold, component) = plan.parts(target);
+                let (_, hold, component) = plan.parts(target);
                 if plan.measures_neurons(hold, &component) {
                     let curve = plan.curve(target, n);
                     let medians = medians(&samples[curve], self.neurons);
                     // Where no neuron changes at any token, as under a head that was pruned, there is no share to speak of.
                     if self.curve(curve)[1] > 0.0 {
-                        let key = (kind.name(), component.layer, component.head.unwrap_or(0), plan.neuron_layers[n]);
-                        writer.write(&curve_rows(key, self.curve(curve), medians)?)?;
+                        let key = TargetKey::of(plan, target);
+                        writer.write(&curve_rows(&key, plan.neuron_layers[n], self.curve(curve), medians)?)?;
                     }
                 }
             }
@@ -261,7 +264,7 @@ fn read_sums(sink: &dyn RowSink, name: &str, length: usize) -> Option<(Vec<usize
 }
 
 fn graph_rows(plan: &Plan, target: usize, subset: &str, sums: &[f64]) -> Result<RecordBatch> {
-    let (kind, hold, ablated) = plan.parts(target);
+    let (_, _, ablated) = plan.parts(target);
     // In the order of the key: heads, then MLPs.
     let mut slots: Vec<usize> = (0..plan.slots.count()).filter(|&s| plan.can_repair(&ablated, s)).collect();
     slots.sort_by_key(|&slot| (plan.slots.head(slot).is_none(), slot));
@@ -271,22 +274,15 @@ fn graph_rows(plan: &Plan, target: usize, subset: &str, sums: &[f64]) -> Result<
     }
     let stats: Vec<_> = slots.iter().map(|&slot| mean_and_error(counts, &sums[3 * slot..3 * slot + 3])).collect();
     let n = slots.len();
-    let text = |s: &str| Arc::new(StringArray::from_iter_values(std::iter::repeat_n(s, n))) as ArrayRef;
-    let head = |slot: &usize| plan.slots.head(*slot);
-    let columns: Vec<ArrayRef> = vec![
-        text(kind.name()),
-        text(&hold.name()),
-        text(ablated.component.name()),
-        Arc::new(UInt16Array::from(vec![ablated.layer as u16; n])),
-        Arc::new(UInt16Array::from(vec![ablated.head.map(|h| h as u16); n])),
-        text(subset),
-        Arc::new(StringArray::from_iter_values(slots.iter().map(|s| if head(s).is_some() { "head" } else { "mlp" }))),
-        Arc::new(UInt16Array::from_iter_values(slots.iter().map(|&s| plan.slots.layer(s) as u16))),
-        Arc::new(slots.iter().map(|s| head(s).map(|h| h as u16)).collect::<UInt16Array>()),
-        Arc::new(UInt32Array::from(vec![counts[1] as u32; n])),
-        Arc::new(Float32Array::from_iter_values(stats.iter().map(|s| s.0 as f32))),
-        Arc::new(stats.iter().map(|s| s.1.map(|e| e as f32)).collect::<Float32Array>()),
-    ];
+    let mut columns = target_columns(repeat_n(&TargetKey::of(plan, target), n));
+    columns.push(columns::texts(repeat_n(subset, n)));
+    columns.extend(repairer_columns(slots.iter().map(|&s| (plan.slots.layer(s), plan.slots.head(s)))));
+    let errors: Float32Array = stats.iter().map(|s| s.1.map(|e| e as f32)).collect();
+    columns.extend([
+        columns::counts(repeat_n(counts[1] as usize, n)),
+        columns::floats(stats.iter().map(|s| s.0 as f32)),
+        Arc::new(errors),
+    ]);
     RecordBatch::try_new(REPAIR_GRAPH.schema(), columns).context("building the repair_graph table")
 }
 
@@ -304,28 +300,18 @@ fn medians(samples: &[Vec<f32>], neurons: usize) -> Vec<f32> {
     (0..neurons).map(at).collect()
 }
 
-fn curve_rows(
-    (ablation, layer, head, neuron_layer): (&str, usize, usize, usize),
-    sums: &[f64],
-    medians: Vec<f32>,
-) -> Result<RecordBatch> {
+fn curve_rows(key: &TargetKey, neuron_layer: usize, sums: &[f64], medians: Vec<f32>) -> Result<RecordBatch> {
     let (tokens, changed, ranks) = (sums[0], sums[1], medians.len());
-    let small = |v: usize| Arc::new(UInt16Array::from(vec![v as u16; ranks])) as ArrayRef;
     let column = |i: usize| -> ArrayRef {
         let over = if i == 0 { changed } else { tokens };
         let values = sums[2..].chunks_exact(1 + SHARES.len()).map(|at| (at[i] / over) as f32);
-        Arc::new(Float32Array::from_iter_values(values))
+        columns::floats(values)
     };
-    let mut columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(ablation, ranks))),
-        small(layer),
-        small(head),
-        small(neuron_layer),
-        Arc::new(UInt16Array::from_iter_values((0..ranks).map(|r| r as u16))),
-        Arc::new(UInt32Array::from(vec![tokens as u32; ranks])),
-    ];
+    let mut columns = target_columns(repeat_n(key, ranks));
+    columns.extend(expert_columns(repeat_n(neuron_layer, ranks)));
+    columns.extend([columns::keys(1..=ranks), columns::counts(repeat_n(tokens as usize, ranks))]);
     columns.extend((0..=SHARES.len()).map(column));
-    columns.push(Arc::new(Float32Array::from(medians)));
+    columns.push(columns::floats(medians));
     RecordBatch::try_new(NEURON_CURVES.schema(), columns).context("building the neuron_curves table")
 }
 

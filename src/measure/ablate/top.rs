@@ -2,12 +2,13 @@
 //! ablated, so that expensive details are kept for them only.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
+use std::iter::repeat_n;
 
 use anyhow::{Result, ensure};
-use arrow::array::{ArrayRef, AsArray, Float32Array, StringArray, UInt16Array, UInt32Array};
-use arrow::datatypes::{Float32Type, UInt32Type};
+use arrow::array::{ArrayRef, AsArray};
+use arrow::datatypes::{Float32Type, Int32Type};
 use arrow::record_batch::RecordBatch;
+use selfrepair_core::columns;
 use selfrepair_core::components::{Ablatable, Component};
 use selfrepair_core::prompts::Prompts;
 use selfrepair_core::sink::Part;
@@ -77,13 +78,14 @@ impl TopTokens {
         for (component, tokens) in context.piece.components().iter().zip(&self.ranked) {
             let n = tokens.len();
             let columns: Vec<ArrayRef> = vec![
-                Arc::new(StringArray::from_iter_values(std::iter::repeat_n(component.component.name(), n))),
-                Arc::new(UInt16Array::from(vec![component.layer as u16; n])),
-                Arc::new(UInt16Array::from(vec![component.head.map(|h| h as u16); n])),
-                Arc::new(UInt32Array::from_iter_values(0..n as u32)),
-                Arc::new(UInt32Array::from_iter_values(tokens.iter().map(|t| t.prompt))),
-                Arc::new(UInt32Array::from_iter_values(tokens.iter().map(|t| t.position))),
-                Arc::new(Float32Array::from_iter_values(tokens.iter().map(|t| t.direct_effect))),
+                columns::texts(repeat_n(component.component.name(), n)),
+                columns::names(repeat_n(component.name(), n)),
+                columns::keys(repeat_n(component.layer, n)),
+                columns::keys_or_null(repeat_n(component.head, n)),
+                columns::keys(1..=n),
+                columns::keys(tokens.iter().map(|t| t.prompt as usize)),
+                columns::keys(tokens.iter().map(|t| t.position as usize)),
+                columns::floats(tokens.iter().map(|t| t.direct_effect)),
             ];
             writer.write(&RecordBatch::try_new(TOP_TOKENS.schema(), columns)?)?;
         }
@@ -127,13 +129,17 @@ fn read_effects(context: &MeasureContext, best: &mut [Best]) -> Result<usize> {
     let mut tokens = 0;
     for batch in context.sink.read(&DIRECT_EFFECTS, None, &columns, 64 * components_of_token)? {
         let batch = batch?;
-        let ints = |i: usize| batch.column(i).as_primitive::<UInt32Type>().values();
+        let ints = |i: usize| batch.column(i).as_primitive::<Int32Type>().values();
         let (prompts, positions) = (ints(0), ints(1));
         let effects = batch.column(2).as_primitive::<Float32Type>().values();
         ensure!(effects.len() % components_of_token == 0, "direct_effects has a token with missing components");
         for (i, effects) in effects.chunks_exact(components_of_token).enumerate() {
             let row = i * components_of_token;
-            let token = |direct_effect| TopToken { prompt: prompts[row], position: positions[row], direct_effect };
+            let token = |direct_effect| TopToken {
+                prompt: prompts[row] as u32,
+                position: positions[row] as u32,
+                direct_effect,
+            };
             for (best, c) in best.iter_mut().zip(context.piece.components()) {
                 best.add(token(effect_of(c, effects, a.layers, a.heads, biases)));
             }

@@ -1,15 +1,17 @@
 //! A head's reaction to an addition to its own input, and to two controls. Table `self_additions`.
 
-use std::sync::Arc;
+use std::iter::repeat_n;
 
 use anyhow::Result;
-use arrow::array::{ArrayRef, Float32Array, StringArray, UInt16Array, UInt32Array};
+use arrow::array::ArrayRef;
 use arrow::record_batch::RecordBatch;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::{Prompt, head_output};
 use crate::MeasureContext;
+use selfrepair_core::columns;
+use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::Config;
 use selfrepair_core::pieces::Additions;
 use selfrepair_core::sink::RowWriter;
@@ -101,18 +103,18 @@ impl SelfAdditions {
         for (i, rows) in self.rows.iter().enumerate() {
             let (number, variant) = (i / variants, i % variants);
             let n = rows.len();
-            let small = |v: usize| Arc::new(UInt16Array::from(vec![v as u16; n])) as ArrayRef;
+            let (layer, head) = (number / self.heads, number % self.heads);
             let added = ADDED[variant / self.multiples.len()];
-            let multiple = self.multiples[variant % self.multiples.len()] as f32;
             let columns: Vec<ArrayRef> = vec![
-                small(number / self.heads),
-                small(number % self.heads),
-                Arc::new(StringArray::from_iter_values(std::iter::repeat_n(added, n))),
-                Arc::new(Float32Array::from(vec![multiple; n])),
-                Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.0))),
-                Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.1))),
-                Arc::new(Float32Array::from_iter_values(rows.iter().map(|r| r.2))),
-                Arc::new(Float32Array::from_iter_values(rows.iter().map(|r| r.3))),
+                columns::names(repeat_n(Ablatable::head_or_mlp(layer, Some(head)).name(), n)),
+                columns::keys(repeat_n(layer, n)),
+                columns::keys(repeat_n(head, n)),
+                columns::texts(repeat_n(added, n)),
+                columns::settings(repeat_n(self.multiples[variant % self.multiples.len()], n)),
+                columns::keys(rows.iter().map(|r| r.0 as usize)),
+                columns::keys(rows.iter().map(|r| r.1 as usize)),
+                columns::floats(rows.iter().map(|r| r.2)),
+                columns::floats(rows.iter().map(|r| r.3)),
             ];
             writer.write(&RecordBatch::try_new(SELF_ADDITIONS.schema(), columns)?)?;
         }

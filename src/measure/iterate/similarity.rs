@@ -1,14 +1,15 @@
 //! How similar the outputs of two heads are, with and without the part along the correct token. Table
 //! `head_similarity`.
 
-use std::sync::Arc;
+use std::iter::repeat_n;
 
 use anyhow::{Context, Result};
-use arrow::array::{ArrayRef, Float32Array, UInt16Array, UInt32Array};
 use arrow::record_batch::RecordBatch;
 use ndarray::{Array2, ArrayView2};
 
 use super::Prompt;
+use selfrepair_core::columns;
+use selfrepair_core::components::Ablatable;
 use selfrepair_core::tables::HEAD_SIMILARITY;
 use selfrepair_engine::runtime::view;
 use selfrepair_model::{Architecture, Norm};
@@ -76,22 +77,23 @@ impl Similarity {
     pub fn rows(&self) -> Result<RecordBatch> {
         let n = self.cosine.nrows();
         let pairs: Vec<(usize, usize)> = (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j))).collect();
-        let small = |f: &dyn Fn(&(usize, usize)) -> usize| -> ArrayRef {
-            Arc::new(UInt16Array::from_iter_values(pairs.iter().map(|p| f(p) as u16)))
+        let mean = |sums: &Array2<f64>| {
+            columns::floats(pairs.iter().map(|&(i, j)| (sums[[i, j]] / self.tokens as f64) as f32))
         };
-        let mean = |sums: &Array2<f64>| -> ArrayRef {
-            let values = pairs.iter().map(|&(i, j)| (sums[[i, j]] / self.tokens as f64) as f32);
-            Arc::new(Float32Array::from_iter_values(values))
-        };
-        let columns = vec![
-            small(&|p| p.0 / self.heads),
-            small(&|p| p.0 % self.heads),
-            small(&|p| p.1 / self.heads),
-            small(&|p| p.1 % self.heads),
-            Arc::new(UInt32Array::from(vec![self.tokens as u32; pairs.len()])),
+        let mut columns = Vec::new();
+        for number in [|p: &(usize, usize)| p.0, |p: &(usize, usize)| p.1] {
+            let heads = || pairs.iter().map(number).map(|n| (n / self.heads, n % self.heads));
+            columns.extend([
+                columns::names(heads().map(|(layer, head)| Ablatable::head_or_mlp(layer, Some(head)).name())),
+                columns::keys(heads().map(|(layer, _)| layer)),
+                columns::keys(heads().map(|(_, head)| head)),
+            ]);
+        }
+        columns.extend([
+            columns::counts(repeat_n(self.tokens as usize, pairs.len())),
             mean(&self.cosine),
             mean(&self.without_token),
-        ];
+        ]);
         RecordBatch::try_new(HEAD_SIMILARITY.schema(), columns).context("building the head_similarity table")
     }
 }

@@ -1,10 +1,11 @@
 //! The response of later components when a multiple of a head's output is added to the stream before a block, for every
 //! block in turn, one position at a time. Table `stream_additions`.
 
+use std::iter::repeat_n;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use arrow::array::{ArrayRef, Float32Array, UInt16Array, UInt32Array};
+use arrow::array::Float32Array;
 use arrow::record_batch::RecordBatch;
 use selfrepair_core::ensure_check;
 
@@ -12,6 +13,7 @@ use super::{Prompt, head_output};
 use crate::MeasureContext;
 use crate::ablate::TopTokens;
 use crate::context::balanced;
+use selfrepair_core::columns;
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::Config;
 use selfrepair_core::pieces::Additions;
@@ -147,16 +149,16 @@ impl StreamAdditions {
         for (slot, rows) in self.rows.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
             let (_, layer, head) = self.heads[slot / multiples / self.layers];
             let n = rows.len();
-            let small = |v: usize| Arc::new(UInt16Array::from(vec![v as u16; n])) as ArrayRef;
-            let ints = |f: fn(&Row) -> u32| Arc::new(UInt32Array::from_iter_values(rows.iter().map(f))) as ArrayRef;
-            let floats = |f: fn(&Row) -> f32| -> ArrayRef { Arc::new(rows.iter().map(f).collect::<Float32Array>()) };
+            let keys = |f: fn(&Row) -> u32| columns::keys(rows.iter().map(|r| f(r) as usize));
+            let floats = |f: fn(&Row) -> f32| columns::floats(rows.iter().map(f));
             let columns = vec![
-                small(layer),
-                small(head),
-                small(slot / multiples % self.layers),
-                Arc::new(Float32Array::from(vec![self.multiples[slot % multiples] as f32; n])),
-                ints(|r| r.prompt),
-                ints(|r| r.position),
+                columns::names(repeat_n(Ablatable::head_or_mlp(layer, Some(head)).name(), n)),
+                columns::keys(repeat_n(layer, n)),
+                columns::keys(repeat_n(head, n)),
+                columns::keys(repeat_n(slot / multiples % self.layers, n)),
+                columns::settings(repeat_n(self.multiples[slot % multiples], n)),
+                keys(|r| r.prompt),
+                keys(|r| r.position),
                 floats(|r| r.direct_effect),
                 floats(|r| r.logit_change),
                 floats(|r| r.response),

@@ -10,22 +10,23 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use arrow::array::{ArrayRef, AsArray, Float32Array, RecordBatch, StringArray, UInt16Array, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, Float32Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 
+use super::condition::{ABLATION, COMPONENT, Condition, HOLD, HOLD_OWN_MLP, HOLD_VALUE, STRENGTH, WHERE};
 use super::{Tables, quantiles};
-use crate::sql::Value;
-use selfrepair_core::tables::{Column, Table, Type};
+use selfrepair_core::columns;
+use selfrepair_core::tables::{Column, Table, Type, name_type};
 use selfrepair_store::{Metadata, TableWriter};
 
 pub const TABLE: &str = "uncertainty";
 
 /// Raised when the same measurements would give other numbers.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const RESAMPLES: usize = 1000;
 const SEED: u64 = 0x5e1f_4e9a;
@@ -33,13 +34,14 @@ const SEED: u64 = 0x5e1f_4e9a;
 const TAIL: f64 = 0.025;
 
 /// Columns of `ablations` whose means are taken, in the order of the replicates.
-const MEANS: [&str; 7] = [
+const MEANS: [&str; 8] = [
     "direct_effect",
     "logit_change",
     "self_repair",
     "repair_attention",
     "repair_mlp",
     "repair_norm",
+    "repair_write_norm",
     "repair_by_erasers",
 ];
 const EFFECT: usize = 0;
@@ -50,18 +52,23 @@ const MEASURES: usize = MEANS.len() + 1;
 pub const SCHEMA: Table = Table {
     name: TABLE,
     grain: "a row of head_summary, a layer or (layer null) the whole run, and a measure",
-    key: 7,
+    key: 11,
+    setting: None,
     columns: &[
-        Column("ablation", Type::Text, "", "as in ablations"),
-        Column("hold", Type::Text, "", "as in ablations"),
-        Column("component", Type::Text, "", "as in ablations"),
-        Column("layer?", Type::Small, "", "block; null for the mean over all ablated components of the run"),
-        Column("head?", Type::Small, "", "head; null for the mean over a layer's heads, and where there are no heads"),
+        ABLATION,
+        STRENGTH,
+        HOLD,
+        HOLD_VALUE,
+        HOLD_OWN_MLP,
+        COMPONENT,
+        Column("name?", Type::Name, "", "name of the component; null for the mean over several"),
+        Column("layer?", Type::Key, "", "block; null for the mean over all ablated components of the run"),
+        Column("head?", Type::Key, "", "head; null for the mean over a layer's heads, and where there are no heads"),
         Column("subset", Type::Text, "", "all tokens, or each component's top tokens"),
         Column("measure", Type::Text, "", "column of ablations whose mean this is, or fraction_of_means"),
         Column(
             "prompts",
-            Type::Int,
+            Type::Count,
             "",
             "prompts with such tokens (for several components, the largest number); with fewer than about ten, the interval is too narrow",
         ),
@@ -85,7 +92,8 @@ type Means = [f64; MEANS.len()];
 
 /// One component's tokens, all or top, summed by prompt.
 struct Member {
-    head: Option<u16>,
+    name: String,
+    head: Option<usize>,
     /// (place of the prompt in the draws, sums)
     prompts: Vec<(usize, Sums)>,
 }
@@ -109,113 +117,95 @@ pub fn write(tables: &Tables, out: &Path, meta: &Metadata) -> Result<()> {
     let mut writer = TableWriter::create(&SCHEMA, &path, meta)?;
     let places = prompt_places(tables)?;
     let draws = Draws::new(places.len(), RESAMPLES, SEED);
-    let groups = "select distinct ablation, hold, component from ablations order by ablation, hold, component";
-    for batch in tables.collect(groups, &[])? {
-        let text = |column: usize, row: usize| batch.column(column).as_string::<i32>().value(row).to_string();
-        for row in 0..batch.num_rows() {
-            let group = Group { ablation: text(0, row), hold: text(1, row), component: text(2, row) };
-            group.write(tables, &places, &draws, &mut writer)?;
-        }
+    for condition in Condition::all(tables)? {
+        write_group(&condition, tables, &places, &draws, &mut writer)?;
     }
     writer.finish()
 }
 
-/// Rows of `ablations` about a [`Group`].
-const GROUP: &str = "ablation = $ablation and hold = $hold and component = $component";
-
-/// Components that were ablated in the same way.
-struct Group {
-    ablation: String,
-    hold: String,
-    component: String,
+/// The rows about components that were ablated in the same way.
+fn write_group(
+    condition: &Condition,
+    tables: &Tables,
+    places: &HashMap<i64, usize>,
+    draws: &Draws,
+    writer: &mut TableWriter,
+) -> Result<()> {
+    let layers = format!("select distinct layer from ablations where {WHERE} and layer is not null order by layer");
+    let mut run = [Vec::new(), Vec::new()];
+    let layers = tables.collect_values(&layers, &condition.parameters())?;
+    for layer in integers(&layers, 0)?.into_iter().flatten() {
+        let members = members(condition, tables, layer, places)?;
+        let mut rows = Output::default();
+        for (subset, members) in members.iter().enumerate() {
+            let replicates: Vec<Replicates> = members.par_iter().map(|m| draws.of(m)).collect();
+            for (member, of_member) in members.iter().zip(&replicates) {
+                let place = Place { name: Some(member.name.clone()), layer: Some(layer as usize), head: member.head };
+                rows.push(place, SUBSETS[subset], of_member);
+            }
+            // Without heads, a layer is its one component and has its row already.
+            if members.iter().any(|m| m.head.is_some()) {
+                let place = Place { name: None, layer: Some(layer as usize), head: None };
+                rows.push(place, SUBSETS[subset], &Replicates::mean(&replicates));
+            }
+            run[subset].extend(replicates);
+        }
+        writer.write(&rows.batch(condition)?)?;
+    }
+    let mut rows = Output::default();
+    for (subset, replicates) in run.iter().enumerate() {
+        rows.push(Place { name: None, layer: None, head: None }, SUBSETS[subset], &Replicates::mean(replicates));
+    }
+    writer.write(&rows.batch(condition)?)
 }
 
-impl Group {
-    /// The values of the group's parameters in a query.
-    fn parameters(&self) -> Vec<(&'static str, Value)> {
-        vec![
-            ("ablation", self.ablation.as_str().into()),
-            ("hold", self.hold.as_str().into()),
-            ("component", self.component.as_str().into()),
-        ]
-    }
-
-    fn write(
-        &self,
-        tables: &Tables,
-        places: &HashMap<i64, usize>,
-        draws: &Draws,
-        writer: &mut TableWriter,
-    ) -> Result<()> {
-        let layers = format!("select distinct layer from ablations where {GROUP} order by layer");
-        let mut run = [Vec::new(), Vec::new()];
-        let layers = tables.collect_values(&layers, &self.parameters())?;
-        for layer in integers(&layers, 0)?.into_iter().flatten() {
-            let members = self.members(tables, layer, places)?;
-            let mut rows = Output::default();
-            for (subset, members) in members.iter().enumerate() {
-                let replicates: Vec<Replicates> = members.par_iter().map(|m| draws.of(m)).collect();
-                for (member, of_member) in members.iter().zip(&replicates) {
-                    rows.push(Some(layer as u16), member.head, SUBSETS[subset], of_member);
-                }
-                // Without heads, a layer is its one component and has its row already.
-                if members.iter().any(|m| m.head.is_some()) {
-                    rows.push(Some(layer as u16), None, SUBSETS[subset], &Replicates::mean(&replicates));
-                }
-                run[subset].extend(replicates);
-            }
-            writer.write(&rows.batch(self)?)?;
-        }
-        let mut rows = Output::default();
-        for (subset, replicates) in run.iter().enumerate() {
-            rows.push(None, None, SUBSETS[subset], &Replicates::mean(replicates));
-        }
-        writer.write(&rows.batch(self)?)
-    }
-
-    /// The layer's components with all their tokens, and with their top tokens.
-    fn members(&self, tables: &Tables, layer: i64, places: &HashMap<i64, usize>) -> Result<[Vec<Member>; 2]> {
-        let sums: String = MEANS
-            .iter()
-            .map(|c| {
-                format!(
-                    ", sum(cast(a.{c} as double)) as all_{c}\
+/// The layer's components with all their tokens, and with their top tokens.
+fn members(
+    condition: &Condition,
+    tables: &Tables,
+    layer: i64,
+    places: &HashMap<i64, usize>,
+) -> Result<[Vec<Member>; 2]> {
+    let sums: String = MEANS
+        .iter()
+        .map(|c| {
+            format!(
+                ", sum(cast(a.{c} as double)) as all_{c}\
                      , coalesce(sum(case when t.prompt is not null then cast(a.{c} as double) end), 0) as top_{c}"
-                )
-            })
-            .collect();
-        let query = format!(
-            "select a.head, a.prompt, count(*) as all_tokens, count(t.prompt) as top_tokens{sums} \
-             from (select * from ablations where {GROUP} and layer = $layer) a \
-             left join (select head, prompt, position from top_tokens \
+            )
+        })
+        .collect();
+    let query = format!(
+        "select a.head, a.prompt, a.name, count(*) as all_tokens, count(t.prompt) as top_tokens{sums} \
+             from (select * from ablations where {WHERE} and layer = $layer) a \
+             left join (select name, prompt, position from top_tokens \
              where component = $component and layer = $layer) t \
-             on (a.head is not distinct from t.head) and a.prompt = t.prompt and a.position = t.position \
-             group by a.head, a.prompt order by a.head, a.prompt"
-        );
-        let of_layer = [self.parameters(), vec![("layer", layer.into())]].concat();
-        let rows = tables.collect_values(&query, &of_layer)?;
-        let (heads, prompts) = (integers(&rows, 0)?, integers(&rows, 1)?);
-        let mut out = [Vec::new(), Vec::new()];
-        for (subset, name) in SUBSETS.iter().enumerate() {
-            let tokens = numbers(&rows, &format!("{name}_tokens"))?;
-            let columns: Vec<Vec<f64>> =
-                MEANS.iter().map(|c| numbers(&rows, &format!("{name}_{c}"))).collect::<Result<_>>()?;
-            let members: &mut Vec<Member> = &mut out[subset];
-            for row in 0..heads.len() {
-                let head = heads[row].map(|h| h as u16);
-                if members.last().is_none_or(|m| m.head != head) {
-                    members.push(Member { head, prompts: Vec::new() });
-                }
-                let prompt = prompts[row].context("a row of ablations without a prompt")?;
-                let place = *places.get(&prompt).with_context(|| format!("prompt {prompt} is not in `clean`"))?;
-                let sums = std::array::from_fn(|i| columns.get(i).map_or(tokens[row], |c| c[row]));
-                if let (true, Some(member)) = (tokens[row] > 0.0, members.last_mut()) {
-                    member.prompts.push((place, sums));
-                }
+             on a.name = t.name and a.prompt = t.prompt and a.position = t.position \
+             group by a.head, a.prompt, a.name order by a.head, a.name, a.prompt"
+    );
+    let of_layer = [condition.parameters(), vec![("layer", layer.into())]].concat();
+    let rows = tables.collect_values(&query, &of_layer)?;
+    let (heads, prompts, names) = (integers(&rows, 0)?, integers(&rows, 1)?, texts(&rows, 2)?);
+    let mut out = [Vec::new(), Vec::new()];
+    for (subset, name) in SUBSETS.iter().enumerate() {
+        let tokens = numbers(&rows, &format!("{name}_tokens"))?;
+        let columns: Vec<Vec<f64>> =
+            MEANS.iter().map(|c| numbers(&rows, &format!("{name}_{c}"))).collect::<Result<_>>()?;
+        let members: &mut Vec<Member> = &mut out[subset];
+        for row in 0..heads.len() {
+            if members.last().is_none_or(|m| m.name != names[row]) {
+                let head = heads[row].map(|h| h as usize);
+                members.push(Member { name: names[row].clone(), head, prompts: Vec::new() });
+            }
+            let prompt = prompts[row].context("a row of ablations without a prompt")?;
+            let place = *places.get(&prompt).with_context(|| format!("prompt {prompt} is not in `clean`"))?;
+            let sums = std::array::from_fn(|i| columns.get(i).map_or(tokens[row], |c| c[row]));
+            if let (true, Some(member)) = (tokens[row] > 0.0, members.last_mut()) {
+                member.prompts.push((place, sums));
             }
         }
-        Ok(out)
     }
+    Ok(out)
 }
 
 const SUBSETS: [&str; 2] = ["all", "top"];
@@ -287,50 +277,63 @@ impl Replicates {
     }
 }
 
-/// Columns of the table under construction.
-#[derive(Default)]
-struct Output {
-    layer: Vec<Option<u16>>,
-    head: Vec<Option<u16>>,
-    subset: Vec<&'static str>,
-    measure: Vec<&'static str>,
-    prompts: Vec<u32>,
-    /// value, standard_error, low, high
-    numbers: [Vec<Option<f32>>; 4],
+/// What a row is about; a mean over several components has no name.
+#[derive(Clone)]
+struct Place {
+    name: Option<String>,
+    layer: Option<usize>,
+    head: Option<usize>,
 }
 
+struct Row {
+    place: Place,
+    subset: &'static str,
+    measure: &'static str,
+    prompts: usize,
+    /// value, standard_error, low, high
+    numbers: [Option<f32>; 4],
+}
+
+/// Rows of the table under construction.
+#[derive(Default)]
+struct Output(Vec<Row>);
+
 impl Output {
-    fn push(&mut self, layer: Option<u16>, head: Option<u16>, subset: &'static str, replicates: &Replicates) {
+    fn push(&mut self, place: Place, subset: &'static str, replicates: &Replicates) {
         for measure in 0..MEASURES {
             let (value, drawn) = replicates.measure(measure);
-            self.layer.push(layer);
-            self.head.push(head);
-            self.subset.push(subset);
-            self.measure.push(MEANS.get(measure).copied().unwrap_or("fraction_of_means"));
-            self.prompts.push(replicates.prompts as u32);
             let error = deviation(&drawn);
             let ends = quantiles(drawn, &[TAIL, 1.0 - TAIL]);
-            let numbers = [value, error, ends[0], ends[1]];
-            for (column, number) in self.numbers.iter_mut().zip(numbers) {
-                column.push(number.is_finite().then_some(number as f32));
-            }
+            self.0.push(Row {
+                place: place.clone(),
+                subset,
+                measure: MEANS.get(measure).copied().unwrap_or("fraction_of_means"),
+                prompts: replicates.prompts,
+                numbers: [value, error, ends[0], ends[1]].map(|v| v.is_finite().then_some(v as f32)),
+            });
         }
     }
 
-    fn batch(self, group: &Group) -> Result<RecordBatch> {
-        let rows = self.layer.len();
-        let same = |text: &str| Arc::new(StringArray::from(vec![text; rows])) as ArrayRef;
-        let mut columns: Vec<ArrayRef> = vec![
-            same(&group.ablation),
-            same(&group.hold),
-            same(&group.component),
-            Arc::new(UInt16Array::from(self.layer)),
-            Arc::new(UInt16Array::from(self.head)),
-            Arc::new(StringArray::from(self.subset)),
-            Arc::new(StringArray::from(self.measure)),
-            Arc::new(UInt32Array::from(self.prompts)),
-        ];
-        columns.extend(self.numbers.map(|c| Arc::new(Float32Array::from(c)) as ArrayRef));
+    /// The rows of a layer, or of the whole run, sorted as the table is.
+    fn batch(self, condition: &Condition) -> Result<RecordBatch> {
+        let mut rows = self.0;
+        rows.sort_by(|a, b| {
+            let key = |r: &Row| (r.place.head.unwrap_or(usize::MAX), r.place.name.is_none());
+            (key(a), a.subset, a.measure).cmp(&(key(b), b.subset, b.measure))
+        });
+        let mut columns = condition.columns(rows.len());
+        let names: StringArray = rows.iter().map(|r| r.place.name.as_deref()).collect();
+        columns.extend([
+            columns::texts(rows.iter().map(|_| &condition.component)),
+            cast(&names, &name_type())?,
+            columns::keys_or_null(rows.iter().map(|r| r.place.layer)),
+            columns::keys_or_null(rows.iter().map(|r| r.place.head)),
+            columns::texts(rows.iter().map(|r| r.subset)),
+            columns::texts(rows.iter().map(|r| r.measure)),
+            columns::counts(rows.iter().map(|r| r.prompts)),
+        ]);
+        let number = |i: usize| Arc::new(rows.iter().map(|r| r.numbers[i]).collect::<Float32Array>()) as ArrayRef;
+        columns.extend((0..4).map(number));
         Ok(RecordBatch::try_new(SCHEMA.schema(), columns)?)
     }
 }
@@ -352,6 +355,15 @@ fn integers(rows: &[RecordBatch], column: usize) -> Result<Vec<Option<i64>>> {
     let mut out = Vec::new();
     for batch in rows {
         out.extend(cast(batch.column(column), &DataType::Int64)?.as_primitive::<Int64Type>().iter());
+    }
+    Ok(out)
+}
+
+fn texts(rows: &[RecordBatch], column: usize) -> Result<Vec<String>> {
+    let mut out = Vec::new();
+    for batch in rows {
+        let array = cast(batch.column(column), &DataType::Utf8)?;
+        out.extend(array.as_string::<i32>().iter().map(|text| text.unwrap_or_default().to_string()));
     }
     Ok(out)
 }

@@ -1,6 +1,7 @@
 //! The `analyze` stage: derived tables and checks with DataFusion; quantiles with polars.
 
 mod bootstrap;
+mod condition;
 mod distributions;
 mod own;
 mod paper;
@@ -28,7 +29,7 @@ use crate::sql::{head, table_text};
 use selfrepair_core::config::AnalysisConfig;
 use selfrepair_core::files::{fingerprint, sha256_of};
 use selfrepair_core::progress;
-use selfrepair_core::tables::{MEASURED, Table};
+use selfrepair_core::tables::{MEASURED, Table, name_type};
 use selfrepair_store::{Metadata, TableWriter};
 use steps::{Item, Step};
 
@@ -197,17 +198,28 @@ fn write(query: &Query, tables: &Tables, out: &Path, config: &AnalysisConfig, me
     tables.add(&query.name, out)
 }
 
-/// One Parquet file of a derived table: floats as Float32, text as Utf8, with the descriptions of the query's header.
+/// Settings that people filter by, as Float64: no Float32 equals 0.1.
+const SETTINGS: [&str; 5] = ["strength", "multiple", "threshold", "quantile", "top_fraction"];
+
+/// The type that a column of a query has in a derived table: numbers are Float32, but for settings; text is Utf8, but for
+/// names of components.
+pub fn written_type(column: &str, data_type: &DataType) -> DataType {
+    let is_name = matches!(column, "name" | "repairer_name" | "other_name");
+    match data_type {
+        DataType::Float64 if !SETTINGS.contains(&column) => DataType::Float32,
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View if is_name => name_type(),
+        DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
+        other => other.clone(),
+    }
+}
+
+/// One Parquet file of a derived table, with the descriptions of the query's header.
 fn write_rows(query: &Query, rows: &[RecordBatch], out: &Path, meta: &Metadata) -> Result<()> {
     let Some(first) = rows.first() else { bail!("the query gave no rows at all, not even their columns") };
     own::check_columns(query, &first.schema())?;
     let descriptions = query.columns();
     let field = |f: &Arc<Field>| {
-        let data_type = match f.data_type() {
-            DataType::Float64 => DataType::Float32,
-            DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
-            other => other.clone(),
-        };
+        let data_type = written_type(f.name(), f.data_type());
         let (description, unit) = descriptions.get(f.name().as_str()).cloned().unwrap_or_default();
         let metadata = [("description".to_string(), description), ("unit".to_string(), unit)];
         Field::new(f.name(), data_type, f.is_nullable()).with_metadata(metadata.into())

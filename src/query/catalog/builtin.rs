@@ -6,10 +6,10 @@ use datafusion::sql::parser::{DFParser, Statement};
 use datafusion::sql::sqlparser::ast;
 
 use super::{ColumnDoc, TableDoc, columns_of, type_name};
-use crate::analyze::{COMPUTED, DERIVED, PAPER, Query, VIEWS, authors_schema, in_order, kind_and_grain};
+use crate::analyze::{COMPUTED, DERIVED, PAPER, Query, VIEWS, authors_schema, in_order, kind_and_grain, written_type};
 use crate::sql::Planner;
 use selfrepair_core::plain::visible;
-use selfrepair_core::tables::{MEASURED, Table};
+use selfrepair_core::tables::{MEASURED, Table, sort_order};
 
 /// A query to begin with, for tables that no file in `sql/` describes.
 const EXAMPLES: [(&str, &str); 7] = [
@@ -19,13 +19,13 @@ const EXAMPLES: [(&str, &str); 7] = [
     ("clean", "select avg(log_prob) as log_prob, avg(logit) as logit from clean"),
     (
         "direct_effects",
-        "select component, layer, avg(direct_effect) as direct_effect\nfrom direct_effects group by component, layer\n\
+        "select name, avg(direct_effect) as direct_effect\nfrom direct_effects group by name\n\
          order by direct_effect desc limit 10",
     ),
     (
         "ablations",
-        "select layer, head, avg(direct_effect) as direct_effect, avg(self_repair) as self_repair\nfrom ablations \
-         group by layer, head\norder by self_repair desc limit 10",
+        "select name, avg(direct_effect) as direct_effect, avg(self_repair) as self_repair\nfrom ablations group by name\n\
+         order by self_repair desc limit 10",
     ),
     (
         "repair_quantiles",
@@ -65,7 +65,7 @@ fn of_table(table: &Table) -> TableDoc {
         kind: kind_and_grain(table.name).0,
         question: String::new(),
         grain: table.grain.to_string(),
-        key: schema.fields().iter().take(table.key).map(|f| f.name().clone()).collect(),
+        key: sort_order(&schema, table.key).into_iter().map(|i| schema.field(i).name().clone()).collect(),
         columns: columns_of(&schema, |_| None),
         example: example(table.name),
     }
@@ -94,13 +94,10 @@ pub fn example(name: &str) -> String {
     known.map_or_else(|| format!("select * from {} limit 10", visible(name)), |(_, query)| query.to_string())
 }
 
-/// Derived tables keep floats as Float32.
+/// The columns of a query as its table has them.
 fn as_written(schema: &Schema) -> Schema {
-    let narrow = |f: &arrow::datatypes::Field| match f.data_type() {
-        DataType::Float64 => f.clone().with_data_type(DataType::Float32),
-        _ => f.clone(),
-    };
-    Schema::new(schema.fields().iter().map(|f| narrow(f)).collect::<Vec<_>>())
+    let written = |f: &arrow::datatypes::Field| f.clone().with_data_type(written_type(f.name(), f.data_type()));
+    Schema::new(schema.fields().iter().map(|f| written(f)).collect::<Vec<_>>())
 }
 
 /// The columns that a query orders its rows by, as its result calls them.

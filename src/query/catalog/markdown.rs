@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::escape::{self, code, is_plain};
 use super::{ColumnDoc, TableDoc, built_in};
+use selfrepair_core::tables::MEASURED;
 
 /// The documentation of every built-in table and view as Markdown.
 pub fn markdown() -> Result<String> {
@@ -15,6 +16,11 @@ pub fn markdown() -> Result<String> {
          Written by `pipeline tables --markdown` from `src/core/tables.rs` and the headers of `sql/`; a test keeps it \
          current.\n\n\
          Measured and derived tables are Parquet files below `<out>/tables/NAME/`. A view is computed when a query reads it.\n\n\
+         Keys are Int32, counts Int64, settings such as `strength` Float64, measured numbers Float32. Names of components are \
+         dictionary-encoded text. Rows are sorted by the key, with a component's name after its layer and head, so that \
+         layers stay together and `L10H0` does not come before `L2H0`; the files' `sorting_columns` say so. In each table \
+         about ablations, `component`, `name`, `layer` and `head` are what was ablated, and `repairer…` what repairs. A \
+         measured table that the configuration did not ask for is there without rows.\n\n\
          | table | kind | one row for |\n| --- | --- | --- |\n",
     );
     sections(&mut text, &all)?;
@@ -77,6 +83,9 @@ fn section(text: &mut String, table: &TableDoc) -> Result<()> {
     match table.key.is_empty() {
         true => text.push_str("\n\n"),
         false => writeln!(text, " Sorted by {}.\n", table.key.join(", "))?,
+    }
+    if let Some(setting) = MEASURED.iter().find(|t| t.name == table.name).and_then(|t| t.setting) {
+        writeln!(text, "Empty unless measured: {}.\n", code(setting))?;
     }
     text.push_str("| column | type | unit | |\n| --- | --- | --- | --- |\n");
     for c in &table.columns {

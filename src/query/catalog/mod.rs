@@ -18,6 +18,7 @@ pub use markdown::{markdown, markdown_of};
 pub use of_run::{list_of_run, list_of_session, rows, table_of_session, tables_of_run, thousands};
 
 use selfrepair_core::plain::visible;
+use selfrepair_core::tables::name_type;
 
 /// One table or view.
 pub struct TableDoc {
@@ -97,6 +98,7 @@ pub fn list() -> Result<String> {
 fn type_name(data_type: &DataType) -> String {
     match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "text".to_string(),
+        dictionary if *dictionary == name_type() => "dictionary".to_string(),
         other => other.to_string().to_lowercase(),
     }
 }

@@ -19,6 +19,7 @@ mod session;
 mod size;
 mod stack;
 mod terminal;
+mod unmeasured;
 
 pub use allowed::Rights;
 pub(crate) use allowed::check_own;

@@ -11,6 +11,7 @@ pub enum Value {
     Text(String),
     Whole(i64),
     Number(f64),
+    Flag(bool),
 }
 
 impl From<&str> for Value {
@@ -31,12 +32,19 @@ impl From<f64> for Value {
     }
 }
 
+impl From<bool> for Value {
+    fn from(flag: bool) -> Self {
+        Value::Flag(flag)
+    }
+}
+
 impl Value {
     fn scalar(&self) -> ScalarValue {
         match self {
             Value::Text(text) => ScalarValue::from(text.as_str()),
             Value::Whole(number) => ScalarValue::from(*number),
             Value::Number(number) => ScalarValue::from(*number),
+            Value::Flag(flag) => ScalarValue::from(*flag),
         }
     }
 
@@ -46,6 +54,7 @@ impl Value {
             Value::Text(text) => format!("'{}'", text.replace('\'', "''")),
             Value::Whole(number) => number.to_string(),
             Value::Number(number) => number.to_string(),
+            Value::Flag(flag) => flag.to_string(),
         }
     }
 }

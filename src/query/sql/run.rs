@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::dataframe::DataFrame;
 use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableUrl};
@@ -23,6 +23,7 @@ use super::{errors, parse};
 use crate::analyze::{Query, VIEWS, parameters};
 use selfrepair_core::config::AnalysisConfig;
 use selfrepair_core::progress;
+use selfrepair_core::tables::name_type;
 
 /// The column that tells runs apart when there are several.
 const RUN: &str = "run";
@@ -68,7 +69,13 @@ impl Run {
         let table = match view {
             Some(view) => {
                 references(&view.text)?.iter().try_for_each(|table| self.provide(table, runtime))?;
-                let frame = runtime.block_on(self.context.sql(&view.text))?;
+                let frame = runtime.block_on(self.context.sql(&view.text)).map_err(|e| {
+                    anyhow!(
+                        "the view {name} does not fit this run's tables, which may be of another version of the program \
+                         (`pipeline tables --out` lists their columns): {}",
+                        e.strip_backtrace()
+                    )
+                })?;
                 frame.with_param_values(scalars(&numbers(&parameters(&self.analysis))))?.into_view()
             }
             None => runtime.block_on(open_table(&self.context, &self.place, name))?,
@@ -113,10 +120,26 @@ pub(super) async fn open_table(context: &SessionContext, place: &Place, name: &s
     let schema = options.infer_schema(&context.state(), &ListingTableUrl::parse(&first)?).await;
     let schema =
         schema.map_err(|e| anyhow!("{first_shown} is not a complete Parquet file: {}", e.strip_backtrace()))?;
+    // Where texts are read as views, so are names: rows are grouped by those faster than by dictionaries.
+    let schema = match context.copied_config().options().execution.parquet.schema_force_view_types {
+        true => with_names_as_views(&schema),
+        false => schema,
+    };
     let urls = urls.iter().map(ListingTableUrl::parse).collect::<Result<_, _>>()?;
     let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(schema);
     let cache = context.runtime_env().cache_manager.get_file_statistic_cache();
     Ok(Arc::new(ListingTable::try_new(config)?.with_cache(cache)))
+}
+
+fn with_names_as_views(schema: &Schema) -> SchemaRef {
+    let field = |f: &FieldRef| match f.data_type() {
+        name if *name == name_type() => Arc::new(f.as_ref().clone().with_data_type(DataType::Utf8View)),
+        _ => Arc::clone(f),
+    };
+    Arc::new(Schema::new_with_metadata(
+        schema.fields().iter().map(field).collect::<Vec<_>>(),
+        schema.metadata().clone(),
+    ))
 }
 
 /// The schema of a table's first file with its metadata, which a scan goes without.

@@ -99,8 +99,8 @@ fn graph(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     let change = rows.numbers("change")?;
     let most = change.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
     let mut panels = Vec::new();
-    for (component, title) in [("head", "by heads, summed over the layer"), ("mlp", "by the layer's MLP")] {
-        let rows = rows.filtered("component", component)?;
+    for (repairer, title) in [("head", "by heads, summed over the layer"), ("mlp", "by the layer's MLP")] {
+        let rows = rows.filtered("repairer", repairer)?;
         let (x, y, change) = (rows.numbers("layer")?, rows.numbers("repairer_layer")?, rows.numbers("change")?);
         let cells = (0..x.len())
             .map(|i| (x[i], y[i], change[i], format!("layer {} for {}: {:+.3} logits", y[i], x[i], change[i])));

@@ -129,7 +129,7 @@ impl Head {
 }
 
 pub fn head_name(layer: f64, head: f64) -> String {
-    if head.is_finite() { format!("L{layer}H{head}") } else { format!("L{layer} MLP") }
+    if head.is_finite() { format!("L{layer}H{head}") } else { format!("MLP{layer}") }
 }
 
 /// The absolute value that this share of the finite values stays below, where a few large ones would leave no colour to
@@ -234,10 +234,10 @@ mod tests {
         let repairs = format!("{key} rank repairer repairer_layer repairer_head direct_effect change");
         let neurons = format!("{key} neuron_layer rank neuron direct_effect change");
         let totals = format!("{key} neuron_layer total_change positive_change absolute_change top_percent_change");
-        let graph = "ablation hold ablated layer head subset component repairer_layer repairer_head tokens mean_change \
+        let graph = "ablation hold component layer head subset repairer repairer_layer repairer_head tokens mean_change \
                      standard_error";
-        let curves = "ablation layer head neuron_layer rank cumulative_share above_50 above_10 above_5 above_2_5 above_1 \
-                      direct_effect";
+        let curves = "ablation hold component layer head neuron_layer rank cumulative_share above_50 above_10 above_5 \
+                      above_2_5 above_1 direct_effect";
         let effects = "prompt position component layer head direct_effect";
         let additions = "layer head added multiple prompt position direct_effect new_direct_effect";
         let stream = "layer head added_at multiple prompt position direct_effect logit_change response";
@@ -246,7 +246,7 @@ mod tests {
             (
                 "component_repairs",
                 &repairs,
-                &["zero none head 0 0 0 0 0 mlp 1 - 0.1 0.5", "zero none head 0 0 1 0 0 head 1 0 0.1 -0.25"],
+                &["zero none head 0 0 0 0 1 mlp 1 - 0.1 0.5", "zero none head 0 0 1 0 1 head 1 0 0.1 -0.25"],
                 &["repairers_of_L0H0_zero"],
             ),
             (
@@ -264,7 +264,7 @@ mod tests {
             (
                 "neuron_curves",
                 curves,
-                &["zero 0 0 1 0 0.5 0.1 0.2 0.3 0.4 0.5 1", "zero 0 0 1 1 1 0 0 0 0.1 0.2 1"],
+                &["zero none head 0 0 1 1 0.5 0.1 0.2 0.3 0.4 0.5 1", "zero none head 0 0 1 2 1 0 0 0 0.1 0.2 1"],
                 &["neurons_exceeding_zero", "neurons_cumulative_zero"],
             ),
             (
@@ -277,11 +277,11 @@ mod tests {
                 "neuron_repairs",
                 &neurons,
                 &[
-                    "zero none head 0 0 0 0 1 0 7 -0.5 0.25",
-                    "zero none head 0 0 0 0 1 1 3 0.5 0.125",
-                    "zero none head 0 0 0 0 1 2 2 0.5 0.0625",
-                    "zero none head 0 0 0 0 1 3 1 0.5 -0.125",
-                    "zero none head 0 0 0 0 1 4 0 0.5 -0.25",
+                    "zero none head 0 0 0 0 1 1 7 -0.5 0.25",
+                    "zero none head 0 0 0 0 1 2 3 0.5 0.125",
+                    "zero none head 0 0 0 0 1 3 2 0.5 0.0625",
+                    "zero none head 0 0 0 0 1 4 1 0.5 -0.125",
+                    "zero none head 0 0 0 0 1 5 0 0.5 -0.25",
                 ],
                 &["recurring_neurons_zero", "anti_erasure_zero", "neurons_top_five_zero"],
             ),
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(marks("anti_erasure_zero"), ["neuron 7 of layer 1: -0.500 → -0.250 logits"]);
         assert_eq!(
             marks("repairers_of_L0H0_zero"),
-            ["L1 MLP on prompt 0 position 0: +0.500 logits", "L1H0 on prompt 1 position 0: -0.250 logits"]
+            ["MLP1 on prompt 0 position 0: +0.500 logits", "L1H0 on prompt 1 position 0: -0.250 logits"]
         );
         assert_eq!(marks("repair_graph_zero"), ["layer 1 for 0: +0.250 logits", "layer 1 for 0: +0.500 logits"]);
         assert_eq!(marks("skipped_blocks_zero"), ["L1H0: 0.125, 0.250"]);
@@ -374,6 +374,6 @@ mod tests {
 
     #[test]
     fn heads_are_named() {
-        assert_eq!((head_name(3.0, 7.0), head_name(3.0, f64::NAN)), ("L3H7".to_string(), "L3 MLP".to_string()));
+        assert_eq!((head_name(3.0, 7.0), head_name(3.0, f64::NAN)), ("L3H7".to_string(), "MLP3".to_string()));
     }
 }

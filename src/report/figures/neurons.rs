@@ -51,7 +51,7 @@ fn curves(study: &Study, ablation: &str) -> Result<Vec<(String, Rows, Asked)>> {
         let sql = head.ask(ask!("neuron_curves", ablation = ablation));
         let rows = study.rows(&sql)?;
         if !rows.is_empty() {
-            out.push((format!("{}, MLP of layer {}", head.name(), rows.number("neuron_layer")?), rows, sql));
+            out.push((format!("{}, MLP{}", head.name(), rows.number("neuron_layer")?), rows, sql));
         }
     }
     Ok(out)
@@ -309,7 +309,7 @@ fn recurring(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         sql: vec![sql],
         chart: Chart {
             title: "Neurons that are often among the ten most repairing".into(),
-            settings: study.settings.line(&format!("{ablation} ablation, top tokens, MLP of layer {layer}")),
+            settings: study.settings.line(&format!("{ablation} ablation, top tokens, MLP{layer}")),
             legend: Vec::new(),
             panels: vec![panel],
             columns: 1,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float32Array, RecordBatch, UInt32Array};
+use arrow::array::{ArrayRef, Float32Array, Int32Array, RecordBatch};
 use selfrepair_core::files::sha256_of_file;
 use selfrepair_core::tables::CLEAN;
 use selfrepair_store::{Metadata, TableWriter};
@@ -100,7 +100,7 @@ fn a_table_refuses_non_finite_numbers() {
     let path = dir.path().join("00000.parquet");
     let meta = Metadata { run_id: "r".into(), fingerprint: "f".into(), ledger: None };
     let schema = CLEAN.schema();
-    let ints = |values: Vec<u32>| Arc::new(UInt32Array::from(values)) as ArrayRef;
+    let ints = |values: Vec<i32>| Arc::new(Int32Array::from(values)) as ArrayRef;
     let floats = |values: Vec<f32>| Arc::new(Float32Array::from(values)) as ArrayRef;
     for bad in [f32::NAN, f32::INFINITY] {
         let mut columns = vec![ints(vec![3, 3]), ints(vec![7, 8])];

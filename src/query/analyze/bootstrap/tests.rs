@@ -38,7 +38,7 @@ fn analyzed(prompts: u32, positions: u32, rows: &[String], tops: &[&str]) -> Vec
         };
         rows.iter().flat_map(column).collect::<Vec<f64>>()
     };
-    let (layer, head) = (integers(&rows, 3).unwrap(), integers(&rows, 4).unwrap());
+    let (layer, head) = (integers(&rows, 7).unwrap(), integers(&rows, 8).unwrap());
     let (subset, measure) = (text("subset"), text("measure"));
     let (value, error, low, high) = (number("value"), number("standard_error"), number("low"), number("high"));
     (0..value.len())
@@ -86,8 +86,9 @@ fn two_prompts_give_the_three_means_that_two_draws_can_have() {
     let rows = [(0, 1.0), (1, 3.0)].map(|(p, r)| ablation(&format!("zero none head 4 2 {p} 0"), 4.0 * r, r));
     let draws = Draws::new(2, RESAMPLES, SEED);
     let member = Member {
+        name: "L4H2".to_string(),
         head: Some(2),
-        prompts: vec![(0, [0., 0., 1., 0., 0., 0., 0., 1.]), (1, [0., 0., 3., 0., 0., 0., 0., 1.])],
+        prompts: vec![(0, [0., 0., 1., 0., 0., 0., 0., 0., 1.]), (1, [0., 0., 3., 0., 0., 0., 0., 0., 1.])],
     };
     let drawn = draws.of(&member).measure(REPAIR).1;
     assert!(drawn.iter().all(|v| [1.0, 2.0, 3.0].contains(v)));

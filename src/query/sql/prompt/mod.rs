@@ -113,6 +113,9 @@ fn answer(tables: &Tables, interrupts: &Interrupts, text: &str, settings: &mut S
                 break;
             }
         }
+        for note in tables.notes_on(&statement) {
+            say(&note)?;
+        }
         if settings.timing {
             say(&format!("took {}", precise(started.elapsed().as_secs_f64())))?;
         }
