@@ -8,7 +8,6 @@ mod sanity_checks;
 mod sharded_run;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
