@@ -1,7 +1,7 @@
 //! Ablates components of a model on prompts. Results are kept in memory or given to a sink.
 
 use anyhow::Context;
-use arrow::array::{AsArray, RecordBatch, StringArray};
+use arrow::array::{ArrayAccessor, AsArray, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{Float32Type, Int32Type};
 use selfrepair_core::components::Selection;

@@ -11,7 +11,6 @@ mod sanity_checks;
 mod sharded_run;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
