@@ -28,10 +28,10 @@ with measured as (
 ranked as (
     select
         *,
-        row_number() over (
+        cast(row_number() over (
             partition by ablation, strength, component, sort
             order by size desc, layer, head, name, prompt, position
-        ) as rank
+        ) as int) as rank
     from measured
     where size > 0
 ),
@@ -46,13 +46,13 @@ around as (
     where r.rank <= 25 and t.position + 20 >= r.position and t.position <= r.position + 5
 )
 select
-    ablation, strength, component, sort, cast(rank as int) as rank,
-    name, layer, head, prompt, position,
-    string_agg(case when is_measured then '«' || text || '»' else text end, '' order by place) as text,
-    max(case when is_measured then text end) as next_text,
-    direct_effect, ablated_direct_effect, logit_change, self_repair
-from around
+    a.ablation, a.strength, a.component, a.sort, a.rank,
+    a.name, a.layer, a.head, a.prompt, a.position,
+    string_agg(case when a.is_measured then '«' || a.text || '»' else a.text end, '' order by a.place) as text,
+    max(case when a.is_measured then a.text end) as next_text,
+    a.direct_effect, a.ablated_direct_effect, a.logit_change, a.self_repair
+from around a
 group by
-    ablation, strength, component, sort, rank, name, layer, head, prompt, position,
-    direct_effect, ablated_direct_effect, logit_change, self_repair
-order by ablation, strength, component, sort, rank
+    a.ablation, a.strength, a.component, a.sort, a.rank, a.name, a.layer, a.head, a.prompt, a.position,
+    a.direct_effect, a.ablated_direct_effect, a.logit_change, a.self_repair
+order by a.ablation, a.strength, a.component, a.sort, a.rank

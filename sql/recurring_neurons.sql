@@ -31,15 +31,15 @@ neurons as (
 ranked as (
     select
         *,
-        row_number() over (
+        cast(row_number() over (
             partition by ablation, strength, hold, hold_value, hold_own_mlp, component, name, neuron_layer, subset, expert
             order by tokens desc, neuron
-        ) as rank
+        ) as int) as rank
     from neurons
 )
 select
     r.ablation, r.strength, r.hold, r.hold_value, r.hold_own_mlp, r.component, r.name, r.layer, r.head,
-    r.neuron_layer, r.subset, r.expert, cast(r.rank as int) as rank, r.neuron,
+    r.neuron_layer, r.subset, r.expert, r.rank, r.neuron,
     r.tokens,
     cast(r.tokens as double) / m.tokens as share,
     r.direct_effect / r.tokens as direct_effect, r.change / r.tokens as change

@@ -13,14 +13,14 @@ with measures as (
 ranked as (
     select
         *,
-        row_number() over (
+        cast(row_number() over (
             partition by measure
             order by abs(value) desc, layer, head, other_layer, other_head
-        ) as rank
+        ) as int) as rank
     from measures
 )
 select
-    measure, cast(rank as int) as rank, name, layer, head, other_name, other_layer, other_head,
+    measure, rank, name, layer, head, other_name, other_layer, other_head,
     cosine, cosine_without_token
 from ranked
 where rank <= 50

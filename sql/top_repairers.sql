@@ -18,15 +18,15 @@ with sized as (
 ranked as (
     select
         *,
-        row_number() over (
+        cast(row_number() over (
             partition by ablation, strength, hold, hold_value, hold_own_mlp, component, name
             order by mean_change desc, repairer_layer, repairer, repairer_head, repairer_name
-        ) as rank
+        ) as int) as rank
     from sized
     where mean_change > 0
 )
 select
-    ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head, cast(rank as int) as rank,
+    ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head, rank,
     repairer, repairer_name, repairer_layer, repairer_head,
     tokens, mean_change, standard_error,
     mean_change / size as share

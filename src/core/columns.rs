@@ -8,7 +8,8 @@ use arrow::array::{
 use arrow::datatypes::Int32Type;
 
 pub fn texts<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> ArrayRef {
-    Arc::new(StringArray::from_iter_values(values))
+    // Of an iterator whose length is not known beforehand, too.
+    Arc::new(values.into_iter().map(Some).collect::<StringArray>())
 }
 
 /// Names of components, each stored once.
