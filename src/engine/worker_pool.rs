@@ -31,6 +31,15 @@ struct Progress {
     failed: bool,
 }
 
+/// Calls a function when it is dropped, also while a panic unwinds.
+struct CallOnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for CallOnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 impl WorkerPool {
     /// As many engines as the runtime has threads (one on a GPU), with one copy of the weights between them.
     pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, needs: &Needs) -> Result<Self> {
@@ -124,10 +133,13 @@ impl WorkerPool {
                 // A thread that panicked has left without a result.
                 if next == items.len() { Ok(()) } else { Err(anyhow!("a thread stopped at item {next}")) }
             };
+            // Nobody may wait for ever: for a turn, or for a place in the channel; also if `done` panics.
+            let stop = CallOnDrop(|| {
+                lock().failed = true;
+                changed.notify_all();
+            });
             let result = hand_on();
-            lock().failed = true;
-            changed.notify_all();
-            // Nobody may wait for a place in the channel for ever.
+            drop(stop);
             drop(receiver);
             result
         })
