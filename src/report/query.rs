@@ -124,7 +124,7 @@ mod tests {
     fn a_query_is_shown_with_its_values_and_without_its_comment() {
         let asked = ask!("repair_by_layer_means", ablation = "it's");
         let expected = "select layer, self_repair\nfrom layer_summary\nwhere component = 'head' and hold = 'none' and \
-                        ablation = 'it''s' and subset = 'top'\norder by layer";
+                        strength = 1 and ablation = 'it''s' and subset = 'top'\norder by layer";
         assert_eq!(asked.shown().unwrap(), expected);
         assert!(ask!("repair_by_layer_means").shown().unwrap().contains("ablation = $ablation"));
     }

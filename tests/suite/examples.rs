@@ -23,5 +23,5 @@ fn a_sweep_becomes_tables_that_sql_reads() {
     let out = out.to_str().unwrap();
     assert!(example("sweep_to_parquet", &[out, TINY, "L1"]).contains("query_a_run"));
     let said = example("query_a_run", &[out]);
-    assert!(said.contains("self_repair") && said.matches("| 1 ").count() >= 4, "{said}");
+    assert!(said.contains("self_repair") && said.matches("| L1H").count() >= 4, "{said}");
 }

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, Float64Type, Schema};
 use parquet::arrow::ArrowWriter;
@@ -98,6 +98,9 @@ impl Grid<'_> {
             let cells = || self.rows.iter().map(|r| Some(r[i].as_str()).filter(|c| !is_null(c)));
             if cells().flatten().all(|c| c.parse::<i64>().is_ok()) {
                 return Arc::new(cells().map(|c| c.map(|c| c.parse().unwrap())).collect::<Int64Array>());
+            }
+            if cells().flatten().all(|c| c.parse::<bool>().is_ok()) {
+                return Arc::new(cells().map(|c| c.map(|c| c.parse().unwrap())).collect::<BooleanArray>());
             }
             match cells().flatten().all(|c| c.parse::<f64>().is_ok()) {
                 true => Arc::new(cells().map(|c| c.map(|c| c.parse().unwrap())).collect::<Float64Array>()),

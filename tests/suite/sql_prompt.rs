@@ -121,7 +121,7 @@ fn tab_completes_tables_columns_functions_and_keywords() {
         dir.path(),
         &[
             Expect("sql> "),
-            Type("sel\t avg(self_repair_e\t) as error from head_s\t;\r"),
+            Type("sel\t avg(self_repair_e\t) as error from head_su\t;\r"),
             Expect("| error "),
             Expect("1 row"),
             // Only a function of that beginning, only columns of the table that is named.
