@@ -118,8 +118,8 @@ impl RunFolder {
         self.write_pieces(identity, records, kept.into_iter().chain(names).collect(), true)?;
         replaced.iter().filter(|number| **number != open.number).try_for_each(|&number| self.remove_work(number))?;
         own_files::remove_files(root, &gone)?;
-        self.seal_pieces()?;
-        self.remove_leftovers(&identity.fingerprint)
+        self.remove_leftovers(&identity.fingerprint)?;
+        self.seal_pieces()
     }
 
     /// Gives a file its name among the tables, without the rows that are there already. Returns its name and size.
@@ -156,6 +156,10 @@ impl RunFolder {
     ) -> Result<()> {
         if complete {
             files.extend(self.empty_tables(identity, &files)?);
+            // A table that has rows now needs no empty file.
+            let has_rows = |table: &str| files.iter().any(|(name, _)| name.starts_with(table) && !name.ends_with(EMPTY_FILE));
+            let needed = |name: &str| name.strip_suffix(EMPTY_FILE).is_none_or(|table| !has_rows(table));
+            files = files.iter().filter(|(name, _)| needed(name)).cloned().collect();
         }
         files.sort();
         let folders: Vec<_> = TABLES.iter().map(|table| self.table(table.name)).collect();
@@ -235,6 +239,7 @@ impl RunFolder {
         self.write_pieces(identity, records, manifest.files, complete)?;
         changed.iter().try_for_each(|&number| self.remove_work(number))?;
         own_files::remove_files(root, old.iter().map(|(name, _)| name))?;
+        self.remove_leftovers(&identity.fingerprint)?;
         self.seal_pieces()?;
         Ok(dropped)
     }

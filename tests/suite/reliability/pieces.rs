@@ -5,7 +5,6 @@ use std::fs;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use arrow::array::Array;
 use arrow::datatypes::DataType;
 
 use super::*;
