@@ -90,7 +90,7 @@ impl Similarity {
             ]);
         }
         columns.extend([
-            columns::counts(repeat_n(self.tokens as usize, pairs.len())),
+            columns::counts(repeat_n(self.tokens, pairs.len())),
             mean(&self.cosine),
             mean(&self.without_token),
         ]);
