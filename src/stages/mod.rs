@@ -116,6 +116,8 @@ impl Prepared {
             a.context
         );
         let request = Piece::of(&config, a.layers, a.heads)?;
+        // One's own queries are read before anything is computed.
+        analyze::queries_fingerprint(&config.analysis)?;
         let corpus_files = corpus::resolve(&config.corpus.source)?;
 
         let spinner = progress::spinner("reading the inputs' checksums");
@@ -429,7 +431,27 @@ impl Run {
             }
             Ok(())
         };
-        analyze::analyze(self.folder.root(), &self.config.analysis, &self.meta(Stage::Analyze)?, discard)
+        let done = analyze::analyze(self.folder.root(), &self.config.analysis, &self.meta(Stage::Analyze)?, discard)?;
+        self.leave_other_tables()?;
+        Ok(done)
+    }
+
+    /// Tables of one's own that this analysis does not have. If it has a folder of queries, theirs are gone, and they go;
+    /// else they stay as they are.
+    fn leave_other_tables(&self) -> Result<()> {
+        let (root, folders) = (self.folder.root(), self.folders(Stage::Analyze));
+        let files = self.folder.files_in(Stage::Analyze, &root.join("tables"))?;
+        let others = files.iter().filter(|path| !folders.iter().any(|folder| path.starts_with(folder)));
+        let names: Vec<String> =
+            others.filter_map(|path| Some(path.strip_prefix(root).ok()?.to_str()?.to_string())).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        if self.config.analysis.sql.is_some() {
+            return own_files::remove_files(root, &names);
+        }
+        progress::line("analyze", &format!("{} not computed again: analysis.sql is not set", names.join(", ")));
+        Ok(())
     }
 
     fn report(&self) -> Result<String> {
