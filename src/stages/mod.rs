@@ -315,6 +315,7 @@ impl Run {
         let tokenizer = TextTokenizer::of(&self.model)?;
         tokenizer.warnings().into_iter().for_each(|warning| self.folder.warn(warning));
         let corpus = corpus::corpus(&self.config.corpus, &self.corpus_files, &tokenizer)?;
+        corpus.warnings.iter().for_each(|warning| self.folder.warn(warning.clone()));
         let prompts = &corpus.prompts;
         let text_of = |token| tokenizer.text_of(token);
         prompt_tables::write_tokens(&corpus, text_of, &self.folder.table("tokens"), &self.meta(Stage::Corpus))?;
