@@ -5,6 +5,7 @@
 //! wrong result.
 
 mod limits;
+mod one_or_list;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ use crate::components::{Ablatable, Component, Hold, Selection};
 use crate::precision::Precision;
 use crate::untrusted::read_text;
 use limits::{MOST_BYTES, check_depth};
+use one_or_list::one_or_list;
 
 /// The configuration used when `--config` is not given.
 pub const QUICK: &str = include_str!("../../pipeline/quick.toml");
@@ -79,6 +81,7 @@ pub struct AblationConfig {
     pub blocks: Selection,
     /// Later components to hold at their clean values, besides the measurement without a hold: `"erasers"`, `"heads"`,
     /// `"mlps"`, `"last_mlp"`, `"L28H3"`, `"MLP29"`. Each is measured on its own.
+    #[serde(deserialize_with = "one_or_list")]
     pub hold: Vec<String>,
     /// Also measure the whole distribution of every ablated run (slow: an unembedding a token and ablation).
     pub distribution: bool,
@@ -111,6 +114,7 @@ pub struct IterativeConfig {
     /// Prompts to measure it on, from the first; 0 leaves it out.
     pub prompts: usize,
     /// Multiples of the head's output that are added.
+    #[serde(deserialize_with = "one_or_list")]
     pub multiples: Vec<f64>,
 }
 
@@ -125,6 +129,7 @@ pub struct ResampleConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct TraceConfig {
     /// Raw activations to keep as Arrow IPC files.
+    #[serde(deserialize_with = "one_or_list")]
     pub save: Vec<Activation>,
 }
 
@@ -136,6 +141,7 @@ pub struct AnalysisConfig {
     /// A folder of the user's own queries, each a table.
     pub sql: Option<String>,
     /// Tokens whose absolute direct effect exceeds each of these are summarised apart, in logits.
+    #[serde(deserialize_with = "one_or_list")]
     pub thresholds: Vec<f64>,
     /// Bytes of memory that queries may take, as `runtime.memory` says; 0 takes a share of what is free.
     #[serde(skip)]
