@@ -114,7 +114,6 @@ pub struct IterativeConfig {
     /// Prompts to measure it on, from the first; 0 leaves it out.
     pub prompts: usize,
     /// Multiples of the head's output that are added.
-    #[serde(deserialize_with = "one_or_list")]
     pub multiples: Vec<f64>,
 }
 
@@ -141,7 +140,6 @@ pub struct AnalysisConfig {
     /// A folder of the user's own queries, each a table.
     pub sql: Option<String>,
     /// Tokens whose absolute direct effect exceeds each of these are summarised apart, in logits.
-    #[serde(deserialize_with = "one_or_list")]
     pub thresholds: Vec<f64>,
     /// Bytes of memory that queries may take, as `runtime.memory` says; 0 takes a share of what is free.
     #[serde(skip)]

@@ -7,8 +7,13 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
+fn added_token(id: u32, content: &str) -> Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+           "special": true})
+}
+
 /// The tiny model with SentencePiece's pieces: `t` is 9 and `▁t` is 20, `Mary` is 24 and `▁Mary` is 25.
-fn model(dir: &Path, added: &[(u32, &str)]) -> PathBuf {
+fn model(dir: &Path) -> PathBuf {
     let folder = dir.join("model");
     fs::create_dir(&folder).unwrap();
     for name in ["config.json", "model.safetensors"] {
@@ -31,13 +36,10 @@ fn model(dir: &Path, added: &[(u32, &str)]) -> PathBuf {
     let pieces = ["<unk>", "<s>", "</s>", "▁", "T", "h", "e", "c", "a", "t", "s", "M", "r", "y"].map(String::from);
     let pieces = pieces.into_iter().chain(merges.iter().map(|merge| merge.concat()));
     let vocab: serde_json::Map<String, Value> = pieces.zip(0..).map(|(piece, id)| (piece, Value::from(id))).collect();
-    let added = [(0, "<unk>"), (1, "<s>"), (2, "</s>")].iter().chain(added).map(|(id, content)| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    });
+    let added = [(0, "<unk>"), (1, "<s>"), (2, "</s>")].map(|(id, content)| added_token(id, content));
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null, "post_processor": null, "pre_tokenizer": null,
-        "added_tokens": added.collect::<Vec<_>>(),
+        "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": [
             {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         ]},
@@ -62,7 +64,7 @@ fn answers_reach_tokens_with_a_space_and_without_and_texts_keep_it() {
     ];
     fs::write(&set, rows.join("\n")).unwrap();
     let out = dir.path().join("out");
-    let model = format!("model.source={}", model(dir.path(), &[]).display());
+    let model = format!("model.source={}", model(dir.path()).display());
     let source = format!("corpus.source={}", set.display());
     let settings = [&model, &source, "corpus.mode=prompts", "corpus.prompt_len=16", "ablation.heads=all"];
     let output = run("corpus", &out, &settings);
@@ -85,15 +87,25 @@ fn answers_reach_tokens_with_a_space_and_without_and_texts_keep_it() {
 #[test]
 fn a_token_that_was_added_beyond_the_embedding_matters_only_in_a_text() {
     let dir = tempfile::tempdir().unwrap();
-    let model = format!("model.source={}", model(dir.path(), &[(384, "<pad>")]).display());
+    let folder = dir.path().join("model");
+    fs::create_dir(&folder).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(Path::new(TINY).join(name), folder.join(name)).unwrap();
+    }
+    // The embedding has a row for each of the tokenizer's 384 tokens, and none for this one.
+    let path = folder.join("tokenizer.json");
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    json["added_tokens"].as_array_mut().unwrap().push(added_token(384, "<pad>"));
+    fs::write(&path, json.to_string()).unwrap();
+    let model = format!("model.source={}", folder.display());
     let corpus = dir.path().join("corpus.txt");
     let source = format!("corpus.source={}", corpus.display());
     let settings = [&model, &source, "corpus.tokens=64", "corpus.prompt_len=16", "ablation.heads=all"];
-    fs::write(&corpus, "The cat Mary The cat\n".repeat(30)).unwrap();
+    fs::write(&corpus, "The rain at the library\n".repeat(30)).unwrap();
     let output = run("corpus", &dir.path().join("out"), &settings);
-    assert!(!text(&output.stderr).contains("belongs to another model"), "{}", text(&output.stderr));
+    assert!(!text(&output.stderr).contains("warning"), "{}", text(&output.stderr));
     succeeded(output);
-    fs::write(&corpus, "The cat <pad> Mary\n".repeat(30)).unwrap();
+    fs::write(&corpus, "The rain <pad> at the library\n".repeat(30)).unwrap();
     let error = failed(run("corpus", &dir.path().join("out"), &settings));
     assert!(error.contains("the token `<pad>` (384)") && error.contains("only 384 rows"), "{error}");
 }

@@ -322,7 +322,9 @@ mod tests {
             let tokens = tokenizer.encode(text).unwrap();
             let mut answers = Answers::new(&tokenizer).unwrap();
             let before = Before { place: "a.jsonl, row 1", text, tokens: &tokens };
-            given.iter().for_each(|answer| drop(answers.token("answer", answer, Some(&before)).unwrap()));
+            for answer in given {
+                answers.token("answer", answer, Some(&before)).unwrap();
+            }
             answers.warnings()
         };
         assert_eq!(warnings("The ca", &[json!(" t"), json!(" Mary"), json!(9)]), [""; 0]);
