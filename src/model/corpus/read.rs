@@ -49,7 +49,7 @@ pub struct Skipped {
 pub fn documents(path: &Path, text_column: &str, skipped: &Rc<Skipped>) -> Result<Documents> {
     let file = open_file(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let json = |reader: Box<dyn Read>| whole(JsonTexts::new(path, reader, text_column, skipped));
+    let json = |reader: Box<dyn Read>| whole(JsonTexts::of_lines(path, reader, text_column, skipped));
     Ok(match name.as_str() {
         n if n.ends_with(".txt") || n.ends_with(".cor") => texts(Lines::new(path, file, PART)),
         n if n.ends_with(".jsonl") => json(Box::new(file)),
@@ -110,7 +110,7 @@ struct JsonTexts<L> {
 const MOST_WITHOUT_KEY: usize = 1000;
 
 impl JsonTexts<()> {
-    fn new<R: Read + 'static>(
+    fn of_lines<R: Read + 'static>(
         path: &Path,
         reader: R,
         key: &str,
