@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use selfrepair_core::config::RuntimeConfig;
 use selfrepair_core::plain::visible;
@@ -25,27 +25,10 @@ pub fn memory(a: &Architecture) -> f64 {
 /// What whole runs reach of the bare matrix product's rate, as measured on SmolLM2-135M.
 pub const EFFICIENCY: f64 = 0.75;
 
-/// The machine's rate is measured on matrices of the model, which must fit into memory.
-fn check_room(a: &Architecture) -> Result<()> {
-    // Three matrices as files, as they are loaded and as they are packed.
-    let needed = 3.0 * 4.0 * a.d_model as f64 * (a.d_model + 2 * a.d_mlp) as f64;
-    let left = selfrepair_core::memory::available().unwrap_or(u64::MAX);
-    ensure!(
-        needed <= left as f64,
-        "matrices of {} by {} numbers take {} to measure, and this machine has {} of memory left",
-        a.d_model,
-        a.d_model.max(a.d_mlp),
-        progress::bytes(needed as u64),
-        progress::bytes(left)
-    );
-    Ok(())
-}
-
 /// The architecture, and memory, work and time of a run of all heads on `tokens` tokens, on this machine.
 pub fn describe(model: &Model, tokens: usize) -> Result<String> {
     let a = &model.architecture;
     let config = RuntimeConfig::default();
-    check_room(a)?;
     let rate = matmul_rate(a, &config)?;
     let flops = all_heads_flops(a, tokens);
     let mut text = String::new();

@@ -19,6 +19,7 @@ use selfrepair_model::hub::without_token;
 
 fn main() -> ExitCode {
     send_no_usage_data();
+    keep_backtraces_out_of_errors();
     provenance::built_from(env!("PIPELINE_COMMIT"));
     cli::signals::ignore_file_size_signal();
     silence_guarded_panics();
@@ -44,6 +45,16 @@ fn main() -> ExitCode {
 fn send_no_usage_data() {
     // SAFETY: no other thread runs yet that could read the environment.
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") }
+}
+
+/// Libraries put a backtrace into the text of an error where `RUST_BACKTRACE` is set. It is for panics of this program;
+/// `RUST_LIB_BACKTRACE` asks for both.
+#[allow(unsafe_code)]
+fn keep_backtraces_out_of_errors() {
+    if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
+        // SAFETY: no other thread runs yet that could read the environment.
+        unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") }
+    }
 }
 
 /// A panic that is caught and becomes an error is not printed.

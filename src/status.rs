@@ -9,7 +9,7 @@ use arrow::temporal_conversions::timestamp_s_to_datetime;
 
 use crate::stages::{self, Prepared};
 use selfrepair_core::config::Config;
-use selfrepair_core::plain::visible;
+use selfrepair_core::plain::{shell_word, visible};
 use selfrepair_core::progress;
 use selfrepair_query::catalog;
 use selfrepair_query::catalog::thousands;
@@ -150,7 +150,7 @@ pub fn status(out: &Path, config: Option<Config>, checksums: bool) -> Result<Str
         out.join("stages").is_dir(),
         "{} is not a run; `pipeline run all --out {}` makes one",
         out.display(),
-        out.display()
+        shell_word(&out.display().to_string())
     );
     run_folder::check(out)?;
     let wanted = config.map(Prepared::of).transpose()?;

@@ -3,11 +3,14 @@
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use arrow::array::RecordBatch;
 use selfrepair_core::address;
 use selfrepair_core::plain::visible;
-use selfrepair_query::sql::{DataFrame, Format, ROWS_ON_A_TERMINAL, Rights, Tables, Target, has_parameters, prompt};
+use selfrepair_core::untrusted::{MARK, not_utf8};
+use selfrepair_query::sql::{
+    DataFrame, Digits, Format, ROWS_ON_A_TERMINAL, Rights, Tables, Target, has_parameters, prompt,
+};
 
 use super::{signals, terminal};
 use crate::allocator;
@@ -36,6 +39,9 @@ pub struct Args {
     /// Write the rows to a file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Significant digits of numbers in a table, 1 to 17, or `all`; the other formats have all
+    #[arg(long, value_name = "N", default_value_t)]
+    digits: Digits,
     /// Let statements read and write files: create external table, copy, create table
     ///
     /// Without it, a statement can only read the run's tables: select, explain, describe, show, and `create view` (which
@@ -85,15 +91,12 @@ impl From<FormatName> for Format {
 
 pub fn run(args: Args) -> Result<()> {
     let from_terminal = args.query.is_none() && args.file.is_none() && std::io::stdin().is_terminal();
-    let format = args
-        .format
-        .map(Format::from)
-        .or_else(|| args.output.as_deref().and_then(Format::of_file))
-        .unwrap_or(Format::Table);
+    let of_output = || args.output.as_deref().map_or(Ok(Format::Table), Format::of_file);
+    let format = args.format.map_or_else(of_output, |format| Ok(Format::from(format)))?;
     if let Some(output) = &args.output {
         address::refuse(output, "--output", "rows are written to a file")?;
     }
-    let target = Target::new(format, args.output)?;
+    let target = Target::new(format, args.output, args.digits)?;
     let rights = if args.allow_files { Rights::Files } else { Rights::Tables };
     let tables = Tables::of_runs_with(&args.out, rights, args.memory)?;
     allocator::refuse_more_than(2 * tables.memory());
@@ -106,7 +109,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     if from_terminal {
         signals::end_with_the_terminal()?;
-        return prompt(&tables);
+        return prompt(&tables, args.digits);
     }
     signals::end_at_once()?;
     let query = read_query(args.query, args.file)?;
@@ -117,12 +120,24 @@ fn read_query(query: Option<String>, file: Option<PathBuf>) -> Result<String> {
     if let Some(query) = query {
         return Ok(query);
     }
-    if let Some(path) = file {
-        return std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()));
+    match file {
+        Some(path) => {
+            let place = || format!("cannot read {}", path.display());
+            text_of(std::fs::read(&path).with_context(place)?).with_context(place)
+        }
+        None => {
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes)?;
+            text_of(bytes).context("cannot read the query from the pipe")
+        }
     }
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text)?;
-    Ok(text)
+}
+
+fn text_of(mut bytes: Vec<u8>) -> Result<String> {
+    if bytes.starts_with(MARK) {
+        bytes.drain(..MARK.len());
+    }
+    String::from_utf8(bytes).map_err(|e| anyhow!(not_utf8(e.as_bytes())))
 }
 
 fn answer(tables: &Tables, sql: &str, target: &Target) -> Result<()> {

@@ -1,44 +1,106 @@
 //! Progress on standard error: bars with rate and time left on a terminal, lines in a pipe.
 
-use std::io::Write;
+use std::fmt;
+use std::io::Write as _;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use selfrepair_core::plain::{visible, visible_paragraph};
-use selfrepair_core::progress::{BarReporter, Reporter};
+use selfrepair_core::progress::{BarReporter, Reporter, seconds};
 
-/// Writes text to standard error. A reader that has gone or a full disk does not end a run: nothing depends on it.
+/// All bars, so that one that is drawn while another is has a line of its own.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Writes text to standard error, above the bars. A reader that has gone or a full disk does not end a run: nothing
+/// depends on it.
 pub fn say(text: &str) {
-    writeln!(std::io::stderr(), "{}", visible_paragraph(text)).ok();
+    BARS.suspend(|| writeln!(std::io::stderr(), "{}", visible_paragraph(text)).ok());
 }
 
 /// Draws on standard error.
 pub struct Terminal;
 
-struct Drawn(ProgressBar);
+struct Drawn {
+    bar: ProgressBar,
+    message: Arc<Mutex<String>>,
+}
 
 impl Drawn {
-    fn boxed(bar: ProgressBar) -> Box<dyn BarReporter> {
+    fn boxed(bar: ProgressBar, message: Arc<Mutex<String>>) -> Box<dyn BarReporter> {
+        let bar = BARS.add(bar);
         // The clock of a bar is a thread, which a bar that is not drawn can do without.
         if !bar.is_hidden() {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
-        Box::new(Self(bar))
+        Box::new(Self { bar, message })
+    }
+}
+
+/// How far a bar is, in at most [`MOST_STATUS`] columns.
+struct Status<'a> {
+    position: u64,
+    length: u64,
+    unit: &'a str,
+    /// Units a second; 0 where it is not known yet.
+    rate: f64,
+    elapsed: f64,
+    message: &'a str,
+}
+
+/// A line of 80 columns has a name of 8 and a bar of 10 besides.
+const MOST_STATUS: usize = 60;
+
+impl fmt::Display for Status<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { position, length, unit, rate, elapsed, message } = *self;
+        let mut text = format!("{}/{} {unit}", HumanCount(position), HumanCount(length));
+        let is_known = position > 0 && rate > 0.0;
+        if is_known && position < length {
+            let left = (length - position) as f64 / rate;
+            text.push_str(&match rate >= 10.0 {
+                true => format!(", {}/s", HumanCount(rate as u64)),
+                false => format!(", {rate:.1}/s"),
+            });
+            text.push_str(&format!(", {} left", seconds(left)));
+        } else {
+            text.push_str(&format!(", {}", seconds(elapsed)));
+        }
+        if !message.is_empty() {
+            text.push_str(&format!(", {message}"));
+        }
+        match text.char_indices().nth(MOST_STATUS - 1) {
+            Some((end, c)) if end + c.len_utf8() < text.len() => write!(f, "{}…", &text[..end]),
+            _ => f.write_str(&text),
+        }
     }
 }
 
 impl Reporter for Terminal {
     fn bar(&self, name: &str, total: u64, unit: &str) -> Box<dyn BarReporter> {
-        let style = ProgressStyle::with_template(&format!(
-            "{{prefix:>8}} {{bar:32}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{elapsed}} elapsed, {{eta}} left {{msg}}"
-        ))
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("━╸─");
-        Drawn::boxed(ProgressBar::new(total).with_style(style).with_prefix(visible(name).into_owned()))
+        let message = Arc::<Mutex<String>>::default();
+        let (unit, note) = (unit.to_string(), message.clone());
+        let status = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let status = Status {
+                position: state.pos(),
+                length: state.len().unwrap_or(0),
+                unit: &unit,
+                rate: state.per_sec(),
+                elapsed: state.elapsed().as_secs_f64(),
+                message: &note.lock().unwrap_or_else(PoisonError::into_inner),
+            };
+            write!(out, "{status}").ok();
+        };
+        let style = ProgressStyle::with_template("{prefix:>8} {wide_bar} {status}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .with_key("status", status)
+            .progress_chars("━╸─");
+        let bar = ProgressBar::new(total).with_style(style).with_prefix(visible(name).into_owned());
+        Drawn::boxed(bar, message)
     }
 
     fn spinner(&self, message: &str) -> Box<dyn BarReporter> {
-        Drawn::boxed(ProgressBar::new_spinner().with_message(visible(message).into_owned()))
+        Drawn::boxed(ProgressBar::new_spinner().with_message(visible(message).into_owned()), Arc::default())
     }
 
     fn line(&self, name: &str, text: &str) {
@@ -48,22 +110,43 @@ impl Reporter for Terminal {
 
 impl BarReporter for Drawn {
     fn inc(&self, n: u64) {
-        self.0.inc(n);
+        self.bar.inc(n);
     }
 
     fn set_position(&self, n: u64) {
-        self.0.set_position(n);
+        self.bar.set_position(n);
     }
 
     fn set_length(&self, n: u64) {
-        self.0.set_length(n);
+        self.bar.set_length(n);
     }
 
     fn set_message(&self, message: &str) {
-        self.0.set_message(visible(message).into_owned());
+        *self.message.lock().unwrap_or_else(PoisonError::into_inner) = visible(message).into_owned();
     }
 
     fn finish(&self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
+        BARS.remove(&self.bar);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(position: u64, length: u64, rate: f64, elapsed: f64, message: &str) -> String {
+        Status { position, length, unit: "tokens", rate, elapsed, message }.to_string()
+    }
+
+    #[test]
+    fn a_bar_says_what_is_left_once_it_is_known_and_fits_80_columns() {
+        assert_eq!(status(0, 1_000_000, 0.0, 9.5, ""), "0/1,000,000 tokens, 9.5 s");
+        assert_eq!(status(1200, 1_000_000, 0.0, 9.5, ""), "1,200/1,000,000 tokens, 9.5 s");
+        assert_eq!(status(250_000, 1_000_000, 2500.0, 100.0, ""), "250,000/1,000,000 tokens, 2,500/s, 5.0 min left");
+        assert_eq!(status(3, 40, 0.25, 12.0, "head_summary"), "3/40 tokens, 0.2/s, 2.5 min left, head_summary");
+        assert_eq!(status(40, 40, 3.0, 12.0, ""), "40/40 tokens, 12 s");
+        let long = status(123_456_789_012, 999_999_999_999, 1_234_567.0, 1e6, "a_table_with_a_long_name");
+        assert!(long.chars().count() == MOST_STATUS && long.ends_with('…'), "{long}");
     }
 }

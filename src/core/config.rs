@@ -5,6 +5,7 @@
 //! wrong result.
 
 mod limits;
+mod one_or_list;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ use crate::components::{Ablatable, Component, Hold, Selection};
 use crate::precision::Precision;
 use crate::untrusted::read_text;
 use limits::{MOST_BYTES, check_depth};
+use one_or_list::one_or_list;
 
 /// The configuration used when `--config` is not given.
 pub const QUICK: &str = include_str!("../../pipeline/quick.toml");
@@ -79,6 +81,7 @@ pub struct AblationConfig {
     pub blocks: Selection,
     /// Later components to hold at their clean values, besides the measurement without a hold: `"erasers"`, `"heads"`,
     /// `"mlps"`, `"last_mlp"`, `"L28H3"`, `"MLP29"`. Each is measured on its own.
+    #[serde(deserialize_with = "one_or_list")]
     pub hold: Vec<String>,
     /// Also measure the whole distribution of every ablated run (slow: an unembedding a token and ablation).
     pub distribution: bool,
@@ -125,6 +128,7 @@ pub struct ResampleConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct TraceConfig {
     /// Raw activations to keep as Arrow IPC files.
+    #[serde(deserialize_with = "one_or_list")]
     pub save: Vec<Activation>,
 }
 

@@ -220,7 +220,8 @@ impl Coverage {
 
     /// Whether all of a piece's ablations and additions are here.
     pub fn covers(&self, piece: &Piece) -> bool {
-        piece.ablations.iter().all(|a| self.has(a, &piece.outputs)) && piece.additions.as_ref().is_none_or(|wanted| self.covers_additions(wanted))
+        piece.ablations.iter().all(|a| self.has(a, &piece.outputs))
+            && piece.additions.as_ref().is_none_or(|wanted| self.covers_additions(wanted))
     }
 
     /// Whether an ablation has all of those outputs that it can have.
@@ -242,9 +243,10 @@ impl Coverage {
         let is_wanted = |a: &Ablation| self.has(a, &begun.outputs) || wanted.has(a, &begun.outputs);
         let is_split = |a: &Ablation| self.has_some(a, &begun.outputs);
         let additions = begun.additions.as_ref().is_none_or(|begun| {
-            let both = self.additions.iter().chain(&wanted.additions).try_fold(None::<Additions>, |all, more| {
-                all.map_or(Ok(more.clone()), |all| all.with(more)).map(Some)
-            });
+            let both =
+                self.additions.iter().chain(&wanted.additions).try_fold(None::<Additions>, |all, more| {
+                    all.map_or(Ok(more.clone()), |all| all.with(more)).map(Some)
+                });
             both.ok().flatten().is_some_and(|both| both.covers(begun))
         });
         additions && begun.ablations.iter().all(|a| is_wanted(a) && !is_split(a)) && !self.covers(begun)
@@ -403,15 +405,14 @@ mod tests {
     fn outputs_are_asked_for_only_where_they_lack() {
         let heads = "ablation.heads=[\"L1H0\"]";
         let have = Coverage::of([&piece(&[heads, "neurons.layers=[\"L3\"]"])]);
-        let more = piece(&[heads, "ablation.mlps=[\"L0\"]", "neurons.layers=[\"L2-3\"]", "ablation.hold=[\"erasers\"]"]);
+        let more =
+            piece(&[heads, "ablation.mlps=[\"L0\"]", "neurons.layers=[\"L2-3\"]", "ablation.hold=[\"erasers\"]"]);
         let missing = have.missing(&more).unwrap();
         let all: Vec<(bool, Vec<usize>, Vec<String>)> =
             missing.iter().map(|p| (p.outputs.effects, p.neuron_layers(), names(p))).collect();
         let rest = ["resample erasers L1H0", "resample erasers MLP0", "resample none MLP0"];
-        let expected = [
-            (true, vec![], rest.map(String::from).to_vec()),
-            (false, vec![2], vec!["resample none L1H0".to_string()]),
-        ];
+        let expected =
+            [(true, vec![], rest.map(String::from).to_vec()), (false, vec![2], vec!["resample none L1H0".to_string()])];
         assert_eq!(all, expected);
         // Heads and MLPs asked for together are one piece.
         assert_eq!(Coverage::default().missing(&more).unwrap().len(), 1);
@@ -422,13 +423,20 @@ mod tests {
     #[test]
     fn additions_are_measured_with_those_that_are_there() {
         let of = |prompts: usize, multiples: &str| {
-            piece(&[&format!("iterative.prompts={prompts}"), &format!("iterative.multiples={multiples}"), "ablation.heads=[\"L1H0\"]"])
+            piece(&[
+                &format!("iterative.prompts={prompts}"),
+                &format!("iterative.multiples={multiples}"),
+                "ablation.heads=[\"L1H0\"]",
+            ])
         };
         let have = Coverage::of([&of(4, "[1, 3]")]);
         assert!(have.missing(&of(2, "[3]")).unwrap().is_empty());
         let missing = have.missing(&of(2, "[5]")).unwrap();
         let additions = missing[0].additions.as_ref().unwrap();
-        assert_eq!((additions.prompts, &additions.multiples[..], &additions.heads[..]), (4, &[1.0, 3.0, 5.0][..], &["L1H0".to_string()][..]));
+        assert_eq!(
+            (additions.prompts, &additions.multiples[..], &additions.heads[..]),
+            (4, &[1.0, 3.0, 5.0][..], &["L1H0".to_string()][..])
+        );
         assert!(missing[0].ablations().is_empty());
     }
 

@@ -44,6 +44,14 @@ fn escaped(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// A word of a command line: in quotes, if a shell would not take it as it is.
+pub fn shell_word(word: &str) -> String {
+    match !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "/._-+:,@%".contains(c)) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
 /// Standard output, which remembers whether its reader has gone. Libraries keep the words of an error only.
 pub struct Stdout;
 

@@ -9,6 +9,8 @@ pub struct Corpus {
     pub prompts: Prompts,
     /// Of every token of every prompt, the number of its document; none of a BOS that was put before the prompt.
     pub documents: Vec<Option<u32>>,
+    /// What may not be as it was meant.
+    pub warnings: Vec<String>,
 }
 
 /// Prompts one after the other, of equal length or not.
@@ -187,7 +189,7 @@ impl Stream {
             tokens.extend_from_slice(chunk);
             documents.extend(of.iter().copied().map(Some));
         }
-        Corpus { prompts: Prompts::packed(prompt_len, tokens), documents }
+        Corpus { prompts: Prompts::packed(prompt_len, tokens), documents, warnings: vec![] }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use ort::value::DynValue;
@@ -20,6 +20,10 @@ const ROWS: usize = 1024;
 const TIMES: usize = 2;
 /// Measurements of a thread, of which the median counts: a machine shared with others has fast and slow moments.
 const MEASUREMENTS: usize = 9;
+/// After so long, no other measurement is begun.
+const PATIENCE: Duration = Duration::from_millis(700);
+/// Wider products have the same rate, and take the longer to measure: those of an 8B model minutes.
+const WIDEST: usize = 1024;
 
 /// The model's matrix products with nothing around them, for one thread.
 pub struct Probe {
@@ -32,10 +36,19 @@ struct Product {
     flops: f64,
 }
 
+/// Inputs and outputs of the model's matrix products.
+fn shapes(a: &Architecture) -> Vec<(usize, usize)> {
+    vec![(a.d_model, a.d_model), (a.d_model, a.d_mlp), (a.d_mlp, a.d_model)]
+}
+
 impl Probe {
     pub fn load(a: &Architecture, runtime: &Runtime) -> Result<Self> {
+        Self::of(&shapes(a), runtime)
+    }
+
+    fn of(shapes: &[(usize, usize)], runtime: &Runtime) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let load = |(inputs, outputs): (usize, usize)| {
+        let load = |&(inputs, outputs): &(usize, usize)| {
             // As the model's graphs have them.
             let inputs = if inputs.is_multiple_of(ALIASED) { inputs + PADDING } else { inputs };
             let path = export::matmul(inputs, outputs, folder.path())?;
@@ -44,8 +57,7 @@ impl Probe {
             let flops = 2.0 * (ROWS * inputs * outputs) as f64;
             Ok(Product { graph, x: tensor(&[ROWS, inputs], x)?, flops })
         };
-        let shapes = [(a.d_model, a.d_model), (a.d_model, a.d_mlp), (a.d_mlp, a.d_model)];
-        Ok(Self { products: shapes.into_iter().map(load).collect::<Result<_>>()? })
+        Ok(Self { products: shapes.iter().map(load).collect::<Result<_>>()? })
     }
 
     /// Floating-point operations a second of each shape, now, on the thread that asks.
@@ -104,16 +116,22 @@ impl Probed {
     }
 }
 
-/// Floating-point operations a second of the best of the model's own matrix products, on 1024 rows a thread.
+/// Floating-point operations a second of the best of the model's own matrix products, on 1024 rows a thread. It takes about
+/// a second, whatever the model: wide matrices are measured on narrower ones.
 pub fn matmul_rate(a: &Architecture, config: &RuntimeConfig) -> Result<f64> {
     let runtime = Runtime::get(config)?;
+    let mut shapes: Vec<_> = shapes(a).into_iter().map(|(n, m)| (n.min(WIDEST), m.min(WIDEST))).collect();
+    shapes.dedup();
     let of_thread = || -> Result<Vec<f64>> {
-        let mut probe = Probe::load(a, &runtime)?;
-        let samples: Vec<Vec<f64>> = (0..MEASUREMENTS).map(|_| probe.measure()).collect::<Result<_>>()?;
+        let mut probe = Probe::of(&shapes, &runtime)?;
+        let (start, mut samples) = (Instant::now(), vec![probe.measure()?]);
+        while samples.len() < MEASUREMENTS && start.elapsed() < PATIENCE {
+            samples.push(probe.measure()?);
+        }
         let median = |shape: usize| {
             let mut rates: Vec<f64> = samples.iter().map(|rates| rates[shape]).collect();
             rates.sort_by(f64::total_cmp);
-            rates[MEASUREMENTS / 2]
+            rates[rates.len() / 2]
         };
         Ok((0..samples[0].len()).map(median).collect())
     };

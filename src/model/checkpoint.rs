@@ -21,9 +21,24 @@ pub struct Checkpoint {
     path: PathBuf,
     config: Value,
     tensors: Tensors,
-    /// Names asked for so far.
+    /// What the names lack that families ask for, if the file is that of the base model (`LlamaModel`, `GPT2Model`).
+    left_out: Option<&'static str>,
+    /// Whether the unembedding is the embedding.
+    tied: bool,
+    /// Names read so far, as they are stored.
     read: Mutex<BTreeSet<String>>,
 }
+
+/// What is in front of every name but the head's.
+const PREFIXES: [&str; 3] = ["model.", "transformer.", "gpt_neox."];
+
+/// Names of embeddings, each with that of the unembedding.
+const ENDS: [(&str, &str); 4] = [
+    ("model.embed_tokens.weight", "lm_head.weight"),
+    ("model.decoder.embed_tokens.weight", "lm_head.weight"),
+    ("transformer.wte.weight", "lm_head.weight"),
+    ("gpt_neox.embed_in.weight", "embed_out.weight"),
+];
 
 enum Tensors {
     Safetensors(Shards<SafetensorsFile>),
@@ -83,13 +98,22 @@ impl Checkpoint {
                 (config, open_directory(path)?)
             }
         };
-        Ok(Self { path, config, tensors, read: Mutex::default() })
+        let names = tensors.names();
+        let is_whole = names.iter().any(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
+        let left_out = if is_whole { None } else { base_prefix(&config) };
+        Ok(Self { path, config, tensors, left_out, tied: false, read: Mutex::default() })
     }
 
     /// The configuration of a directory whose weights may not be there.
     pub fn open_configuration(directory: &Path) -> Result<Self> {
         let config = read_json(&directory.join("config.json"))?;
-        Ok(Self { path: directory.to_path_buf(), config, tensors: Tensors::Absent, read: Mutex::default() })
+        let path = directory.to_path_buf();
+        Ok(Self { path, config, tensors: Tensors::Absent, left_out: None, tied: false, read: Mutex::default() })
+    }
+
+    /// Says that the unembedding is the embedding: then a file may have either.
+    pub fn tie(&mut self) {
+        self.tied = true;
     }
 
     pub fn path(&self) -> &Path {
@@ -155,12 +179,14 @@ impl Checkpoint {
     }
 
     pub fn has(&self, name: &str) -> bool {
-        match &self.tensors {
-            Tensors::Safetensors(shards) => shards.place.contains_key(name),
-            Tensors::Pickle(shards) => shards.place.contains_key(name),
-            Tensors::Gguf(file) => file.has(name),
-            Tensors::Absent => false,
-        }
+        self.stored(name).is_some()
+    }
+
+    /// The name that the file has for a tensor.
+    fn stored<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let of_base = self.left_out.and_then(|prefix| name.strip_prefix(prefix));
+        let head = ENDS.iter().find(|(embedding, _)| self.tied && *embedding == name).map(|(_, head)| *head);
+        [Some(name), of_base, head].into_iter().flatten().find(|name| self.tensors.has(name))
     }
 
     /// A vector of `len` elements.
@@ -180,16 +206,20 @@ impl Checkpoint {
 
     /// The element type of a tensor, for the `model` table.
     pub fn dtype(&self, name: &str) -> Result<String> {
+        let missing = || self.missing(name);
+        let stored = || self.stored(name).with_context(missing);
         match &self.tensors {
             Tensors::Safetensors(shards) => {
+                let name = stored()?;
                 let dtype = shards.of(name).and_then(|file| file.dtype(name));
-                Ok(dtype.with_context(|| self.missing(name))?.to_string())
+                Ok(dtype.with_context(missing)?.to_string())
             }
             Tensors::Pickle(shards) => {
+                let name = stored()?;
                 let info = shards.of(name).and_then(|f| f.tensor_infos().get(name));
-                Ok(info.with_context(|| self.missing(name))?.dtype.as_str().to_uppercase())
+                Ok(info.with_context(missing)?.dtype.as_str().to_uppercase())
             }
-            Tensors::Gguf(file) => file.dtype(name).with_context(|| self.missing(name)),
+            Tensors::Gguf(file) => file.dtype(name).with_context(missing),
             Tensors::Absent => {
                 let named = self.config["dtype"].as_str().or(self.config["torch_dtype"].as_str());
                 Ok(named.unwrap_or("unknown").to_string())
@@ -200,14 +230,10 @@ impl Checkpoint {
     /// Whether every tensor of the checkpoint was asked for, but for those that are computed and not learned, and an
     /// unembedding that repeats the embedding.
     pub fn check_nothing_was_left_out(&self) -> Result<()> {
-        let all: Vec<String> = match &self.tensors {
-            Tensors::Safetensors(shards) => shards.place.keys().cloned().collect(),
-            Tensors::Pickle(shards) => shards.place.keys().cloned().collect(),
-            Tensors::Absent => return Ok(()),
-            Tensors::Gguf(file) => {
-                return file.check_nothing_was_left_out(&self.read.lock().unwrap_or_else(|e| e.into_inner()));
-            }
-        };
+        if let Tensors::Gguf(file) = &self.tensors {
+            return file.check_nothing_was_left_out(&self.read.lock().unwrap_or_else(|e| e.into_inner()));
+        }
+        let all = self.tensors.names();
         let computed =
             ["attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "rotary_emb.inv_freq"];
         let read = self.read.lock().unwrap_or_else(|e| e.into_inner());
@@ -225,14 +251,19 @@ impl Checkpoint {
     }
 
     fn missing(&self, name: &str) -> String {
-        format!("{}: the tensor `{name}` is missing; is the checkpoint complete?", self.path.display())
+        let is_head = self.left_out.is_some() && ENDS.iter().any(|(_, head)| *head == name);
+        let why = match is_head {
+            true => "the file is that of the base model, without the unembedding that the logits need",
+            false => "is the checkpoint complete?",
+        };
+        format!("{}: the tensor `{name}` is missing; {why}", self.path.display())
     }
 
     /// The only place where weights come in: shape and finiteness are checked here.
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.read.lock().unwrap_or_else(|e| e.into_inner()).insert(name.to_string());
-        ensure!(self.has(name), self.missing(name));
-        let values = without_panic(|| self.values(name, shape))
+        let stored = self.stored(name).with_context(|| self.missing(name))?;
+        self.read.lock().unwrap_or_else(|e| e.into_inner()).insert(stored.to_string());
+        let values = without_panic(|| self.values(stored, shape))
             .with_context(|| format!("{}: the tensor `{name}` cannot be read", self.path.display()))?;
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             bail!(
@@ -261,6 +292,35 @@ impl Checkpoint {
         ensure!(tensor.dims() == shape, "its shape is {:?}; the configuration asks for {shape:?}", tensor.dims());
         Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
     }
+}
+
+impl Tensors {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Tensors::Safetensors(shards) => shards.place.contains_key(name),
+            Tensors::Pickle(shards) => shards.place.contains_key(name),
+            Tensors::Gguf(file) => file.has(name),
+            Tensors::Absent => false,
+        }
+    }
+
+    /// Names of all tensors; none of a GGUF file, which has names of its own.
+    fn names(&self) -> Vec<String> {
+        match self {
+            Tensors::Safetensors(shards) => shards.place.keys().cloned().collect(),
+            Tensors::Pickle(shards) => shards.place.keys().cloned().collect(),
+            Tensors::Gguf(_) | Tensors::Absent => vec![],
+        }
+    }
+}
+
+/// What the class with a head puts before the names of the base model (transformers: `base_model_prefix`).
+fn base_prefix(config: &Value) -> Option<&'static str> {
+    Some(match config["model_type"].as_str()? {
+        "gpt2" | "gpt_neo" => "transformer.",
+        "gpt_neox" => "gpt_neox.",
+        _ => "model.",
+    })
 }
 
 fn open_directory(directory: &Path) -> Result<Tensors> {

@@ -11,6 +11,7 @@ mod families;
 mod fold;
 mod gguf;
 pub mod hub;
+mod non_finite;
 mod pickle;
 pub mod provision;
 mod safetensors;
@@ -55,10 +56,13 @@ impl Model {
         Self::of(source, checkpoint)
     }
 
-    fn of(source: ModelSource, checkpoint: Checkpoint) -> Result<Self> {
+    fn of(source: ModelSource, mut checkpoint: Checkpoint) -> Result<Self> {
         let place = || source.path().display().to_string();
         let family = families::find(checkpoint.model_type()?).with_context(place)?;
         let architecture = (family.architecture)(&checkpoint).with_context(place)?;
+        if architecture.tied {
+            checkpoint.tie();
+        }
         Ok(Self { architecture, source, checkpoint, family })
     }
 

@@ -10,7 +10,7 @@
 mod measure;
 
 use std::collections::BTreeSet;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -46,7 +46,17 @@ pub fn check_pickle(path: &Path) -> Result<()> {
 /// The pickle inside the zip archive that PyTorch writes.
 fn read_pickle(path: &Path) -> Result<Vec<u8>> {
     let place = || format!("{} is not a complete PyTorch file of plain tensors", path.display());
-    let mut archive = zip::ZipArchive::new(BufReader::new(open_file(path)?)).with_context(place)?;
+    let mut file = open_file(path)?;
+    let mut first = Vec::new();
+    (&mut file).take(BEFORE_ZIP.len() as u64).read_to_end(&mut first).with_context(place)?;
+    ensure!(
+        first != BEFORE_ZIP,
+        "{}: it has the format of PyTorch before 1.6, which is not read; write it again with a newer one: \
+         torch.save(torch.load(FILE, weights_only=True), FILE)",
+        path.display()
+    );
+    file.rewind().with_context(place)?;
+    let mut archive = zip::ZipArchive::new(BufReader::new(file)).with_context(place)?;
     let mut found = None;
     for i in 0..archive.len() {
         let entry = archive.by_index(i).with_context(place)?;
@@ -61,6 +71,10 @@ fn read_pickle(path: &Path) -> Result<Vec<u8>> {
     }
     found.context("there is no data.pkl in it").with_context(place)
 }
+
+/// A pickle of the number 0x1950a86a20f9469cfc6c, with which files began before they were zip archives (torch:
+/// `MAGIC_NUMBER` in `serialization.py`).
+const BEFORE_ZIP: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
 fn builds_tensors(module: &str, name: &str) -> bool {
     match module {
@@ -111,6 +125,16 @@ mod tests {
         let error = check_pickle(&fixtures.join("evil/pytorch_model.bin")).unwrap_err().to_string();
         assert!(error.contains("would call `posix.system`"), "{error}");
         assert!(!builds_tensors("torch", "load") && !builds_tensors("builtins", "eval"));
+    }
+
+    #[test]
+    fn a_file_of_old_pytorch_is_called_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pytorch_model.bin");
+        // What `torch.save(…, _use_new_zipfile_serialization=False)` begins with: the number, and the protocol 1001.
+        std::fs::write(&path, [BEFORE_ZIP, b"\x80\x02M\xe9\x03."].concat()).unwrap();
+        let error = format!("{:#}", check_pickle(&path).unwrap_err());
+        assert!(error.contains("PyTorch before 1.6") && error.contains("torch.save"), "{error}");
     }
 
     fn check(pickle: &[u8]) -> Result<()> {

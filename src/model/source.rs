@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::non_finite::{self, MARKED};
 use super::unique::Unique;
 use crate::hub::{HubRepo, Kind};
 use crate::provision;
@@ -221,7 +222,12 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 
 /// A JSON object, none of whose keys is there twice.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let object: Unique<Value> = serde_json::from_slice(&read_bytes(path, MOST_JSON)?)
-        .with_context(|| format!("{} is not valid JSON", path.display()))?;
+    let bytes = read_bytes(path, MOST_JSON)?;
+    let object: Result<Unique<Value>, _> = serde_json::from_slice(&bytes).or_else(|e| {
+        // Python reads and writes NaN; it matters only under a key that is read.
+        let marked = str::from_utf8(&bytes).ok().and_then(|text| non_finite::replaced(text, MARKED));
+        marked.map_or(Err(e), |text| serde_json::from_str(&text))
+    });
+    let object = object.with_context(|| format!("{} is not valid JSON", path.display()))?;
     Ok(object.0.into_iter().collect())
 }

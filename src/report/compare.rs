@@ -13,6 +13,7 @@ use super::html::{Listing, Page};
 use super::query::{Asked, ask};
 use super::settings::Settings;
 use super::{Rows, files, folder, report};
+use selfrepair_core::plain::shell_word;
 use selfrepair_query::analyze::Tables;
 use selfrepair_store::locks::ReportLock;
 use selfrepair_store::run_folder;
@@ -69,7 +70,7 @@ impl Run {
                 tables.has(table)?,
                 "{} has no table {table}; run `pipeline run all --out {}` to the end first",
                 out.display(),
-                out.display()
+                shell_word(&out.display().to_string())
             );
         }
         super::refuse_another_schema(out)?;

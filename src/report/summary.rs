@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use super::Rows;
 use super::query::ask;
+use selfrepair_core::plain::shell_word;
 use selfrepair_query::analyze::Tables;
 use selfrepair_store::pieces;
 use selfrepair_store::run_folder::warnings;
@@ -46,14 +47,6 @@ pub fn summary(out: &Path) -> Result<String> {
     writeln!(text, "tables  {place}/tables    (pipeline sql --out {argument} \"select * from head_summary limit 5\")")?;
     write!(text, "report  {place}/report/index.html")?;
     Ok(text)
-}
-
-/// A word of a command line: in quotes, if a shell would not take it as it is.
-fn shell_word(word: &str) -> String {
-    match !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "/._-+:,@%".contains(c)) {
-        true => word.to_string(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
 }
 
 fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<()> {

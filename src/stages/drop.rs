@@ -46,7 +46,9 @@ impl std::str::FromStr for What {
 
 fn condition(text: &str) -> Result<Condition> {
     let (key, value) = text.split_once('=').with_context(|| {
-        format!("`{text}` is not understood; expected a part of the key such as ablation=zero, or additions, or unfinished")
+        format!(
+            "`{text}` is not understood; expected a part of the key such as ablation=zero, or additions, or unfinished"
+        )
     })?;
     let (key, value) = (key.trim(), value.trim().trim_matches('\''));
     let number = || value.parse().with_context(|| format!("{key}={value}: expected a number"));
@@ -61,7 +63,9 @@ fn condition(text: &str) -> Result<Condition> {
         "name" => Condition::Name(Ablatable::parse(value)?),
         "layer" => Condition::Layer(number()?),
         "head" => Condition::Head(number()?),
-        _ => bail!("there is no `{key}` in the key of ablations; expected ablation, hold, component, name, layer or head"),
+        _ => bail!(
+            "there is no `{key}` in the key of ablations; expected ablation, hold, component, name, layer or head"
+        ),
     })
 }
 
@@ -111,7 +115,13 @@ impl What {
             }
         };
         let has = coverage.lines().join("; ");
-        let nothing = || format!("nothing of that is in {}, which has {}", out.display(), if has.is_empty() { "no ablations" } else { &has });
+        let nothing = || {
+            format!(
+                "nothing of that is in {}, which has {}",
+                out.display(),
+                if has.is_empty() { "no ablations" } else { &has }
+            )
+        };
         found.with_context(nothing)
     }
 }

@@ -164,13 +164,15 @@ pub fn inventory(root: &Path) -> Result<String> {
     let coverage = pieces::coverage(root).unwrap_or_default();
     let mut text = coverage.lines().join("; ");
     if text.is_empty() {
-        let done: Vec<&str> = STAGES.iter().filter(|&&s| manifest(root, s).is_some_and(|m| m.complete)).map(|s| s.name()).collect();
+        let done: Vec<&str> =
+            STAGES.iter().filter(|&&s| manifest(root, s).is_some_and(|m| m.complete)).map(|s| s.name()).collect();
         write!(text, "the finished stages {}", done.join(", "))?;
     }
     let manifests = || STAGES.iter().filter_map(|&stage| manifest(root, stage));
     let is_of_ablations = |name: &&(String, u64)| name.0.starts_with("tables/ablations/");
-    let files: Vec<PathBuf> =
-        manifests().flat_map(|m| m.files.iter().filter(is_of_ablations).map(|f| root.join(&f.0)).collect::<Vec<_>>()).collect();
+    let files: Vec<PathBuf> = manifests()
+        .flat_map(|m| m.files.iter().filter(is_of_ablations).map(|f| root.join(&f.0)).collect::<Vec<_>>())
+        .collect();
     match catalog::rows(&files).unwrap_or(0) {
         0 => {}
         rows => write!(text, "; {} rows of ablations", thousands(rows))?,

@@ -37,8 +37,8 @@ use selfrepair_store::{EMPTY_FILE, Metadata, StageFiles, TableWriter, prompt_tab
 
 use selfrepair_store::locks::ReportLock;
 
-pub use identity::{contradictions, what_would_be_lost};
 pub use drop::{What, drop_from};
+pub use identity::{contradictions, what_would_be_lost};
 pub use plan::{Estimate, dry_run, named};
 pub use sharded_run::run_set;
 
@@ -351,6 +351,7 @@ impl Run {
         let tokenizer = TextTokenizer::of(&self.model)?;
         tokenizer.warnings().into_iter().for_each(|warning| self.folder.warn(warning));
         let corpus = corpus::corpus(&self.config.corpus, &self.corpus_files, &tokenizer)?;
+        corpus.warnings.iter().for_each(|warning| self.folder.warn(warning.clone()));
         let prompts = &corpus.prompts;
         let text_of = |token| tokenizer.text_of(token);
         prompt_tables::write_tokens(&corpus, text_of, &self.folder.table("tokens"), &self.meta(Stage::Corpus)?)?;

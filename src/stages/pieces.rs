@@ -9,9 +9,9 @@ use selfrepair_core::progress;
 use selfrepair_core::prompts::Prompts;
 use selfrepair_engine::runtime::rounding_of;
 use selfrepair_measure::{self as measure, MeasureContext, RowsPerCall};
+use selfrepair_store::PieceFiles;
 use selfrepair_store::pieces::{self, OpenPiece, Rounding};
 use selfrepair_store::run_folder::{Parts, Stage, has_size, manifest};
-use selfrepair_store::PieceFiles;
 
 use super::Run;
 

@@ -75,4 +75,3 @@ pub fn finish_replacing(folder: &RunFolder) -> Result<()> {
     folder.reload();
     Ok(())
 }
-

@@ -11,8 +11,8 @@ use arrow::record_batch::RecordBatch;
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::pieces::{Ablation, Coverage, Outputs, Piece};
 use selfrepair_core::tables::{
-    DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS,
-    TOP_TOKENS, Table,
+    DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, ROUNDING, SELF_ADDITIONS,
+    STREAM_ADDITIONS, TOP_TOKENS, Table,
 };
 
 use crate::pieces;
@@ -71,7 +71,9 @@ impl There {
         let pieces: Vec<Piece> = finished.map(|(_, piece)| piece).collect();
         let (mut top_tokens, mut tables) = (BTreeSet::new(), BTreeSet::new());
         for (name, _) in records::any_manifest(root, Stage::Ablate)?.unwrap_or_default().files {
-            let Some((table, file)) = name.strip_prefix("tables/").and_then(|rest| rest.split_once('/')) else { continue };
+            let Some((table, file)) = name.strip_prefix("tables/").and_then(|rest| rest.split_once('/')) else {
+                continue;
+            };
             // An empty table is of no piece.
             if pieces::piece_of_file(file).is_none_or(|number| number == but) {
                 continue;

@@ -74,7 +74,8 @@ impl<'a> PieceFiles<'a> {
     fn found(&self, table: &Table, part: Part) -> Option<PathBuf> {
         let file = self.written.file(&record(table, part))?;
         let paths = [self.work().join(file.work_name()), self.folder.root().join(file.name(self.number))];
-        let is_same = |path: &PathBuf| sha256_of_file(path).is_ok_and(|sum| sum == file.sha256) && is_whole(path, &self.meta);
+        let is_same =
+            |path: &PathBuf| sha256_of_file(path).is_ok_and(|sum| sum == file.sha256) && is_whole(path, &self.meta);
         paths.into_iter().find(is_same)
     }
 
@@ -222,7 +223,9 @@ impl RowSink for PieceFiles<'_> {
 
     fn has_kept(&self, name: &str) -> bool {
         match Self::is_own(name) {
-            true => self.written.kept(name).is_some_and(|sum| sha256_of_file(&self.work().join(name)).ok() == Some(sum)),
+            true => {
+                self.written.kept(name).is_some_and(|sum| sha256_of_file(&self.work().join(name)).ok() == Some(sum))
+            }
             false => self.earlier.has_kept(name),
         }
     }

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use selfrepair_core::files::fingerprint;
 use selfrepair_core::pieces::{Coverage, Piece, PieceText};
 use selfrepair_core::tables::{
-    ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, REPAIR_GRAPH,
-    ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS, Table,
+    ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS,
+    REPAIR_GRAPH, ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS, Table,
 };
 use serde::{Deserialize, Serialize};
 
@@ -261,7 +261,8 @@ pub fn is_work(name: &str) -> bool {
 /// As [`open`].
 pub fn done_shards(root: &Path, open: &OpenPiece) -> Result<usize> {
     let names = Folder::new(root).list(&format!("{}/done", open.folder()))?;
-    let is_shard = |name: &&String| name.rsplit('/').next().is_some_and(|f| parse_number(f.trim_end_matches(".json")).is_some());
+    let is_shard =
+        |name: &&String| name.rsplit('/').next().is_some_and(|f| parse_number(f.trim_end_matches(".json")).is_some());
     Ok(names.iter().filter(is_shard).count())
 }
 
@@ -321,12 +322,25 @@ mod tests {
     fn names_of_files_tell_their_piece() {
         assert_eq!(piece_of_file("00002.parquet"), Some(2));
         assert_eq!(piece_of_file("00012-00003.parquet"), Some(12));
-        for other in ["2.parquet", "00002 (copy).parquet", "00002-3.parquet", "00002.arrow", "tokens.parquet", "00002-00003-00004.parquet"] {
+        for other in [
+            "2.parquet",
+            "00002 (copy).parquet",
+            "00002-3.parquet",
+            "00002.arrow",
+            "tokens.parquet",
+            "00002-00003-00004.parquet",
+        ] {
             assert_eq!(piece_of_file(other), None, "{other}");
         }
         let ours = ["plan.json", "done/00001.json", "done/pairs.json", "ablations/00000.parquet", "sums/1-of-1.sums"];
         assert!(ours.iter().all(|name| is_work(&format!("work/ablate/00001/{name}"))));
-        let others = ["work/ablate/00001/notes.txt", "work/ablate/1/plan.json", "work/ablate/00001/done/a/b.json", "work/ablate/00001/tokens/00000.parquet", "work/sums-00000.f64"];
+        let others = [
+            "work/ablate/00001/notes.txt",
+            "work/ablate/1/plan.json",
+            "work/ablate/00001/done/a/b.json",
+            "work/ablate/00001/tokens/00000.parquet",
+            "work/sums-00000.f64",
+        ];
         assert!(others.iter().all(|name| !is_work(name)));
     }
 }

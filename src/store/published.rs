@@ -114,7 +114,8 @@ impl RunFolder {
             finished.into_iter().map(|(record, _)| record).filter(|r| !replaced.contains(&r.number)).collect();
         records.push(open.record(there.rest(&open.piece)?, seconds));
         records.sort_by_key(|record| record.number);
-        let gone: Vec<String> = old.into_iter().map(|file| file.0).filter(|n| names.iter().all(|new| new.0 != *n)).collect();
+        let gone: Vec<String> =
+            old.into_iter().map(|file| file.0).filter(|n| names.iter().all(|new| new.0 != *n)).collect();
         self.write_pieces(identity, records, kept.into_iter().chain(names).collect(), true)?;
         replaced.iter().filter(|number| **number != open.number).try_for_each(|&number| self.remove_work(number))?;
         own_files::remove_files(root, &gone)?;
@@ -123,7 +124,13 @@ impl RunFolder {
     }
 
     /// Gives a file its name among the tables, without the rows that are there already. Returns its name and size.
-    fn place(&self, open: &OpenPiece, file: &FileRecord, leave: &Leave, files: &PieceFiles) -> Result<Option<(String, u64)>> {
+    fn place(
+        &self,
+        open: &OpenPiece,
+        file: &FileRecord,
+        leave: &Leave,
+        files: &PieceFiles,
+    ) -> Result<Option<(String, u64)>> {
         let (root, name) = (self.root(), file.name(open.number));
         let (from, to) = (root.join(open.folder()).join(file.work_name()), root.join(&name));
         let ledger = self.ledger(Stage::Ablate);
@@ -157,7 +164,8 @@ impl RunFolder {
         if complete {
             files.extend(self.empty_tables(identity, &files)?);
             // A table that has rows now needs no empty file.
-            let has_rows = |table: &str| files.iter().any(|(name, _)| name.starts_with(table) && !name.ends_with(EMPTY_FILE));
+            let has_rows =
+                |table: &str| files.iter().any(|(name, _)| name.starts_with(table) && !name.ends_with(EMPTY_FILE));
             let needed = |name: &str| name.strip_suffix(EMPTY_FILE).is_none_or(|table| !has_rows(table));
             files = files.iter().filter(|(name, _)| needed(name)).cloned().collect();
         }
@@ -204,7 +212,12 @@ impl RunFolder {
     ///
     /// # Errors
     /// If a file cannot be read or written. Nothing is removed then.
-    pub fn drop_ablations(&self, identity: &Inputs, drops: impl Fn(&Ablation) -> bool, additions: bool) -> Result<usize> {
+    pub fn drop_ablations(
+        &self,
+        identity: &Inputs,
+        drops: impl Fn(&Ablation) -> bool,
+        additions: bool,
+    ) -> Result<usize> {
         let root = self.root();
         let mut manifest = pieces::manifest_of(root, identity)?;
         let finished = pieces::finished(root)?;
@@ -256,7 +269,8 @@ impl RunFolder {
                 Leave::Nothing => BTreeSet::new(),
                 Leave::Rows(keys) => keys,
             };
-            let mut record = FileRecord { table: table.name.into(), shard: shard_of(name), size: 0, sha256: String::new() };
+            let mut record =
+                FileRecord { table: table.name.into(), shard: shard_of(name), size: 0, sha256: String::new() };
             let to = self.root().join(record.name(new.number));
             if let Some(sha256) = copy_without(&self.root().join(name), &to, table, &keys, &meta)? {
                 (record.size, record.sha256) = (fs::metadata(&to)?.len(), sha256);
@@ -316,7 +330,12 @@ fn copy_without(
     let file = own_files::open_own(from, OpenOptions::new().read(true)).with_context(place)?;
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(place)?;
     let schema = builder.schema().clone();
-    ensure!(schema.fields().len() == table.schema().fields().len(), "{} has other columns than {}", from.display(), table.name);
+    ensure!(
+        schema.fields().len() == table.schema().fields().len(),
+        "{} has other columns than {}",
+        from.display(),
+        table.name
+    );
     let mut writer = TableWriter::create(table, to, meta)?;
     let mut rows = 0;
     for batch in builder.with_batch_size(ROWS_IN_BATCH).build().with_context(place)? {
@@ -327,4 +346,3 @@ fn copy_without(
     }
     (rows > 0).then(|| writer.finish_with_checksum()).transpose()
 }
-

@@ -106,10 +106,12 @@ mod tests {
         let store = Folder::new(dir.path());
         assert_eq!(store.get("work/a/plan.json").unwrap(), None);
         let created: Vec<bool> = std::thread::scope(|scope| {
-            let create = |i: u8| scope.spawn({
-                let store = &store;
-                move || store.create("work/a/plan.json", &[i; 1000]).unwrap()
-            });
+            let create = |i: u8| {
+                scope.spawn({
+                    let store = &store;
+                    move || store.create("work/a/plan.json", &[i; 1000]).unwrap()
+                })
+            };
             (0..8).map(create).collect::<Vec<_>>().into_iter().map(|t| t.join().unwrap()).collect()
         });
         assert_eq!(created.iter().filter(|&&c| c).count(), 1);

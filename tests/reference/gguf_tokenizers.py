@@ -64,8 +64,6 @@ DIGITS = sequence({"type": "Digits", "individual_digits": True}, byte_level())
 PRE_TOKENIZERS = {
     "gpt-2": entry(byte_level()),
     "phi-2": entry(byte_level()),
-    # No model's: what transformers takes for it. llama.cpp takes another.
-    "default": entry(byte_level()),
     "olmo": entry(byte_level(), NFC),
     "mpt": entry(byte_level(), NFC),
     "smollm": entry(DIGITS),

@@ -189,6 +189,22 @@ fn vocab_and_merges_give_the_ids_of_tokenizer_json() {
     assert_eq!(ids(out.path()), ids(expected.path()));
 }
 
+/// The machine's rate is measured on narrower products: those of such a model would take minutes.
+#[test]
+fn a_large_model_is_described_in_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 14336, "hidden_act": "silu", "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "vocab_size": 128256, "torch_dtype": "bfloat16",
+    });
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    // Of processor time, on all cores together.
+    let script = format!("ulimit -t 20; exec {} model {}", env!("CARGO_BIN_EXE_pipeline"), dir.path().display());
+    let shown = succeeded(std::process::Command::new("sh").args(["-c", &script]).output().unwrap());
+    assert!(shown.contains("8030.") && shown.contains("GFLOP/s"), "{shown}");
+}
+
 /// Every configuration of the paper loads, and names a hub model and the paper's settings.
 #[test]
 fn the_papers_configurations_load() {

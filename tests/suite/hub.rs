@@ -1,5 +1,6 @@
 //! Models and data sets of the hub, from a small hub served on loopback.
 
+mod caches;
 mod hostile;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,8 @@
 //! Tests of the whole program, one binary so that it is linked once.
 
+mod answers;
 mod bad_input;
+mod base_models;
 mod end_to_end;
 mod examples;
 mod extended;
@@ -24,6 +26,7 @@ mod reliability;
 mod s3;
 mod schema;
 mod sql;
+mod sql_output;
 mod sql_prompt;
 mod status;
 mod support;

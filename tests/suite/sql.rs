@@ -193,10 +193,16 @@ fn errors_suggest_names_and_show_the_place() {
         ("select layer, head from ablations group by layer", &["`head` must be in `group by`"]),
         ("select $top", &["$top is not defined", "$top_fraction"]),
         ("insert into tokens select * from tokens", &["read only", "--output"]),
+        (
+            "select * from ablations where component = \"head\"",
+            &["Cannot cast string", "single quotes are for text: 'head'"],
+        ),
+        ("select sum(self_repair > 0) from ablations", &["sum(Boolean)", "Cast the argument", "cast(x > 0 as int)"]),
         ("", &["there is no query"]),
     ] {
         let error = failed(sql(dir.path(), &[query]));
         words.iter().for_each(|word| assert!(error.contains(word), "{query}: `{word}` is not in {error}"));
+        assert!(!error.contains("External") && !error.contains("bug in"), "{query}: {error}");
     }
     let rows = csv(dir.path(), "select count(*) as n from tokens");
     assert_eq!(rows, "n\n192\n", "nothing was inserted");

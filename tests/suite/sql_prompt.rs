@@ -61,7 +61,7 @@ fn statements_go_over_lines_and_the_prompt_explains_errors_and_tables() {
             Type("select count(*) as n\r"),
             Type("from tokens; select 6 * 7 as answer;\r"),
             Expect("| 192 |"),
-            Expect("| 42     |"),
+            Expect("|     42 |"),
             Expect("1 row"),
             // A semicolon in a string ends nothing.
             Type("select 'a;\r"),
@@ -84,6 +84,21 @@ fn statements_go_over_lines_and_the_prompt_explains_errors_and_tables() {
             Expect("timing is on"),
             Type("select 1 as one;\r"),
             Expect("took"),
+            Type("from tokens limit 1;\r"),
+            Expect("| prompt |"),
+            Expect("1 row"),
+            Type("select 2.0 / 3 as x;\r"),
+            Expect("| 0.666667 |"),
+            Type("\\digits all\r"),
+            Type("select 2.0 / 3 as x;\r"),
+            Expect("| 0.6666666666666666 |"),
+            Type("\\digits\r"),
+            Expect("digits: all"),
+            // A line per table, cut where the terminal ends.
+            Type("show tables;\r"),
+            Expect("| ablations "),
+            Expect("… |"),
+            Expect("rows"),
             // What is wider than the terminal is shown a value a line.
             Type("select * from heads limit 2;\r"),
             Expect("[ row 2 ]"),
@@ -122,11 +137,11 @@ fn tab_completes_tables_columns_functions_and_keywords() {
         &[
             Expect("sql> "),
             Type("sel\t avg(self_repair_e\t) as error from head_su\t;\r"),
-            Expect("| error "),
+            Expect("error |"),
             Expect("1 row"),
             // Only a function of that beginning, only columns of the table that is named.
             Type("select approx_median(log_p\t) as middle from clean;\r"),
-            Expect("| middle "),
+            Expect("middle |"),
             Expect("1 row"),
             Type("\\d repair_o\t\r"),
             Expect("share of them above 1"),
@@ -162,12 +177,12 @@ fn ctrl_c_cancels_the_query_and_the_prompt_goes_on() {
             Type("\x03"),
             Expect("cancelled"),
             Type("select 41 + 1 as answer;\r"),
-            Expect("| 42     |"),
+            Expect("|     42 |"),
             // With nothing running, it drops what is typed.
             Type("select 1 fr"),
             Type("\x03"),
             Type("select 43 as next;\r"),
-            Expect("| 43   |"),
+            Expect("|   43 |"),
             Type("\x04"),
         ],
     );
@@ -188,7 +203,7 @@ fn ctrl_c_cancels_planning_too() {
         Type("\x03"),
         Expect("cancelled"),
         Type("select 41 + 1 as answer;\r"),
-        Expect("| 42     |"),
+        Expect("|     42 |"),
         Type("\\q\r"),
     ];
     on_a_terminal(&["sql", "--out", &out], dir.path(), &steps);
@@ -213,6 +228,8 @@ fn a_terminal_gets_the_first_rows_and_is_told_how_to_get_all() {
         ],
     );
     assert!(shown.lines().count() < 600, "{}", shown.lines().count());
+    let shown = on_a_terminal(&["sql", "--out", &out, "show tables"], dir.path(), &[Expect("| ablations ")]);
+    assert!(shown.lines().count() < 60 && shown.lines().all(|l| l.trim_end().chars().count() <= 80), "{shown}");
     // The same without a prompt; and nothing binary.
     let query = "select prompt from ablations";
     let shown = on_a_terminal(&["sql", "--out", &out, query], dir.path(), &[Expect("the first 500 rows")]);

@@ -82,7 +82,8 @@ pub fn flops(config: &Config, a: &Architecture, piece: &Piece) -> f64 {
     let c = &config.corpus;
     let prompts = additions.prompts.min(c.tokens / c.prompt_len);
     let (multiples, heads) = (additions.multiples.len(), additions.heads.len());
-    prompts as f64 * (self_additions::flops(config, a, multiples) + stream_additions::flops(config, a, heads, multiples))
+    prompts as f64
+        * (self_additions::flops(config, a, multiples) + stream_additions::flops(config, a, heads, multiples))
 }
 
 fn write(context: &MeasureContext, table: &Table, rows: impl FnOnce(&mut dyn RowWriter) -> Result<()>) -> Result<()> {

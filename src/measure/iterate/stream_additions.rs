@@ -84,7 +84,8 @@ impl StreamAdditions {
         let a = context.architecture;
         let of = |name: &String| {
             let head = Ablatable::parse(name)?;
-            let number = context.piece.components().binary_search(&head).ok().context("a head that is not in its piece")?;
+            let number =
+                context.piece.components().binary_search(&head).ok().context("a head that is not in its piece")?;
             Ok((number, head.layer, head.head.unwrap_or_default()))
         };
         let heads: Vec<_> = additions.heads.iter().map(of).collect::<Result<_>>()?;

@@ -69,7 +69,7 @@ pub const O200K: &str = concat!(
 
 fn before(pre: &str) -> Option<Before> {
     let (compose, split, ignore_merges) = match pre {
-        "gpt-2" | "phi-2" | "default" | "jais" => (false, SplitBy::Gpt2, false),
+        "gpt-2" | "phi-2" | "jais" => (false, SplitBy::Gpt2, false),
         "olmo" | "mpt" => (true, SplitBy::Gpt2, false),
         "smollm" | "starcoder" | "refact" | "codeshell" | "exaone" | "minerva" => (false, SplitBy::Digits, false),
         "command-r" => (true, SplitBy::Digits, false),
@@ -82,13 +82,31 @@ fn before(pre: &str) -> Option<Before> {
     Some(Before { compose, split, ignore_merges })
 }
 
-fn byte_level_bpe(gguf: &GgufFile) -> Result<Tokenizer> {
-    let pre = match gguf.optional("tokenizer.ggml.pre") {
-        Some(value) => value.to_string()?.as_str(),
-        // Before the key there was one, GPT-2's; only for these models that was right.
-        None if ["gpt2", "phi2"].contains(&gguf.architecture()?) => "gpt-2",
-        None => bail!("`tokenizer.ggml.pre` is missing; use the model's folder with tokenizer.json, or a newer file"),
+/// The pre-tokenizer. Files of 2024 have `default` for whatever their converter did not know, and earlier ones have none;
+/// then it is that of the architecture, if all its models have the same.
+fn pre_tokenizer(gguf: &GgufFile) -> Result<&str> {
+    let named = match gguf.optional("tokenizer.ggml.pre") {
+        Some(value) => Some(value.to_string().context("`tokenizer.ggml.pre` is not a text")?.as_str()),
+        None => None,
     };
+    let said = match named {
+        Some("default") => "`default`, which names no pre-tokenizer",
+        Some(name) => return Ok(name),
+        None => "missing",
+    };
+    Ok(match gguf.architecture()? {
+        "gpt2" | "phi2" => "gpt-2",
+        "gptneox" | "olmo" => "olmo",
+        "qwen2" | "qwen3" => "qwen2",
+        arch => bail!(
+            "`tokenizer.ggml.pre` is {said}, and models of the architecture {arch} have different ones; use the model's \
+             folder with tokenizer.json, or a newer file"
+        ),
+    })
+}
+
+fn byte_level_bpe(gguf: &GgufFile) -> Result<Tokenizer> {
+    let pre = pre_tokenizer(gguf)?;
     let before = before(pre).with_context(|| {
         format!("the pre-tokenizer `{pre}` is not supported yet; use the model's folder with tokenizer.json")
     })?;
@@ -232,21 +250,49 @@ mod tests {
         }
     }
 
+    /// The byte-level tokenizer of the fixtures with other metadata.
+    fn with_metadata(changes: &[(&str, Option<&str>)]) -> Result<Tokenizer> {
+        let mut file = File::open(Path::new(FIXTURES).join("bpe.gguf")).unwrap();
+        let mut metadata = Content::read(&mut file).unwrap().metadata;
+        for (key, value) in changes {
+            match value {
+                Some(value) => metadata.insert((*key).into(), GgufValue::String((*value).into())),
+                None => metadata.remove(*key),
+            };
+        }
+        let entries: Vec<(&str, &GgufValue)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("renamed.gguf");
+        write(&mut File::create(&path).unwrap(), &entries, &[]).unwrap();
+        from_gguf(&GgufFile::open(&path).unwrap())
+    }
+
     #[test]
     fn every_pre_tokenizer_gives_the_ids_of_hugging_face() {
         let cases: Cases = read("cases.json");
         assert!(cases.ids.len() > 10);
-        let mut file = File::open(Path::new(FIXTURES).join("bpe.gguf")).unwrap();
-        let content = Content::read(&mut file).unwrap();
-        let dir = tempfile::tempdir().unwrap();
         for (pre, expected) in &cases.ids {
-            let mut metadata = content.metadata.clone();
-            metadata.insert("tokenizer.ggml.pre".into(), GgufValue::String(pre.clone()));
-            let entries: Vec<(&str, &GgufValue)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
-            let path = dir.path().join("renamed.gguf");
-            write(&mut File::create(&path).unwrap(), &entries, &[]).unwrap();
-            let tokenizer = from_gguf(&GgufFile::open(&path).unwrap()).unwrap();
+            let tokenizer = with_metadata(&[("tokenizer.ggml.pre", Some(pre))]).unwrap();
             assert_ids(&tokenizer, &cases.texts, expected, pre);
+        }
+    }
+
+    #[test]
+    fn a_default_or_missing_pre_tokenizer_is_that_of_the_architecture_or_refused() {
+        let cases: Cases = read("cases.json");
+        for pre in [Some("default"), None] {
+            let of = |arch: &str| with_metadata(&[("tokenizer.ggml.pre", pre), ("general.architecture", Some(arch))]);
+            for (arch, name) in
+                [("gpt2", "gpt-2"), ("phi2", "phi-2"), ("gptneox", "olmo"), ("qwen2", "qwen2"), ("qwen3", "qwen2")]
+            {
+                assert_ids(&of(arch).unwrap(), &cases.texts, &cases.ids[name], arch);
+            }
+            // Llama 3, SmolLM and DeepSeek are one architecture, and StableLM had GPT-NeoX's tokenizer before its own.
+            for arch in ["llama", "stablelm", "smollm3"] {
+                let error = format!("{:#}", of(arch).unwrap_err());
+                assert!(error.contains(arch) && error.contains("`tokenizer.ggml.pre` is"), "{error}");
+                assert!(error.contains("tokenizer.json"), "{error}");
+            }
         }
     }
 

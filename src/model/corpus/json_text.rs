@@ -2,22 +2,55 @@
 
 use std::fmt;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// The text under `key` of a JSON object; of several, the last.
-pub fn text_under(key: &str, line: &str) -> Result<String> {
-    let mut reader = serde_json::Deserializer::from_str(line);
-    let found = Key(key).deserialize(&mut reader).and_then(|found| reader.end().map(|()| found));
-    match found.context("not valid JSON")? {
-        Some(Found::Text(text)) => Ok(text),
+use crate::non_finite;
+
+/// What a line has under a key.
+#[derive(Debug, PartialEq)]
+pub enum Under {
+    Text(String),
+    Null,
+    /// There is no such key.
+    Missing,
+}
+
+/// What is under `key` of a JSON object; of several, the last.
+pub fn text_under(key: &str, line: &str) -> Result<Under> {
+    let read = |line: &str| {
+        let mut reader = serde_json::Deserializer::from_str(line);
+        Key(key).deserialize(&mut reader).and_then(|found| reader.end().map(|()| found))
+    };
+    let found = read(line).or_else(|e| non_finite::replaced(line, "null").map_or(Err(e), |line| read(&line)));
+    match found.map_err(not_json)? {
+        Some(Found::Text(text)) => Ok(Under::Text(text)),
+        Some(Found::Null) => Ok(Under::Null),
         Some(Found::Other(other)) => bail!("`{key}` is {other}; expected a string"),
-        None => bail!("no key `{key}` (name another with corpus.text_column)"),
+        None => Ok(Under::Missing),
     }
+}
+
+/// Why a text is no JSON, and what can be done.
+pub fn not_json(error: serde_json::Error) -> Error {
+    let text = error.to_string();
+    let advice = match text.contains("surrogate") || text.contains("unexpected end of hex escape") {
+        true => {
+            "; an escape such as \\ud83d is half a character and stands alone: write the whole character, or leave the line out"
+        }
+        false => "",
+    };
+    anyhow!("not valid JSON: {text}{advice}")
+}
+
+/// That a line has no such key.
+pub fn no_key(key: &str) -> Error {
+    anyhow!("no key `{key}` (name another with corpus.text_column)")
 }
 
 enum Found {
     Text(String),
+    Null,
     /// How an error calls it.
     Other(String),
 }
@@ -88,7 +121,7 @@ impl<'de> Visitor<'de> for Any {
     }
 
     fn visit_unit<E>(self) -> Result<Found, E> {
-        Ok(Found::Other("null".into()))
+        Ok(Found::Null)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Found, A::Error> {
@@ -109,16 +142,40 @@ mod tests {
     #[test]
     fn the_text_is_found_among_other_keys_and_anything_else_is_named() {
         let of = |line: &str| text_under("text", line).map_err(|e| format!("{e:#}"));
-        assert_eq!(of("{\"id\": [1, {\"text\": 2}], \"text\": \"zwei \\u00e9\", \"x\": null}").unwrap(), "zwei é");
-        assert_eq!(of("{\"text\": \"a\", \"text\": \"b\"}").unwrap(), "b");
-        for (value, said) in [("5", "5"), ("-1.5", "-1.5"), ("null", "null"), ("[1]", "a list"), ("{}", "an object")] {
+        let text = |line: &str| match of(line) {
+            Ok(Under::Text(text)) => text,
+            other => panic!("{line}: {other:?}"),
+        };
+        assert_eq!(text("{\"id\": [1, {\"text\": 2}], \"text\": \"zwei \\u00e9\", \"x\": null}"), "zwei é");
+        assert_eq!(text("{\"text\": \"a\", \"text\": \"b\"}"), "b");
+        for (value, said) in [("5", "5"), ("-1.5", "-1.5"), ("[1]", "a list"), ("{}", "an object")] {
             assert!(of(&format!("{{\"text\": {value}}}")).unwrap_err().contains(&format!("`text` is {said}")));
         }
-        assert!(of("{\"body\": \"x\"}").unwrap_err().contains("no key `text`"));
+        assert_eq!(of("{\"text\": null}").unwrap(), Under::Null);
+        assert_eq!(of("{\"body\": \"x\"}").unwrap(), Under::Missing);
         for line in ["{oops", "[]", "{\"text\": \"a\"} x", "{\"text\": \"a\"", "5", &"[".repeat(100_000)] {
             assert!(of(line).unwrap_err().contains("not valid JSON"), "{line}");
         }
         let deep = format!("{{\"x\": {}", "[".repeat(100_000));
         assert!(of(&deep).unwrap_err().contains("not valid JSON"));
+    }
+
+    #[test]
+    fn values_that_are_not_read_need_not_be_numbers_nor_whole_characters() {
+        let of = |line: &str| text_under("text", line).map_err(|e| format!("{e:#}"));
+        let a = || Under::Text("a".into());
+        for line in [
+            r#"{"score": NaN, "text": "a"}"#,
+            r#"{"text": "a", "scores": [1.0, -Infinity, {"x": Infinity}]}"#,
+            r#"{"emoji": "\ud83d", "text": "a"}"#,
+        ] {
+            assert_eq!(of(line), Ok(a()), "{line}");
+        }
+        assert_eq!(of(r#"{"text": NaN}"#), Ok(Under::Null));
+        for line in [r#"{"text": "a \ud83d"}"#, r#"{"text": "a \ud83d b"}"#, r#"{"text": "\udc00"}"#] {
+            let said = of(line).unwrap_err();
+            assert!(said.contains("not valid JSON") && said.contains("half a character"), "{said}");
+        }
+        assert_eq!(of(r#"{"text": "\ud83d\ude00"}"#), Ok(Under::Text("😀".into())));
     }
 }

@@ -1,15 +1,51 @@
 //! Lines of a file. Long lines are read in parts.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::read::Part;
+use selfrepair_core::untrusted::{MARK, not_utf8};
+
+/// Bytes without the byte order mark before them.
+struct WithoutMark<R> {
+    inner: R,
+    /// The first bytes, as many as the mark has; `None` before they were read.
+    first: Option<io::Cursor<Vec<u8>>>,
+}
+
+impl<R: Read> Read for WithoutMark<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.first.is_none() {
+            let mut first = Vec::new();
+            while first.len() < MARK.len() {
+                let mut bytes = [0; MARK.len()];
+                match self.inner.read(&mut bytes[first.len()..]) {
+                    Ok(0) => break,
+                    Ok(n) => {
+                        let from = first.len();
+                        first.extend_from_slice(&bytes[from..from + n]);
+                    }
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            if first == MARK {
+                first.clear();
+            }
+            self.first = Some(io::Cursor::new(first));
+        }
+        match self.first.as_mut().map_or(Ok(0), |first| first.read(buffer))? {
+            0 => self.inner.read(buffer),
+            n => Ok(n),
+        }
+    }
+}
 
 /// Numbered lines in parts of about `most` bytes. Empty lines are counted and left out.
 pub struct Lines<R> {
-    reader: BufReader<R>,
+    reader: BufReader<WithoutMark<R>>,
     name: String,
     number: usize,
     most: usize,
@@ -23,7 +59,8 @@ pub struct Lines<R> {
 impl<R: Read> Lines<R> {
     pub fn new(path: &Path, reader: R, most: usize) -> Self {
         let name = path.display().to_string();
-        Self { reader: BufReader::new(reader), name, number: 0, most, kept: vec![], inside: false, failed: false }
+        let reader = BufReader::new(WithoutMark { inner: reader, first: None });
+        Self { reader, name, number: 0, most, kept: vec![], inside: false, failed: false }
     }
 
     fn advance(&mut self) -> Result<Option<(usize, Part)>> {
@@ -51,7 +88,7 @@ impl<R: Read> Lines<R> {
             self.kept = bytes.split_off(end);
         }
         self.inside = !last;
-        let text = String::from_utf8(bytes).ok().context("it is not UTF-8")?;
+        let text = String::from_utf8(bytes).map_err(|e| anyhow!(not_utf8(e.as_bytes())))?;
         Ok(Some((self.number, Part { text, last })))
     }
 
@@ -114,6 +151,20 @@ mod tests {
                 assert_eq!(found, expected, "{text:?} in parts of {most}");
             }
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let mark = "\u{feff}";
+        for text in ["", "a", "\nab\ncd", "\r\n\r\nä"] {
+            for most in 1..5 {
+                let plain = lines(text.as_bytes(), most).unwrap();
+                assert_eq!(lines(format!("{mark}{text}").as_bytes(), most).unwrap(), plain, "{text:?}");
+            }
+        }
+        assert_eq!(lines(format!("a\n{mark}b").as_bytes(), 9).unwrap()[1].1, format!("{mark}b"));
+        let error = format!("{:#}", lines(b"\xff\xfea\0\n\0", 9).unwrap_err());
+        assert!(error.contains("line 1") && error.contains("it is UTF-16"), "{error}");
     }
 
     #[test]

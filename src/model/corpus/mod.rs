@@ -1,5 +1,6 @@
 //! Corpora: documents → token ids → prompts.
 
+mod answers;
 mod cuts;
 mod gguf_tokenizer;
 pub mod ioi;
@@ -8,12 +9,13 @@ mod lines;
 mod pieces;
 mod prompt_set;
 mod read;
+mod splits;
 mod tokenizer;
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::rc::Rc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use rayon::prelude::*;
 
 pub use tokenizer::TextTokenizer;
@@ -21,12 +23,13 @@ pub use tokenizer::TextTokenizer;
 use crate::hub::{HubRepo, Kind};
 use crate::provision;
 use pieces::{PIECE, Piece, Pieces};
-use read::documents;
+use read::{Skipped, documents};
 use selfrepair_core::config::{CorpusConfig, Mode};
 use selfrepair_core::interrupt;
 use selfrepair_core::progress;
 use selfrepair_core::prompts::{Corpus, Stream};
-use selfrepair_core::untrusted::open_file;
+use selfrepair_core::untrusted::{open_file, read_text};
+use splits::training_files;
 
 /// The files a `corpus.source` names, in order, fetching a `package:` or `hf:` one.
 pub fn resolve(source: &str) -> Result<Vec<PathBuf>> {
@@ -48,31 +51,23 @@ pub fn resolve(source: &str) -> Result<Vec<PathBuf>> {
     Ok(vec![path])
 }
 
-/// The files of a data set of the hub: its Parquet files, else its JSON lines or texts; of several splits, `train`.
+/// The files of a data set of the hub: its split `train`.
 fn fetch(name: &str) -> Result<Vec<PathBuf>> {
     let repo = HubRepo::new(Kind::Dataset, name, "")?;
-    let mut files = repo.files()?;
-    files.sort();
-    let endings: [&[&str]; 3] = [&[".parquet"], &[".jsonl", ".jsonl.gz", ".jsonl.zst"], &[".txt"]];
-    for ending in endings {
-        let mut found: Vec<&String> = files.iter().filter(|f| ending.iter().any(|e| f.ends_with(e))).collect();
-        if found.iter().any(|f| f.contains("train")) {
-            found.retain(|f| f.contains("train"));
-        }
-        let folders: BTreeSet<&str> =
-            found.iter().map(|f| f.rsplit_once('/').map_or("", |(folder, _)| folder)).collect();
-        ensure!(
-            folders.len() <= 1,
-            "corpus.source = \"hf:{name}\": the data set has several configurations ({}); download the one you mean and \
-             name its file",
-            folders.into_iter().collect::<Vec<_>>().join(", ")
-        );
-        if !found.is_empty() {
-            return found.into_iter().map(|f| repo.get(f)).collect();
-        }
-    }
-    bail!("corpus.source = \"hf:{name}\": the data set has no .parquet, .jsonl or .txt files")
+    let files = repo.files()?;
+    let readme = match files.iter().any(|f| f == README) {
+        true => Some(read_text(&repo.get(README)?, MOST_README)?),
+        false => None,
+    };
+    let chosen = training_files(&files, readme.as_deref());
+    let chosen = chosen.with_context(|| format!("corpus.source = \"hf:{name}\""))?;
+    chosen.iter().map(|file| repo.get(file)).collect()
 }
+
+const README: &str = "README.md";
+
+/// The most bytes that a README may have: with thousands of configurations it has a few megabytes.
+const MOST_README: u64 = 64 << 20;
 
 /// Pieces of documents that are tokenized at a time: enough for all cores, few enough that a small sample of a large file
 /// stays quick.
@@ -101,14 +96,16 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
     let bar = progress::bar("corpus", wanted as u64, "tokens");
     let mut stream = Stream::default();
     // Files are opened one after the other, and read only as far as they are needed.
-    let mut documents = paths
-        .iter()
-        .flat_map(|path| documents(path, &config.text_column).unwrap_or_else(|e| Box::new(std::iter::once(Err(e)))));
-    let mut pieces = Pieces::new(&mut documents, tokenizer.cuts());
+    let skipped = Rc::<Skipped>::default();
+    let of_file = |path: &PathBuf| {
+        documents(path, &config.text_column, &skipped).unwrap_or_else(|e| Box::new(std::iter::once(Err(e))))
+    };
+    let mut documents = paths.iter().flat_map(of_file);
+    let mut pieces = Ahead { pieces: Pieces::new(&mut documents, tokenizer.cuts()), failed: None };
     while stream.tokens() < wanted {
         interrupt::check()?;
         let bytes = (wanted - stream.tokens()).saturating_mul(BYTES_A_TOKEN).clamp(PIECE, BYTES_AT_ONCE);
-        let batch = take(&mut pieces, bytes)?;
+        let batch = pieces.take(bytes)?;
         if batch.is_empty() {
             break;
         }
@@ -120,9 +117,9 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
         }
         bar.set_position((stream.tokens() as u64).min(wanted as u64));
     }
-    let count = pieces.documents();
+    let count = pieces.pieces.documents();
     bar.finish();
-    let packed = stream.pack(config.prompt_len, config.bos.then_some(special.bos), wanted_prompts);
+    let mut packed = stream.pack(config.prompt_len, config.bos.then_some(special.bos), wanted_prompts);
     let prompts = &packed.prompts;
     ensure!(
         prompts.count() >= 2,
@@ -137,16 +134,43 @@ fn packed(config: &CorpusConfig, paths: &[PathBuf], tokenizer: &TextTokenizer) -
         let have = prompts.count() * config.prompt_len;
         progress::line("corpus", &format!("the corpus has only {have} of the {} tokens asked for", config.tokens));
     }
+    if skipped.rows.get() > 0 {
+        packed.warnings.push(format!(
+            "{} row(s) of the corpus have no text (`{}` is null or missing) and were left out",
+            skipped.rows.get(),
+            config.text_column
+        ));
+    }
     Ok(packed)
 }
 
-/// The next pieces, up to so many bytes.
-fn take(pieces: &mut impl Iterator<Item = Result<Piece>>, bytes: usize) -> Result<Vec<Piece>> {
-    let (mut batch, mut taken) = (Vec::new(), 0);
-    while batch.len() < PIECES_AT_ONCE && taken < bytes {
-        let Some(piece) = pieces.next().transpose()? else { break };
-        taken += piece.text.len();
-        batch.push(piece);
+/// Pieces that are read ahead of what is needed. An error that lies behind the last needed one does not matter.
+struct Ahead<I> {
+    pieces: I,
+    failed: Option<Error>,
+}
+
+impl<I: Iterator<Item = Result<Piece>>> Ahead<I> {
+    /// The next pieces, up to so many bytes.
+    fn take(&mut self, bytes: usize) -> Result<Vec<Piece>> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let (mut batch, mut taken) = (Vec::new(), 0);
+        while batch.len() < PIECES_AT_ONCE && taken < bytes {
+            match self.pieces.next() {
+                Some(Ok(piece)) => {
+                    taken += piece.text.len();
+                    batch.push(piece);
+                }
+                Some(Err(error)) if batch.is_empty() => return Err(error),
+                Some(Err(error)) => {
+                    self.failed = Some(error);
+                    break;
+                }
+                None => break,
+            }
+        }
+        Ok(batch)
     }
-    Ok(batch)
 }

@@ -3,24 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
+use serde_json::Value;
 
+use super::answers::{Answers, Before, whole};
 use super::read::{Row, rows};
 use super::tokenizer::TextTokenizer;
 use selfrepair_core::config::CorpusConfig;
 use selfrepair_core::prompts::{Answer, Corpus, Prompts};
-
-/// A row of the file, besides its text.
-#[derive(Debug, Deserialize)]
-struct PromptRow {
-    /// One token of the model, with the space before it if it has one; the prompt's own next token if missing.
-    answer: Option<String>,
-    /// One token, whose logit is subtracted.
-    wrong: Option<String>,
-    /// The position that is read, BOS counted; negative from the end. The last, or the one before the prompt's last
-    /// token if that is the answer.
-    position: Option<i64>,
-}
 
 /// Every prompt of the files, each a document.
 pub fn prompts<'a>(
@@ -32,12 +21,13 @@ pub fn prompts<'a>(
         true => Some(tokenizer.specials(config)?.bos),
         false => None,
     };
+    let mut answers = Answers::new(tokenizer)?;
     let (mut out, mut read) = (Vec::new(), Vec::new());
     for path in paths {
         read.push(path.display().to_string());
         for row in rows(path)? {
             let row = row?;
-            let prompt = prompt(config, &row, bos, tokenizer).with_context(|| row.place.clone())?;
+            let prompt = prompt(config, &row, bos, tokenizer, &mut answers).with_context(|| row.place.clone())?;
             out.push(prompt);
         }
     }
@@ -48,7 +38,7 @@ pub fn prompts<'a>(
         (0..prompt.len()).map(move |s| (!is_bos(s)).then_some(p as u32)).collect::<Vec<_>>()
     };
     let documents = prompts.iter().enumerate().flat_map(numbers).collect();
-    Ok(Corpus { prompts, documents })
+    Ok(Corpus { prompts, documents, warnings: answers.warnings() })
 }
 
 /// Keys that a row may have besides its text; the last two are what `pipeline prompts` says of its own.
@@ -68,7 +58,16 @@ fn check_keys(config: &CorpusConfig, row: &Row) -> Result<()> {
     )
 }
 
-fn prompt(config: &CorpusConfig, row: &Row, bos: Option<u32>, tokenizer: &TextTokenizer) -> Result<(Vec<u32>, Answer)> {
+/// `answer`: one token of the model, with the space before it if it has one; the prompt's own next token if missing.
+/// `wrong`: one token, whose logit is subtracted. `position`: the position that is read, BOS counted, negative from the
+/// end; the last, or the one before the prompt's last token if that is the answer.
+fn prompt(
+    config: &CorpusConfig,
+    row: &Row,
+    bos: Option<u32>,
+    tokenizer: &TextTokenizer,
+    answers: &mut Answers,
+) -> Result<(Vec<u32>, Answer)> {
     check_keys(config, row)?;
     let text = row.text(&config.text_column)?;
     let mut tokens = Vec::from_iter(bos);
@@ -80,33 +79,38 @@ fn prompt(config: &CorpusConfig, row: &Row, bos: Option<u32>, tokenizer: &TextTo
         "the prompt has {length} tokens, more than corpus.prompt_len = {}; raise it",
         config.prompt_len
     );
-    let PromptRow { answer, wrong, position } =
-        PromptRow::deserialize(&row.json).context("`answer` and `wrong` are strings, `position` is a whole number")?;
-    let default = length as i64 - if answer.is_some() { 1 } else { 2 };
-    let given = position.unwrap_or(default);
-    let from_start = if given < 0 && position.is_some() { given + length as i64 } else { given };
-    let position = usize::try_from(from_start).ok().filter(|&p| p < length);
-    let position =
-        position.with_context(|| format!("position {given} is outside the prompt's {length} tokens (BOS counted)"))?;
-    let answer = match answer {
-        Some(text) => one_token("answer", &text, tokenizer)?,
+    let given = |key: &str| row.json.get(key).filter(|value| !value.is_null());
+    let position = position(given("position"), length, given("answer").is_some())?;
+    let read = &tokens[tokens.len().min(usize::from(bos.is_some()))..=position];
+    let text = match position + 1 == length {
+        true => Some(text.to_string()),
+        // Of a part of the prompt, the text is known if it is made of the same tokens.
+        false => Some(tokenizer.decode(read)?).filter(|text| tokenizer.encode(text).is_ok_and(|ids| ids == read)),
+    };
+    let before = text.as_deref().map(|text| Before { place: &row.place, text, tokens: read });
+    let mut token = |key: &str, value: &Value| answers.token(key, value, before.as_ref());
+    let answer = match given("answer") {
+        Some(value) => token("answer", value)?,
         None => *tokens.get(position + 1).with_context(|| {
             format!("there is no `answer`, and no token after position {position} that could be one")
         })?,
     };
-    let wrong = wrong.map(|text| one_token("wrong", &text, tokenizer)).transpose()?;
+    let wrong = given("wrong").map(|value| token("wrong", value)).transpose()?;
     if wrong == Some(answer) {
         bail!("`answer` and `wrong` are the same token");
     }
     Ok((tokens, Answer { position, answer, wrong }))
 }
 
-fn one_token(key: &str, text: &str, tokenizer: &TextTokenizer) -> Result<u32> {
-    match tokenizer.encode(text)?.as_slice() {
-        &[one] => Ok(one),
-        many => {
-            let pieces: Vec<String> = many.iter().map(|&id| tokenizer.text_of(id)).collect::<Result<_>>()?;
-            bail!("`{key}` must be one token, but \"{text}\" is {} of this model: {pieces:?}", many.len())
-        }
-    }
+fn position(given: Option<&Value>, length: usize, has_answer: bool) -> Result<usize> {
+    let given = given.map(|value| whole("position", value)).transpose()?;
+    let default = length as i64 - if has_answer { 1 } else { 2 };
+    let from_start = match given {
+        Some(given) if given < 0 => given + length as i64,
+        _ => given.unwrap_or(default),
+    };
+    let position = usize::try_from(from_start).ok().filter(|&p| p < length);
+    position.with_context(|| {
+        format!("position {} is outside the prompt's {length} tokens (BOS counted)", given.unwrap_or(default))
+    })
 }

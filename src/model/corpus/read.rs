@@ -1,19 +1,24 @@
 //! Documents from text, JSON lines and Parquet, one at a time.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
-use arrow::array::{Array, AsArray};
-use arrow::datatypes::{DataType, Field, Schema};
+use anyhow::{Context, Error, Result, bail, ensure};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{BinaryViewType, DataType, Field, Schema};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 
-use super::json_text::text_under;
+use super::json_text::{Under, no_key, not_json, text_under};
 use super::lines::Lines;
-use selfrepair_core::untrusted::{open_file, without_panic};
+use crate::non_finite::{self, MARKED};
+use selfrepair_core::untrusted::{not_utf8, open_file, without_panic};
 
 /// A document, or a part of one that is too long to be read at once.
 #[derive(Debug, PartialEq)]
@@ -34,21 +39,39 @@ const MOST_LINE: usize = 256 << 20;
 /// The most bytes that a row of a prompt set may have.
 const MOST_ROW: usize = 16 << 20;
 
-/// The documents of a file, by its extension. Empty documents are skipped.
-pub fn documents(path: &Path, text_column: &str) -> Result<Documents> {
+/// Rows without a text, which are left out and counted.
+#[derive(Debug, Default)]
+pub struct Skipped {
+    pub rows: Cell<usize>,
+}
+
+/// The documents of a file, by its extension. Empty documents are skipped; rows whose text is null are counted too.
+pub fn documents(path: &Path, text_column: &str, skipped: &Rc<Skipped>) -> Result<Documents> {
     let file = open_file(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let json = |reader: Box<dyn Read>| whole(JsonTexts::of_lines(path, reader, text_column, skipped));
     Ok(match name.as_str() {
         n if n.ends_with(".txt") || n.ends_with(".cor") => texts(Lines::new(path, file, PART)),
-        n if n.ends_with(".jsonl") => json_lines(path, file, text_column),
-        n if n.ends_with(".jsonl.gz") => json_lines(path, flate2::read::MultiGzDecoder::new(file), text_column),
-        n if n.ends_with(".jsonl.zst") => json_lines(path, zstd::Decoder::new(file)?, text_column),
-        n if n.ends_with(".parquet") => whole(parquet_rows(path, file, text_column)?),
+        n if n.ends_with(".jsonl") => json(Box::new(file)),
+        n if n.ends_with(".jsonl.gz") => json(Box::new(flate2::read::MultiGzDecoder::new(file))),
+        n if n.ends_with(".jsonl.zst") => json(Box::new(zstd_reader(path, file)?)),
+        n if n.ends_with(".parquet") => whole(parquet_rows(path, file, text_column, skipped)?),
         _ => bail!(
             "{}: not a corpus; expected a name that ends in .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet",
             path.display()
         ),
     })
+}
+
+/// With `zstd --long=31`, what is repeated may lie two gigabytes back; the library allows 128 megabytes unless it is told.
+fn zstd_reader(path: &Path, file: File) -> Result<impl Read + use<>> {
+    const LONGEST_WINDOW: u32 = 31;
+    let open = || -> Result<_> {
+        let mut decoder = zstd::Decoder::new(file)?;
+        decoder.window_log_max(LONGEST_WINDOW)?;
+        Ok(decoder)
+    };
+    open().with_context(|| format!("{}: cannot be read", path.display()))
 }
 
 /// Documents that were read whole.
@@ -69,12 +92,78 @@ fn texts(lines: impl Iterator<Item = Result<(usize, Part)>> + 'static) -> Docume
     Box::new(parts.map(|part| part.map(|(_, part)| part)))
 }
 
-fn json_lines(path: &Path, reader: impl Read + 'static, key: &str) -> Documents {
-    let (name, key) = (path.display().to_string(), key.to_string());
-    whole(whole_lines(path, reader, MOST_LINE).map(move |line| {
+/// The texts of JSON lines. A row whose text is null is left out, and one without the key too, as Spark writes null; if
+/// no row has the key, it is misspelt.
+struct JsonTexts<L> {
+    lines: L,
+    name: String,
+    key: String,
+    skipped: Rc<Skipped>,
+    /// Whether a row has the key.
+    found: bool,
+    /// What is wrong with the first row, if it has none, and how many have none.
+    missing: Option<Error>,
+    count: usize,
+}
+
+/// Rows that are read in search of the key.
+const MOST_WITHOUT_KEY: usize = 1000;
+
+impl JsonTexts<()> {
+    fn of_lines<R: Read + 'static>(
+        path: &Path,
+        reader: R,
+        key: &str,
+        skipped: &Rc<Skipped>,
+    ) -> JsonTexts<impl Iterator<Item = Result<(usize, String)>> + use<R>> {
+        JsonTexts {
+            lines: whole_lines(path, reader, MOST_LINE),
+            name: path.display().to_string(),
+            key: key.to_string(),
+            skipped: skipped.clone(),
+            found: false,
+            missing: None,
+            count: 0,
+        }
+    }
+}
+
+impl<L: Iterator<Item = Result<(usize, String)>>> JsonTexts<L> {
+    fn read(&mut self, line: Result<(usize, String)>) -> Result<Option<String>> {
         let (number, line) = line?;
-        text_under(&key, &line).with_context(|| format!("{name}, line {number}"))
-    }))
+        let place = || format!("{}, line {number}", self.name);
+        match text_under(&self.key, &line).with_context(place)? {
+            Under::Text(text) => {
+                self.found = true;
+                return Ok(Some(text));
+            }
+            Under::Null => self.found = true,
+            Under::Missing if !self.found => {
+                self.missing.get_or_insert_with(|| no_key(&self.key).context(place()));
+                self.count += 1;
+                if self.count == MOST_WITHOUT_KEY {
+                    self.found = true;
+                    return Err(self.missing.take().unwrap_or_else(|| no_key(&self.key)));
+                }
+            }
+            Under::Missing => {}
+        }
+        self.skipped.rows.update(|rows| rows + 1);
+        Ok(None)
+    }
+}
+
+impl<L: Iterator<Item = Result<(usize, String)>>> Iterator for JsonTexts<L> {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while let Some(line) = self.lines.next() {
+            if let Some(text) = self.read(line).transpose() {
+                return Some(text);
+            }
+        }
+        self.missing.take().filter(|_| !self.found).map(Err)
+    }
 }
 
 /// Numbered lines of at most `most` bytes, without blank ones.
@@ -94,8 +183,33 @@ fn by_parquet_types() -> ArrowReaderOptions {
     ArrowReaderOptions::new().with_skip_arrow_metadata(true)
 }
 
+/// Texts, also as bytes that are not said to be text, as Spark, Hive and old writers have them.
 fn is_text(t: &DataType) -> bool {
-    matches!(t, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+    view_of(t).is_some()
+}
+
+/// What a text is read as. Bytes stay bytes, because the reader would not look whether they are UTF-8.
+fn view_of(t: &DataType) -> Option<DataType> {
+    match t {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(DataType::Utf8View),
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => Some(DataType::BinaryView),
+        _ => None,
+    }
+}
+
+/// The text of a row, if it has one.
+fn text_of_row(column: &ArrayRef, row: usize) -> Result<Option<String>> {
+    if column.is_null(row) {
+        return Ok(None);
+    }
+    if let Some(texts) = column.as_string_view_opt() {
+        return Ok(Some(texts.value(row).to_string()));
+    }
+    let bytes = column.as_byte_view_opt::<BinaryViewType>().context("its texts do not have the declared type")?;
+    let bytes = bytes.value(row);
+    let text =
+        str::from_utf8(bytes).ok().with_context(|| format!("a text of {} bytes: {}", bytes.len(), not_utf8(bytes)))?;
+    Ok(Some(text.to_string()))
 }
 
 /// A Parquet file whose texts are read as views: a text that a dictionary has once is there once in memory too, however
@@ -103,9 +217,9 @@ fn is_text(t: &DataType) -> bool {
 fn open_parquet(path: &Path, file: File) -> Result<ParquetRecordBatchReaderBuilder<File>> {
     let open = || {
         let plain = ArrowReaderMetadata::load(&file, by_parquet_types())?;
-        let view = |field: &Arc<Field>| match is_text(field.data_type()) {
-            true => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8View)),
-            false => field.clone(),
+        let view = |field: &Arc<Field>| match view_of(field.data_type()) {
+            Some(view) => Arc::new(field.as_ref().clone().with_data_type(view)),
+            None => field.clone(),
         };
         let views = Schema::new(plain.schema().fields().iter().map(view).collect::<Vec<_>>());
         let options = by_parquet_types().with_schema(Arc::new(views));
@@ -115,20 +229,28 @@ fn open_parquet(path: &Path, file: File) -> Result<ParquetRecordBatchReaderBuild
     without_panic(open).with_context(|| format!("{} is not a complete Parquet file", path.display()))
 }
 
-fn parquet_rows(path: &Path, file: File, column: &str) -> Result<impl Iterator<Item = Result<String>> + use<>> {
-    let name = path.display().to_string();
+fn parquet_rows(
+    path: &Path,
+    file: File,
+    column: &str,
+    skipped: &Rc<Skipped>,
+) -> Result<impl Iterator<Item = Result<String>> + use<>> {
+    let (name, skipped) = (path.display().to_string(), skipped.clone());
     let builder = open_parquet(path, file)?;
     let schema = builder.schema().clone();
     let texts: Vec<&str> =
         schema.fields().iter().filter(|f| is_text(f.data_type())).map(|f| f.name().as_str()).collect();
     let Some(index) = schema.fields().iter().position(|f| f.name() == column && is_text(f.data_type())) else {
+        let other = schema.fields().iter().find(|f| f.name() == column);
         bail!(
-            "{name} has no text column `{column}`; its text columns are: {} (name one with corpus.text_column)",
+            "{name} has no text column `{column}`{}; its text columns are: {} (name one with corpus.text_column)",
+            other.map_or(String::new(), |f| format!(" (that column has the type {})", f.data_type())),
             if texts.is_empty() { "none".to_string() } else { texts.join(", ") }
         );
     };
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
-    let builder = builder.with_projection(mask).with_batch_size(ROWS_AT_ONCE);
+    let rows = rows_at_once(builder.metadata(), column);
+    let builder = builder.with_projection(mask).with_batch_size(rows);
     let mut batches = without_panic(|| Ok(builder.build()?)).with_context(|| format!("{name}: cannot be read"))?;
     let batches = std::iter::from_fn(move || without_panic(|| Ok(batches.next().transpose()?)).transpose());
     Ok(batches.flat_map(move |batch| {
@@ -137,19 +259,31 @@ fn parquet_rows(path: &Path, file: File, column: &str) -> Result<impl Iterator<I
             Err(e) => (None, 0, Some(Err(e))),
         };
         let (texts, count, error) = rows;
-        let name = name.clone();
+        let (name, skipped) = (name.clone(), skipped.clone());
         // One row at a time is made a text of its own.
         let row = move |i: usize| {
-            let texts = texts.as_ref().and_then(|t| t.as_string_view_opt());
-            let texts = texts.with_context(|| format!("{name}: its texts do not have the declared type"))?;
-            Ok(if texts.is_valid(i) { texts.value(i).to_string() } else { String::new() })
+            let texts = texts.as_ref().context("no rows")?;
+            let text = text_of_row(texts, i).with_context(|| format!("{name}: cannot be read"))?;
+            if text.is_none() {
+                skipped.rows.update(|rows| rows + 1);
+            }
+            Ok(text.unwrap_or_default())
         };
         (0..count).map(row).chain(error)
     }))
 }
 
-/// Rows of a Parquet file that are read at a time. Texts are not copied, so that it says nothing about bytes.
-const ROWS_AT_ONCE: usize = 256;
+/// Rows of a Parquet file that are read at a time: up to 256, and fewer of long texts.
+fn rows_at_once(metadata: &ParquetMetaData, column: &str) -> usize {
+    const MOST_ROWS: usize = 256;
+    const BYTES: i64 = 16 << 20;
+    let of_group = |group: &RowGroupMetaData| {
+        let sizes = group.columns().iter().filter(|c| c.column_path().parts().first().is_some_and(|p| p == column));
+        sizes.map(|c| c.uncompressed_size()).max().unwrap_or(0) / group.num_rows().max(1)
+    };
+    let longest = metadata.row_groups().iter().map(of_group).max().unwrap_or(0);
+    usize::try_from(BYTES / longest.max(1)).unwrap_or(1).clamp(1, MOST_ROWS)
+}
 
 /// A row of a prompt set and where it came from.
 pub struct Row {
@@ -164,7 +298,7 @@ impl Row {
         match self.json.get(key) {
             Some(serde_json::Value::String(text)) => Ok(text),
             Some(other) => bail!("`{key}` is {other}; expected a string"),
-            None => bail!("no key `{key}` (name another with corpus.text_column)"),
+            None => Err(no_key(key)),
         }
     }
 }
@@ -177,7 +311,7 @@ pub fn rows(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
     let lines: Numbered = match name.as_str() {
         n if n.ends_with(".jsonl") => Box::new(whole_lines(path, file, MOST_ROW)),
         n if n.ends_with(".jsonl.gz") => Box::new(whole_lines(path, flate2::read::MultiGzDecoder::new(file), MOST_ROW)),
-        n if n.ends_with(".jsonl.zst") => Box::new(whole_lines(path, zstd::Decoder::new(file)?, MOST_ROW)),
+        n if n.ends_with(".jsonl.zst") => Box::new(whole_lines(path, zstd_reader(path, file)?, MOST_ROW)),
         n if n.ends_with(".parquet") => {
             Box::new(whole_lines(path, std::io::Cursor::new(parquet_as_json(path, file)?), MOST_ROW))
         }
@@ -190,7 +324,9 @@ pub fn rows(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
     Ok(Box::new(lines.map(move |line| {
         let (number, line) = line?;
         let place = format!("{file}, row {number}");
-        let json = serde_json::from_str(&line).with_context(|| format!("{place}: not valid JSON"))?;
+        let json = serde_json::from_str(&line)
+            .or_else(|e| non_finite::replaced(&line, MARKED).map_or(Err(e), |line| serde_json::from_str(&line)));
+        let json = json.map_err(not_json).with_context(|| place.clone())?;
         Ok(Row { place, json })
     })))
 }
@@ -198,16 +334,43 @@ pub fn rows(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Row>>>> {
 /// Prompt sets are small: a whole Parquet file as JSON lines.
 fn parquet_as_json(path: &Path, file: File) -> Result<Vec<u8>> {
     let builder = open_parquet(path, file)?;
+    for field in builder.schema().fields() {
+        let kind = field.data_type();
+        ensure!(
+            is_text(kind)
+                || kind.is_integer()
+                || kind.is_floating()
+                || matches!(kind, DataType::Boolean | DataType::Null),
+            "{}: the column `{}` has the type {kind}; expected texts and whole numbers",
+            path.display(),
+            field.name()
+        );
+    }
     let read = || {
         let mut writer = arrow::json::LineDelimitedWriter::new(Limited(Vec::new()));
         // One row at a time: a text of a dictionary is written again for each.
         for batch in builder.with_batch_size(1).build()? {
-            writer.write(&batch?)?;
+            writer.write(&with_texts(&batch?)?)?;
         }
         writer.finish()?;
         Ok(writer.into_inner().0)
     };
     without_panic(read).with_context(|| format!("{} cannot be read as a prompt set", path.display()))
+}
+
+/// Bytes as texts. Those that are none are an error.
+fn with_texts(batch: &RecordBatch) -> Result<RecordBatch> {
+    let options = CastOptions { safe: false, ..CastOptions::default() };
+    let texts = |(field, column): (&Arc<Field>, &ArrayRef)| match column.data_type() {
+        DataType::BinaryView => {
+            let texts = cast_with_options(column, &DataType::Utf8View, &options)?;
+            Ok((field.name().clone(), texts, true))
+        }
+        _ => Ok((field.name().clone(), column.clone(), field.is_nullable())),
+    };
+    let schema = batch.schema();
+    let columns: Result<Vec<_>> = schema.fields().iter().zip(batch.columns()).map(texts).collect();
+    Ok(RecordBatch::try_from_iter_with_nullable(columns?)?)
 }
 
 /// Memory for so many bytes of JSON.
@@ -228,54 +391,4 @@ impl std::io::Write for Limited {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-    use std::path::PathBuf;
-
-    fn read(path: &Path) -> Result<Vec<String>> {
-        documents(path, "text")?.map(|part| part.map(|p| p.text)).collect()
-    }
-
-    fn file(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = dir.join(name);
-        std::fs::write(&path, bytes).unwrap();
-        path
-    }
-
-    const JSON: &str = "{\"text\": \"one\"}\n\n{\"text\": \"zwei é\", \"id\": 2}\n{\"text\": \"\"}\n";
-
-    #[test]
-    fn every_format_gives_the_same_documents() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-        gz.write_all(JSON.as_bytes()).unwrap();
-        let column = Arc::new(arrow::array::StringArray::from(vec!["one", "zwei é", ""])) as _;
-        let ids = Arc::new(arrow::array::Int32Array::from(vec![1, 2, 3])) as _;
-        let batch = arrow::record_batch::RecordBatch::try_from_iter([("id", ids), ("text", column)]).unwrap();
-        let mut parquet = parquet::arrow::ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
-        parquet.write(&batch).unwrap();
-        let files = [
-            file(dir.path(), "a.txt", "one\nzwei é\n\n".as_bytes()),
-            file(dir.path(), "a.jsonl", JSON.as_bytes()),
-            file(dir.path(), "a.jsonl.gz", &gz.finish().unwrap()),
-            file(dir.path(), "a.jsonl.zst", &zstd::encode_all(JSON.as_bytes(), 1).unwrap()),
-            file(dir.path(), "a.parquet", &parquet.into_inner().unwrap()),
-        ];
-        for path in files {
-            assert_eq!(read(&path).unwrap(), ["one", "zwei é"], "{}", path.display());
-        }
-    }
-
-    #[test]
-    fn bad_files_are_named_with_the_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = |name: &str, bytes: &[u8]| format!("{:#}", read(&file(dir.path(), name, bytes)).unwrap_err());
-        assert!(error("a.jsonl", b"{\"text\": \"x\"}\n{oops").contains("a.jsonl, line 2: not valid JSON"));
-        assert!(error("b.jsonl", b"{\"body\": \"x\"}").contains("line 1: no key `text`"));
-        assert!(error("c.parquet", b"PAR1").contains("c.parquet is not a complete Parquet file"));
-        assert!(error("d.docx", b"").contains("not a corpus"));
-        assert!(error("e.txt", &[b'a', b'\n', 0xff, b'\n']).contains("e.txt, line 2"));
-        assert!(error("f.jsonl.zst", b"nonsense").contains("f.jsonl.zst, line 1"));
-    }
-}
+mod tests;

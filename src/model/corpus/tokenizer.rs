@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
+use tokenizers::{AddedToken, Decoder, DecoderWrapper, ModelWrapper, Tokenizer};
 
 use crate::{GgufFile, Model, ModelSource};
 use selfrepair_core::config::CorpusConfig;
@@ -48,7 +48,10 @@ impl TextTokenizer {
         let special = |key: &str| special(model.config(), key).with_context(|| place.clone());
         let (bos, eos) = (special("bos_token_id")?, special("eos_token_id")?);
         let ours = Self { bos, eos, vocab, ..Self::new(tokenizer, &place)? };
-        let highest = ours.tokenizer.get_vocab(true).values().max().copied().unwrap_or(0);
+        // A token that was added beyond the embedding (a pad token) matters only if a text has it.
+        let added = ours.tokenizer.get_added_tokens_decoder();
+        let ids = ours.tokenizer.get_vocab(true).into_values();
+        let highest = ids.filter(|id| !added.contains_key(id)).max().unwrap_or(0);
         ensure!(
             (highest as usize) < vocab,
             "{place}: the tokenizer has token ids up to {highest}, but the embedding only {vocab} rows; it belongs to \
@@ -62,7 +65,7 @@ impl TextTokenizer {
         Self::new(guarded_from_gguf(gguf)?, &gguf.path().display().to_string())
     }
 
-    fn new(mut tokenizer: Tokenizer, place: &str) -> Result<Self> {
+    pub(super) fn new(mut tokenizer: Tokenizer, place: &str) -> Result<Self> {
         // Dropout leaves out merges at random, which is for training; what a model reads must not depend on chance.
         if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
             && bpe.dropout.is_some()
@@ -73,7 +76,8 @@ impl TextTokenizer {
         }
         let cuts = without_panic(|| Cuts::of(&tokenizer)).with_context(|| format!("{place}: the tokenizer"))?;
         let tokens = tokenizer.get_vocab_size(true);
-        Ok(Self { tokenizer, place: place.to_string(), cuts, tokens, vocab: tokens, bos: None, eos: None })
+        let vocab = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        Ok(Self { tokenizer, place: place.to_string(), cuts, tokens, vocab, bos: None, eos: None })
     }
 
     /// Where a document may be cut before it is tokenized.
@@ -105,27 +109,56 @@ impl TextTokenizer {
 
     /// Token ids of a text, with no token added by a template.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(&self.tokenizer, text)
+    }
+
+    /// As [`TextTokenizer::encode`], with a variant of the tokenizer.
+    pub(super) fn encode_with(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
         let place = || format!("{}: the tokenizer cannot encode the text {:?}", self.place, beginning(text));
         let most = MOST_AT_ONCE / self.cuts.growth();
         ensure!(text.len() <= most, "{}: it has {} bytes; at most {most} are encoded at a time", place(), text.len());
         let encode = || {
-            let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| anyhow!("{e}"))?;
-            Ok(encoding.get_ids().to_vec())
+            let encoding = tokenizer.encode_fast(text, false).map_err(|e| anyhow!("{e}"))?;
+            let ids = encoding.get_ids().to_vec();
+            if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.vocab) {
+                let token = tokenizer.id_to_token(id).unwrap_or_default();
+                bail!("it has the token `{token}` ({id}), and the embedding has only {} rows", self.vocab);
+            }
+            Ok(ids)
         };
         without_panic(encode).with_context(place)
     }
 
-    /// The text of one token. Bytes that are no whole character show as �.
+    /// The text of these tokens, as a whole text.
+    pub(super) fn decode(&self, ids: &[u32]) -> Result<String> {
+        let decode = || self.tokenizer.decode(ids, false).map_err(|e| anyhow!("{e}"));
+        without_panic(decode).with_context(|| format!("{}: the tokenizer cannot decode tokens", self.place))
+    }
+
+    pub(super) fn inner(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Rows of the model's embedding.
+    pub(super) fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    /// The text of one token inside a text, with the space before it. Bytes that are no whole character show as �.
     pub fn text_of(&self, id: u32) -> Result<String> {
         let place = || format!("{}: the tokenizer cannot decode the token {id}", self.place);
         let decode = || {
             let length = self.tokenizer.id_to_token(id).map_or(0, |token| token.len());
             ensure!(length <= MOST_OF_TOKEN, "it has {length} bytes; expected at most {MOST_OF_TOKEN}");
-            let text = self.tokenizer.decode(&[id], false).map_err(|e| anyhow!("{e}"))?;
+            let text = text_inside(&self.tokenizer, id)?;
             ensure!(text.len() <= MOST_OF_TOKEN, "its text has {} bytes; expected at most {MOST_OF_TOKEN}", text.len());
             Ok(text)
         };
         without_panic(decode).with_context(place)
+    }
+
+    fn end_of_text(&self) -> Option<u32> {
+        self.tokenizer.token_to_id("<|endoftext|>").filter(|&id| (id as usize) < self.vocab)
     }
 
     /// `<|endoftext|>` if the vocabulary has it, else EOS, between documents; the configuration's BOS, else that
@@ -135,13 +168,13 @@ impl TextTokenizer {
             let id = self.tokenizer.token_to_id(token);
             id.with_context(|| format!("corpus.{key} = \"{token}\": the tokenizer has no such token"))
         };
-        let separator =
-            match &config.separator {
-                Some(token) => named("separator", token)?,
-                None => self.tokenizer.token_to_id("<|endoftext|>").or(self.eos).context(
-                    "the tokenizer has neither <|endoftext|> nor an EOS token; name one with corpus.separator",
-                )?,
-            };
+        let separator = match &config.separator {
+            Some(token) => named("separator", token)?,
+            None => self
+                .end_of_text()
+                .or(self.eos)
+                .context("the tokenizer has neither <|endoftext|> nor an EOS token; name one with corpus.separator")?,
+        };
         let bos = match &config.bos_token {
             Some(token) => named("bos_token", token)?,
             None => self.bos.unwrap_or(separator),
@@ -151,6 +184,24 @@ impl TextTokenizer {
         }
         Ok(Specials { separator, bos })
     }
+}
+
+/// What stands beside a token whose text is asked for.
+const BESIDE: &str = "beside";
+
+/// Decoders take away the space at the beginning of a text (or, of GPT-1's kind, at its end), so the token is decoded
+/// beside another one.
+fn text_inside(tokenizer: &Tokenizer, id: u32) -> Result<String> {
+    let Some(token) = tokenizer.id_to_token(id) else { return Ok(String::new()) };
+    let Some(decoder) = tokenizer.get_decoder() else { return Ok(token) };
+    let decode = |tokens: &[&str]| {
+        decoder.decode(tokens.iter().map(|token| token.to_string()).collect()).map_err(|e| anyhow!("{e}"))
+    };
+    let text = match decoder {
+        DecoderWrapper::BPE(_) => decode(&[token.as_str(), BESIDE])?.strip_suffix(BESIDE).map(str::to_string),
+        _ => decode(&[BESIDE, token.as_str()])?.strip_prefix(&decode(&[BESIDE])?).map(str::to_string),
+    };
+    text.map_or_else(|| decode(&[token.as_str()]), Ok)
 }
 
 /// The most bytes that a token may have, as the table of tokens shows it. In published vocabularies it is a few hundred.

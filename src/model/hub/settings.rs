@@ -14,11 +14,32 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().map(|v| v.trim().to_string()).filter(|v| !v.is_empty())
 }
 
-/// A variable that names a file or a folder; `~/` is the user's home.
+/// A variable that names a file or a folder; `~/` is the user's home, and `$NAME` another variable.
 fn path(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)?;
+    let value = std::env::var_os(name).filter(|v| !v.is_empty())?;
+    let path = match value.to_str() {
+        Some(text) => PathBuf::from(expanded(text, |name| std::env::var(name).ok())),
+        None => PathBuf::from(value),
+    };
     let below_home = path.strip_prefix("~").ok().and_then(|rest| Some(dirs::home_dir()?.join(rest)));
     Some(below_home.unwrap_or(path))
+}
+
+/// A text with the values of the variables that it names as `$NAME` or `${NAME}`; unknown ones stay (Python:
+/// `os.path.expandvars`).
+fn expanded(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
+    let mut parts = text.split('$');
+    let mut out = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let plain = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
+        let braced = part.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let (name, rest) = braced.unwrap_or_else(|| part.split_at(plain));
+        match value(name) {
+            Some(found) => out.extend([found.as_str(), rest]),
+            None => out.extend(["$", part]),
+        }
+    }
+    out
 }
 
 /// `HF_HOME`: the cache and the token lie there.
@@ -83,7 +104,8 @@ pub fn short_text(path: &Path) -> Option<String> {
 }
 
 pub fn offline() -> bool {
-    variable("HF_HUB_OFFLINE").is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()))
+    let set = variable("HF_HUB_OFFLINE").or_else(|| variable("TRANSFORMERS_OFFLINE"));
+    set.is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()))
 }
 
 /// How long a server may be silent: `HF_HUB_DOWNLOAD_TIMEOUT` seconds, or ten.
@@ -94,4 +116,27 @@ pub fn patience() -> Result<Duration> {
         format!("HF_HUB_DOWNLOAD_TIMEOUT = \"{text}\" is not a whole number of seconds from 1 to 600")
     })?;
     Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_in_a_path_are_replaced_by_their_values() {
+        let value = |name: &str| [("HOME", "/home/me"), ("A_1", "x")].into_iter().find(|(n, _)| *n == name);
+        let of = |text: &str| expanded(text, |name| value(name).map(|(_, v)| v.to_string()));
+        // As Python's os.path.expandvars.
+        for (text, expected) in [
+            ("/cache", "/cache"),
+            ("$HOME/hub", "/home/me/hub"),
+            ("${HOME}/hub$A_1", "/home/me/hubx"),
+            ("/a/$NONE/b", "/a/$NONE/b"),
+            ("/a/${NONE}/b", "/a/${NONE}/b"),
+            ("/a$", "/a$"),
+            ("${A_1", "${A_1"),
+        ] {
+            assert_eq!(of(text), expected);
+        }
+    }
 }

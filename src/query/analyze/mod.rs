@@ -25,7 +25,7 @@ pub use queries::{CHECKS, DERIVED, PAPER, Query, VIEWS};
 
 pub use crate::sql::Tables;
 
-use crate::sql::{head, table_text};
+use crate::sql::{Digits, head, table_text};
 use selfrepair_core::config::AnalysisConfig;
 use selfrepair_core::files::{fingerprint, sha256_of};
 use selfrepair_core::progress;
@@ -172,7 +172,7 @@ fn check(check: &Query, tables: &Tables, config: &AnalysisConfig) -> Result<()> 
         tables.collect(&check.text, &parameters(config)).with_context(|| format!("in the check {}", check.name))?;
     let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
     if count > 0 {
-        let shown = table_text(&head(&rows, 10))?;
+        let shown = table_text(&head(&rows, 10), Digits::All)?;
         bail!("the check {} failed on {count} row(s): {}\n{shown}", check.name, check.question());
     }
     Ok(())

@@ -137,6 +137,11 @@ pub fn check_plan(
     SQLOptions::new().with_allow_ddl(is_ddl).with_allow_dml(is_copy).verify_plan(plan)
 }
 
+/// `select …`, or another statement that must have columns.
+pub fn is_query(statement: &Statement) -> bool {
+    matches!(statement, Statement::Statement(s) if matches!(**s, ast::Statement::Query(_)))
+}
+
 /// `show tables`.
 pub fn lists_tables(statement: &Statement) -> bool {
     matches!(statement, Statement::Statement(s) if matches!(**s, ast::Statement::ShowTables { .. }))

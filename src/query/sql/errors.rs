@@ -16,6 +16,8 @@ pub fn explain(error: &DataFusionError, sql: &str, tables: &[String], functions:
     // What stands in texts and comments is not what an error is about.
     let code = without_texts(sql);
     let (message, word) = match root {
+        _ if text.contains(NO_NUMBER) => (cast_error(&text, &code), None),
+        _ if text.contains(NO_SIGNATURE) => (signature_error(&text), None),
         DataFusionError::SchemaError(schema, _) => column_error(schema, &code),
         DataFusionError::SQL(parser, _) => return syntax_error(&parser.to_string(), sql),
         DataFusionError::Plan(plan) => plan_error(plan, tables, functions),
@@ -88,6 +90,42 @@ fn plan_error(plan: &str, tables: &[String], functions: &[String]) -> (String, O
         return ("a run's tables are read only; --output FILE writes a result to a file".to_string(), None);
     }
     (plan.to_string(), None)
+}
+
+/// What the engine says of a text that it cannot take for a number.
+const NO_NUMBER: &str = "Cannot cast string '";
+
+/// `External: Compute error: … CastError("Cannot cast string 'x' to value of UInt16 type")`, without what is around it.
+fn cast_error(text: &str, code: &str) -> String {
+    let rest = text.split(NO_NUMBER).nth(1).unwrap_or_default();
+    let (value, rest) = rest.split_once("' to value of ").unwrap_or((rest, ""));
+    let kind = rest.split(' ').next().unwrap_or_default();
+    let mut message = format!("{NO_NUMBER}{value}' to {kind}: a text is compared with a number, or made one");
+    // `where component = "head"`, where `head` is a column of numbers.
+    if let Some(word) = code.split('"').nth(1).filter(|word| !word.is_empty()) {
+        message.push_str(&format!(
+            "; \"{word}\" in double quotes is the column of that name, single quotes are for text: '{word}'"
+        ));
+    }
+    message
+}
+
+/// What the engine says of arguments that a function does not take, in the middle of a text about a bug.
+const NO_SIGNATURE: &str = "No function matches the given name and argument types '";
+
+/// `sum(Boolean)`, with the types that there are.
+fn signature_error(text: &str) -> String {
+    let rest = text.split(NO_SIGNATURE).nth(1).unwrap_or_default();
+    let (call, rest) = rest.split_once('\'').unwrap_or((rest, ""));
+    let name = call.split('(').next().unwrap_or_default();
+    let kind = |line: &str| Some(line.trim().strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')')?.to_string());
+    let kinds: Vec<String> = rest.lines().filter_map(kind).collect();
+    let takes = if kinds.is_empty() { String::new() } else { format!("; it takes {}", kinds.join(" or ")) };
+    let example = match call.contains("Boolean") {
+        true => format!(": {name}(cast(x > 0 as int)), or count(*) filter (where x > 0)"),
+        false => String::new(),
+    };
+    format!("the function {name} does not take these types: {call}{takes}. Cast the argument{example}")
 }
 
 /// That there is no such table, and which there are.
@@ -186,6 +224,28 @@ mod tests {
         assert_eq!(nearest("ablation", &["ablations", "tokens"]), ["ablations"]);
         assert_eq!(nearest("summary", &["head_summary", "layer_summary", "clean"]), ["head_summary", "layer_summary"]);
         assert!(nearest("zzz", &["ablations"]).is_empty());
+    }
+
+    #[test]
+    fn a_text_that_is_no_number_is_named_without_what_is_around_it() {
+        let text = "Compute error: Error evaluating filter predicate: ArrowError(CastError(\"Cannot cast string 'mlp' to value of \
+                    UInt16 type\"), Some(\"\"))";
+        let said = cast_error(text, "select * from ablations where component = \"head\"");
+        assert!(said.starts_with("Cannot cast string 'mlp' to UInt16: a text is compared with a number"), "{said}");
+        assert!(said.ends_with("single quotes are for text: 'head'") && !said.contains("ArrowError"), "{said}");
+        assert!(!cast_error(text, "select cast(text as int) from tokens").contains("double quotes"));
+    }
+
+    #[test]
+    fn types_that_a_function_does_not_take_are_no_bug() {
+        let text = "Internal error: Function 'sum' failed to match any signature.\nThis issue was likely caused by a bug in \
+                    DataFusion's code. No function matches the given name and argument types 'sum(Boolean)'. You might need \
+                    to add explicit type casts.\n\tCandidate functions:\n\tsum(Decimal)\n\tsum(Int64)";
+        let said = signature_error(text);
+        assert!(said.contains("sum(Boolean); it takes Decimal or Int64. Cast the argument"), "{said}");
+        assert!(said.contains("sum(cast(x > 0 as int))") && !said.contains("bug"), "{said}");
+        let said = signature_error("No function matches the given name and argument types 'avg(Utf8)'.");
+        assert_eq!(said, "the function avg does not take these types: avg(Utf8). Cast the argument");
     }
 
     #[test]

@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::writer::{FileWriter, StreamWriter};
-use arrow::util::pretty::pretty_format_batches;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
-use super::cells::{for_display, for_sheet};
+use super::cells::for_sheet;
+use super::table::{Digits, table_text};
 use super::terminal::for_terminal;
 use selfrepair_core::own_files::create_beside;
 use selfrepair_core::plain::{Stdout, VisibleWriter};
@@ -42,16 +42,24 @@ pub enum Format {
 }
 
 impl Format {
-    /// What the name of a file asks for.
-    pub fn of_file(path: &Path) -> Option<Self> {
-        match path.extension()?.to_str()? {
-            "csv" => Some(Format::Csv),
-            "json" | "jsonl" | "ndjson" => Some(Format::Json),
-            "parquet" => Some(Format::Parquet),
-            "arrow" | "ipc" | "feather" => Some(Format::Arrow),
-            "txt" => Some(Format::Table),
-            _ => None,
-        }
+    /// What the name of a file asks for; a name without an ending asks for a table.
+    ///
+    /// # Errors
+    /// If it has an ending that is not known.
+    pub fn of_file(path: &Path) -> Result<Self> {
+        let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+        Ok(match ending.as_deref() {
+            Some("csv") => Format::Csv,
+            Some("json" | "jsonl" | "ndjson") => Format::Json,
+            Some("parquet") => Format::Parquet,
+            Some("arrow" | "ipc" | "feather") => Format::Arrow,
+            Some("txt") | None => Format::Table,
+            Some(other) => bail!(
+                "--output {}: the ending .{other} is not known; expected .csv, .json, .jsonl, .ndjson, .parquet, .arrow, \
+                 .ipc, .feather or .txt, or name the format with --format",
+                path.display()
+            ),
+        })
     }
 
     fn is_binary(self) -> bool {
@@ -64,19 +72,20 @@ impl Format {
 pub struct Target {
     format: Format,
     file: Option<PathBuf>,
+    digits: Digits,
 }
 
 impl Target {
     /// # Errors
     /// If the format is binary and a terminal would have to show it.
-    pub fn new(format: Format, file: Option<PathBuf>) -> Result<Self> {
+    pub fn new(format: Format, file: Option<PathBuf>, digits: Digits) -> Result<Self> {
         if format.is_binary() && file.is_none() && std::io::stdout().is_terminal() {
             bail!(
                 "{} is not for a terminal; name a file with --output, or send it through a pipe",
                 if format == Format::Parquet { "Parquet" } else { "Arrow" }
             );
         }
-        Ok(Self { format, file })
+        Ok(Self { format, file, digits })
     }
 
     /// Whether a person will read the rows.
@@ -98,7 +107,7 @@ impl Target {
                 false => Box::new(Stdout),
             };
             let mut stdout = std::io::BufWriter::new(to);
-            let rows = write_all(self.format, false, self.is_a_terminal(), schema, &mut stdout, next)?;
+            let rows = self.write_all(false, schema, &mut stdout, next)?;
             stdout.flush().context("cannot write to standard output")?;
             return Ok(rows);
         };
@@ -106,7 +115,7 @@ impl Target {
         match Existing::of(path).with_context(place)? {
             Existing::File(path) => {
                 let mut file = BufWriter::new(create_beside(&path).with_context(place)?);
-                let rows = write_all(self.format, true, false, schema, &mut file, next)?;
+                let rows = self.write_all(true, schema, &mut file, next)?;
                 let file = file.into_inner().map_err(|e| e.into_error()).with_context(place)?;
                 file.as_file().sync_all().with_context(place)?;
                 file.persist(&path).map_err(|e| e.error).with_context(place)?;
@@ -114,11 +123,73 @@ impl Target {
             }
             Existing::Opened(file) => {
                 let mut file = BufWriter::new(file);
-                let rows = write_all(self.format, true, false, schema, &mut file, next)?;
+                let rows = self.write_all(true, schema, &mut file, next)?;
                 file.flush().with_context(place)?;
                 Ok(rows)
             }
         }
+    }
+
+    fn write_all(
+        &self,
+        in_a_file: bool,
+        schema: &SchemaRef,
+        mut out: &mut (impl Write + Send),
+        mut next: impl FnMut() -> Result<Option<RecordBatch>>,
+    ) -> Result<u64> {
+        let rows;
+        let on_a_terminal = !in_a_file && self.is_a_terminal();
+        match self.format {
+            Format::Table => {
+                let empty = || vec![RecordBatch::new_empty(schema.clone())];
+                let (mut part, mut cells) = (empty(), 0);
+                let text = |part: &[RecordBatch]| match on_a_terminal {
+                    true => for_terminal(part, None, self.digits),
+                    false => table_text(part, self.digits),
+                };
+                rows = drain(&mut next, |batch| {
+                    part.push(batch.clone());
+                    cells += batch.num_rows() * batch.num_columns();
+                    if cells > CELLS {
+                        writeln!(out, "{}", text(&part)?)?;
+                        (part, cells) = (empty(), 0);
+                    }
+                    Ok(())
+                })?;
+                // No rows are still a header.
+                if part.len() > 1 || rows == 0 {
+                    writeln!(out, "{}", text(&part)?)?;
+                }
+            }
+            Format::Csv => {
+                let mut writer = arrow::csv::Writer::new(&mut out);
+                // No rows are still a header.
+                writer.write(&for_sheet(&RecordBatch::new_empty(schema.clone()))?)?;
+                rows = drain(&mut next, |batch| Ok(writer.write(&for_sheet(batch)?)?))?;
+            }
+            Format::Json => {
+                let mut writer = arrow::json::LineDelimitedWriter::new(&mut out);
+                rows = drain(&mut next, |batch| Ok(writer.write(batch)?))?;
+                writer.finish()?;
+            }
+            Format::Parquet => {
+                let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?));
+                let mut writer = ArrowWriter::try_new(&mut out, schema.clone(), Some(properties.build()))?;
+                rows = drain(&mut next, |batch| Ok(writer.write(batch)?))?;
+                writer.close()?;
+            }
+            Format::Arrow if in_a_file => {
+                let mut writer = FileWriter::try_new(&mut out, schema)?;
+                rows = drain(&mut next, |batch| Ok(writer.write(batch)?))?;
+                writer.finish()?;
+            }
+            Format::Arrow => {
+                let mut writer = StreamWriter::try_new(&mut out, schema)?;
+                rows = drain(&mut next, |batch| Ok(writer.write(batch)?))?;
+                writer.finish()?;
+            }
+        }
+        Ok(rows)
     }
 }
 
@@ -167,65 +238,6 @@ fn open_fifo(path: &Path) -> io::Result<File> {
     }
 }
 
-fn write_all(
-    format: Format,
-    in_a_file: bool,
-    on_a_terminal: bool,
-    schema: &SchemaRef,
-    mut out: &mut (impl Write + Send),
-    mut next: impl FnMut() -> Result<Option<RecordBatch>>,
-) -> Result<u64> {
-    let rows;
-    match format {
-        Format::Table => {
-            let empty = || vec![RecordBatch::new_empty(schema.clone())];
-            let (mut part, mut cells) = (empty(), 0);
-            let text = |part: &[RecordBatch]| if on_a_terminal { for_terminal(part, None) } else { table_text(part) };
-            rows = drain(&mut next, |batch| {
-                part.push(batch.clone());
-                cells += batch.num_rows() * batch.num_columns();
-                if cells > CELLS {
-                    writeln!(out, "{}", text(&part)?)?;
-                    (part, cells) = (empty(), 0);
-                }
-                Ok(())
-            })?;
-            // No rows are still a header.
-            if part.len() > 1 || rows == 0 {
-                writeln!(out, "{}", text(&part)?)?;
-            }
-        }
-        Format::Csv => {
-            let mut writer = arrow::csv::Writer::new(&mut out);
-            // No rows are still a header.
-            writer.write(&for_sheet(&RecordBatch::new_empty(schema.clone()))?)?;
-            rows = drain(&mut next, |batch| Ok(writer.write(&for_sheet(batch)?)?))?;
-        }
-        Format::Json => {
-            let mut writer = arrow::json::LineDelimitedWriter::new(&mut out);
-            rows = drain(&mut next, |batch| Ok(writer.write(batch)?))?;
-            writer.finish()?;
-        }
-        Format::Parquet => {
-            let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?));
-            let mut writer = ArrowWriter::try_new(&mut out, schema.clone(), Some(properties.build()))?;
-            rows = drain(&mut next, |batch| Ok(writer.write(batch)?))?;
-            writer.close()?;
-        }
-        Format::Arrow if in_a_file => {
-            let mut writer = FileWriter::try_new(&mut out, schema)?;
-            rows = drain(&mut next, |batch| Ok(writer.write(batch)?))?;
-            writer.finish()?;
-        }
-        Format::Arrow => {
-            let mut writer = StreamWriter::try_new(&mut out, schema)?;
-            rows = drain(&mut next, |batch| Ok(writer.write(batch)?))?;
-            writer.finish()?;
-        }
-    }
-    Ok(rows)
-}
-
 /// Hands every batch to `write`, and returns how many rows they had.
 fn drain(
     next: &mut impl FnMut() -> Result<Option<RecordBatch>>,
@@ -237,12 +249,6 @@ fn drain(
         write(&batch)?;
     }
     Ok(rows)
-}
-
-/// Rows as aligned columns, control characters shown.
-pub fn table_text(rows: &[RecordBatch]) -> Result<String> {
-    let shown = rows.iter().map(for_display).collect::<Result<Vec<_>>>()?;
-    Ok(pretty_format_batches(&shown)?.to_string())
 }
 
 /// The first `n` rows.
@@ -267,7 +273,7 @@ mod tests {
 
     fn write(path: &Path) -> Result<u64> {
         let schema = std::sync::Arc::new(Schema::new(vec![Field::new("a", DataType::Int32, false)]));
-        Target { format: Format::Csv, file: Some(path.to_path_buf()) }.write(&schema, || Ok(None))
+        Target { format: Format::Csv, file: Some(path.to_path_buf()), digits: Digits::All }.write(&schema, || Ok(None))
     }
 
     #[test]

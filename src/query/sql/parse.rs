@@ -7,7 +7,9 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{self as logical, ExprSchemable, LogicalPlan};
 use datafusion::sql::parser::{CopyToSource, DFParser, Statement};
-use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, Ident, VisitMut, VisitorMut};
+use datafusion::sql::sqlparser::ast::{
+    BinaryOperator, Expr, Ident, Select, SelectFlavor, SelectItem, VisitMut, VisitorMut,
+};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Whitespace};
 
@@ -131,6 +133,15 @@ const SHORT: usize = 32;
 
 impl VisitorMut for Prepare {
     type Break = &'static str;
+
+    /// `from heads` is `select * from heads`; as it is parsed, it would select no column.
+    fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<&'static str> {
+        if select.flavor == SelectFlavor::FromFirstNoSelect {
+            select.flavor = SelectFlavor::Standard;
+            select.projection = vec![SelectItem::Wildcard(Default::default())];
+        }
+        ControlFlow::Continue(())
+    }
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<&'static str> {
         match expr {
@@ -263,6 +274,16 @@ mod tests {
             assert!(error(&format!("select 1 from t where {condition}")).contains("more than 2000 conditions"));
         }
         statements(&format!("select 1 from t where {half}")).unwrap();
+    }
+
+    #[test]
+    fn a_query_that_begins_with_from_selects_every_column() {
+        for (sql, expected) in [
+            ("from heads limit 1", "SELECT * FROM heads LIMIT 1"),
+            ("from heads order by layer limit 1", "SELECT * FROM heads ORDER BY layer LIMIT 1"),
+        ] {
+            assert_eq!(statements(sql).unwrap()[0].to_string(), expected);
+        }
     }
 
     #[test]

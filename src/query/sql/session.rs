@@ -28,6 +28,7 @@ use super::parameters::{Value, scalars};
 use super::parse;
 use super::run::{Run, described_schema, open_table, references, run_names, settings, union};
 use super::stack::{FAULT, Workers, on_large_stack};
+use super::terminal::ONE_ROW_FOR;
 use super::{errors, functions, size};
 use crate::analyze::{VIEWS, kind_and_grain, parameters};
 use selfrepair_core::config::AnalysisConfig;
@@ -291,6 +292,10 @@ impl Tables {
             allowed::check_plan(&plan, &statement, rights)?;
             size::check_plan_size(&plan)?;
             parse::check_bits(&plan)?;
+            if allowed::is_query(&statement) && plan.schema().fields().is_empty() {
+                let advice = "the query selects no columns; write `select * from …` for all of them";
+                return Err(DataFusionError::Plan(advice.into()));
+            }
             context.execute_logical_plan(plan.with_param_values(values)?).await
         };
         Ok(Box::new(move || handle.block_on(plan)))
@@ -344,7 +349,7 @@ impl Tables {
         let batch = RecordBatch::try_from_iter([
             ("table_name", column(&str::to_string)),
             ("kind", column(&|n| kind_and_grain(n).0.to_string())),
-            ("one_row_for", column(&|n| kind_and_grain(n).1)),
+            (ONE_ROW_FOR, column(&|n| kind_and_grain(n).1)),
         ])?;
         Ok(self.context.read_batch(batch)?)
     }

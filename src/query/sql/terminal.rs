@@ -4,23 +4,41 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use arrow::array::RecordBatch;
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use rustyline::Editor;
 use rustyline::history::DefaultHistory;
+use unicode_width::UnicodeWidthStr;
 
-use super::cells::for_display;
-use super::output::table_text;
+use super::table::{Column, Digits, columns, text};
 
 /// As a table, or, if that is wider than the terminal (or `expanded` asks for it), one line per value.
-pub fn for_terminal(rows: &[RecordBatch], expanded: Option<bool>) -> Result<String> {
-    let table = table_text(rows)?;
-    let wide = || {
-        let widest = table.lines().map(|l| l.chars().count()).max().unwrap_or(0);
-        width().is_some_and(|width| widest > width) && rows.iter().any(|batch| batch.num_rows() > 0)
-    };
+pub fn for_terminal(rows: &[RecordBatch], expanded: Option<bool>, digits: Digits) -> Result<String> {
+    let mut columns = columns(rows, digits)?;
+    let table = text(&columns);
+    let widest = |table: &str| table.lines().map(UnicodeWidthStr::width).max().unwrap_or(0);
+    let too_wide = width().map(|width| widest(&table).saturating_sub(width)).filter(|&more| more > 0);
+    if expanded.is_none()
+        && let (Some(more), [.., last]) = (too_wide, columns.as_mut_slice())
+        && last.name == ONE_ROW_FOR
+    {
+        cut(last, more);
+        return Ok(text(&columns));
+    }
+    let wide = || too_wide.is_some() && rows.iter().any(|batch| batch.num_rows() > 0);
     match expanded.unwrap_or_else(wide) {
-        true => lines(rows),
+        true => lines(&columns),
         false => Ok(table),
+    }
+}
+
+/// The last column of `show tables`, which `\d` and `pipeline tables` show whole.
+pub const ONE_ROW_FOR: &str = "one_row_for";
+
+/// Makes a column so much narrower.
+fn cut(column: &mut Column, by: usize) {
+    let widest = column.cells.iter().map(|cell| cell.width()).max().unwrap_or(0);
+    let most = widest.saturating_sub(by).max(column.name.width());
+    for cell in column.cells.iter_mut().filter(|cell| cell.width() > most) {
+        *cell = cell.chars().take(most.saturating_sub(1)).chain(['…']).collect();
     }
 }
 
@@ -30,24 +48,14 @@ fn width() -> Option<usize> {
     editor.dimensions().map(|(columns, _)| usize::from(columns))
 }
 
-fn lines(rows: &[RecordBatch]) -> Result<String> {
-    let (mut text, mut number) = (String::new(), 0);
-    let options = FormatOptions::default();
-    for batch in rows {
-        let batch = for_display(batch)?;
-        let schema = batch.schema();
-        let names = schema.fields().iter().map(|f| f.name().as_str());
-        let width = names.clone().map(|n| n.chars().count()).max().unwrap_or(0);
-        let columns: Vec<ArrayFormatter> =
-            batch.columns().iter().map(|c| ArrayFormatter::try_new(c, &options)).collect::<Result<_, _>>()?;
-        let next_line = format!("\n{:width$} │ ", "");
-        for row in 0..batch.num_rows() {
-            number += 1;
-            writeln!(text, "─[ row {number} ]{}", "─".repeat(width.saturating_sub(8)))?;
-            for (name, column) in names.clone().zip(&columns) {
-                let value = column.value(row).to_string().replace('\n', &next_line);
-                writeln!(text, "{name:width$} │ {value}")?;
-            }
+fn lines(columns: &[Column]) -> Result<String> {
+    let mut text = String::new();
+    let width = columns.iter().map(|c| c.name.chars().count()).max().unwrap_or(0);
+    let next_line = format!("\n{:width$} │ ", "");
+    for row in 0..columns.first().map_or(0, |column| column.cells.len()) {
+        writeln!(text, "─[ row {} ]{}", row + 1, "─".repeat(width.saturating_sub(8)))?;
+        for column in columns {
+            writeln!(text, "{:width$} │ {}", column.name, column.cells[row].replace('\n', &next_line))?;
         }
     }
     text.truncate(text.trim_end().len());
@@ -70,8 +78,8 @@ mod tests {
         ]);
         let rows = [batch.unwrap()];
         let expected = "─[ row 1 ]\nlayer │ 3\nname  │ L3\n─[ row 2 ]\nlayer │ 4\nname  │ L4";
-        assert_eq!(for_terminal(&rows, Some(true)).unwrap(), expected);
-        assert!(for_terminal(&rows, Some(false)).unwrap().contains("| layer | name |"));
+        assert_eq!(for_terminal(&rows, Some(true), Digits::default()).unwrap(), expected);
+        assert!(for_terminal(&rows, Some(false), Digits::default()).unwrap().contains("| layer | name |"));
     }
 
     #[test]
@@ -80,7 +88,7 @@ mod tests {
         let hostile = "\u{1b}]0;title\u{7}\u{9b}2J\r\nerror: all is lost\u{202e}";
         let rows = [RecordBatch::try_from_iter([(hostile, text(hostile)), ("plain", text("x"))]).unwrap()];
         for expanded in [true, false] {
-            let shown = for_terminal(&rows, Some(expanded)).unwrap();
+            let shown = for_terminal(&rows, Some(expanded), Digits::default()).unwrap();
             assert!(shown.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{shown:?}");
             assert!(!shown.lines().any(|l| l.starts_with("error:")), "{shown}");
         }

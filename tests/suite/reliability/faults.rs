@@ -89,7 +89,8 @@ fn a_shard_of_another_configuration_is_never_taken_over() {
     succeeded(everything("ablate", one.path()).output().unwrap());
     succeeded(everything("ablate", other.path()).args(["--set", "ablation.seed=7"]).output().unwrap());
     let expected = contents(one.path());
-    for (stage, name) in [("ablate", "tables/ablations/00001-00001.parquet"), ("ablate", "tables/pairs/00001.parquet")] {
+    for (stage, name) in [("ablate", "tables/ablations/00001-00001.parquet"), ("ablate", "tables/pairs/00001.parquet")]
+    {
         let (ours, theirs) = (one.path().join(name), other.path().join(name));
         let sums = [&ours, &theirs].map(|p| selfrepair_core::files::sha256_of_file(p).unwrap());
         assert_ne!(sums[0], sums[1], "{name}");

@@ -96,6 +96,30 @@ fn a_text_that_a_dictionary_repeats_is_there_once() {
     assert!(error.contains("a.parquet"), "{error}");
 }
 
+/// Forty texts of 64 megabytes: more than one array of texts can hold.
+#[test]
+fn parquet_with_more_than_two_gigabytes_of_text_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let batch = {
+        let text = Arc::new(StringArray::from(vec!["The grandmother walked to the old library. ".repeat(1_500_000)]));
+        RecordBatch::try_from_iter([("text", text as _)]).unwrap()
+    };
+    let properties = parquet::file::properties::WriterProperties::builder()
+        .set_compression(parquet::basic::Compression::ZSTD(Default::default()))
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(parquet::file::properties::EnabledStatistics::None)
+        .build();
+    let file = fs::File::create(&path).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+    for _ in 0..40 {
+        writer.write(&batch).unwrap();
+        writer.flush().unwrap();
+    }
+    writer.close().unwrap();
+    succeeded(corpus(&path, &dir.path().join("out"), &[]));
+}
+
 /// What is cut into pieces is what the whole documents give: the same tokens in the same documents.
 #[test]
 fn books_give_the_tokens_of_whole_documents() {

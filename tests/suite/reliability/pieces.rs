@@ -107,7 +107,9 @@ fn rows(out: &Path, table: &str) -> BTreeMap<String, Vec<f64>> {
     let values: Vec<Vec<f64>> = numbered.iter().map(|name| numbers(&batch, name)).collect();
     let index = index(&batch, &keys);
     assert_eq!(index.len(), batch.num_rows(), "{table} has a row twice");
-    let of = |row: usize| numbered.iter().zip(&values).filter(|(n, _)| **n != "direct_effect" || !ranked).map(|(_, v)| v[row]).collect();
+    let of = |row: usize| {
+        numbered.iter().zip(&values).filter(|(n, _)| **n != "direct_effect" || !ranked).map(|(_, v)| v[row]).collect()
+    };
     index.into_iter().map(|(key, row)| (key.join(" "), of(row))).collect()
 }
 
@@ -131,7 +133,12 @@ const MEASURED: [&str; 12] = [
 fn assert_same_rows(out: &Path, expected: &Path, when: &str) {
     for table in MEASURED {
         let (ours, theirs) = (rows(out, table), rows(expected, table));
-        assert!(ours.keys().eq(theirs.keys()), "{table} has other rows after {when}: {} and {}", ours.len(), theirs.len());
+        assert!(
+            ours.keys().eq(theirs.keys()),
+            "{table} has other rows after {when}: {} and {}",
+            ours.len(),
+            theirs.len()
+        );
         let columns = theirs.values().next().map_or(0, Vec::len);
         for column in 0..columns {
             let scale = theirs.values().map(|v| v[column].abs()).filter(|v| v.is_finite()).fold(1.0, f64::max);
@@ -278,7 +285,8 @@ fn a_contradiction_is_refused_before_anything_is_touched() {
         }
         for stage in ["corpus", "all"] {
             let error = failed(request.command(stage, &out).args(["--set", setting]).output().unwrap());
-            let more = ["zero: 1 head (layer 1)", "980 rows of ablations", "of work", "--replace", "nothing was changed"];
+            let more =
+                ["zero: 1 head (layer 1)", "980 rows of ablations", "of work", "--replace", "nothing was changed"];
             for words in [&[words][..], &more].concat() {
                 assert!(error.contains(words), "{setting}: `{words}` is not in: {error}");
             }
@@ -348,9 +356,15 @@ fn fresh_and_drop_remove_only_after_a_yes() {
     // One head, then a kind: what is left is what a run without them has.
     succeeded(drop(&["name=L1H2", "--yes"]));
     succeeded(drop(&["ablation=zero", "--yes"]));
-    let left = Request { components: vec![("heads", "L1H0"), ("heads", "L1H1"), ("heads", "L1H3")], ..request(&["resample"], "L1") };
+    let left = Request {
+        components: vec![("heads", "L1H0"), ("heads", "L1H1"), ("heads", "L1H3")],
+        ..request(&["resample"], "L1")
+    };
     succeeded(left.run("all", &other));
-    for table in MEASURED.iter().filter(|table| **table != "distributions" && !table.contains("additions") && **table != "head_similarity") {
+    for table in MEASURED
+        .iter()
+        .filter(|table| **table != "distributions" && !table.contains("additions") && **table != "head_similarity")
+    {
         assert_eq!(rows(&out, table), rows(&other, table), "{table}");
     }
     // The rest is measured again when it is asked for, and nothing else.
@@ -382,7 +396,8 @@ fn inputs_are_the_same_by_any_path() {
     ];
     for (model, corpus) in spellings {
         let settings = [format!("model.source={}", model.display()), format!("corpus.source={}", corpus.display())];
-        let output = request.command("all", &out).args(["--set", &settings[0], "--set", &settings[1]]).output().unwrap();
+        let output =
+            request.command("all", &out).args(["--set", &settings[0], "--set", &settings[1]]).output().unwrap();
         assert!(text(&output.stderr).contains("ablate up to date"), "{}", text(&output.stderr));
         succeeded(output);
     }

@@ -13,12 +13,13 @@ pub enum Next {
 }
 
 /// Names and what they do, for `\?` and for completion.
-pub const COMMANDS: [(&str, &str); 7] = [
+pub const COMMANDS: [(&str, &str); 8] = [
     (r"\d", "the tables and views"),
     (r"\d NAME", "a table's columns: type, unit, description"),
     (r"\timing", "turn the timing of statements on or off"),
     (r"\limit N", "show at most N rows of a result; 0 shows all"),
     (r"\x [on|off|auto]", "one line per value; auto: only if a table would be too wide"),
+    (r"\digits N|all", "show so many significant digits of a number, or all"),
     (r"\?", "this"),
     (r"\q", "leave (also Ctrl-D)"),
 ];
@@ -52,6 +53,8 @@ pub fn run(tables: &Tables, text: &str, settings: &mut Settings) -> Result<Next>
             settings.expanded =
                 if argument == "auto" { None } else { Some(argument == "on" || argument.is_empty() && !on) };
         }
+        (r"\digits", "") => say(&format!("digits: {}", settings.digits))?,
+        (r"\digits", number) => settings.digits = number.parse().context(r"\digits")?,
         _ => bail!(r"{text} is not a command; \? lists them"),
     }
     Ok(Next::GoOn)

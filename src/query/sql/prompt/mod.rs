@@ -27,6 +27,7 @@ use super::output::head;
 use super::parse::has_parameters;
 use super::session::{ROWS_ON_A_TERMINAL, Tables, numbers};
 use super::stack::{FAULT, apart, runtime};
+use super::table::Digits;
 use super::terminal::for_terminal;
 use commands::Next;
 use complete::Assistant;
@@ -35,17 +36,18 @@ use selfrepair_core::progress;
 
 const PROMPT: &str = "sql> ";
 
-/// What `\timing`, `\limit` and `\x` set.
+/// What `\timing`, `\limit`, `\x` and `\digits` set.
 struct Settings {
     timing: bool,
     /// Rows shown of a result; 0 shows all.
     limit: usize,
     /// One line per value; `None`: only if a table would be too wide.
     expanded: Option<bool>,
+    digits: Digits,
 }
 
 /// Reads statements and answers them until the user leaves.
-pub fn prompt(tables: &Tables) -> Result<()> {
+pub fn prompt(tables: &Tables, digits: Digits) -> Result<()> {
     // Before the editor, which puts back the handler that it found.
     let interrupts = Interrupts::listen()?;
     let config = Config::builder()
@@ -64,7 +66,7 @@ pub fn prompt(tables: &Tables) -> Result<()> {
     }
 
     say(r"\? for help, \d for the tables, \q to leave; a statement ends with ;")?;
-    let mut settings = Settings { timing: false, limit: ROWS_ON_A_TERMINAL, expanded: None };
+    let mut settings = Settings { timing: false, limit: ROWS_ON_A_TERMINAL, expanded: None, digits };
     loop {
         match editor.readline(PROMPT) {
             Ok(text) if text.trim().is_empty() => {}
@@ -131,7 +133,7 @@ fn show(rows: &[RecordBatch], settings: &Settings) -> Result<()> {
     }
     let count: usize = rows.iter().map(RecordBatch::num_rows).sum();
     let more = limit > 0 && count > limit;
-    say(&for_terminal(&if more { head(rows, limit) } else { rows.to_vec() }, settings.expanded)?)?;
+    say(&for_terminal(&if more { head(rows, limit) } else { rows.to_vec() }, settings.expanded, settings.digits)?)?;
     if more {
         return say(&format!(
             "the first {limit} rows; `\\limit 0` shows all, `pipeline sql --output FILE` writes them to a file"
