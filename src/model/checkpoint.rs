@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use candle_core::pickle::PthTensors;
 use ndarray::{Array1, Array2};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::gguf::GgufFile;
 use super::pickle::check_pickle;
@@ -20,6 +20,10 @@ use selfrepair_core::untrusted::{open_file, without_panic};
 pub struct Checkpoint {
     path: PathBuf,
     config: Value,
+    /// Of the configuration, the keys that the family reads, with its defaults for missing ones.
+    keys: Map<String, Value>,
+    /// Other names of keys, and the keys they stand for.
+    spellings: &'static [(&'static str, &'static str)],
     tensors: Tensors,
     /// Names asked for so far.
     read: Mutex<BTreeSet<String>>,
@@ -83,21 +87,41 @@ impl Checkpoint {
                 (config, open_directory(path)?)
             }
         };
-        Ok(Self { path, config, tensors, read: Mutex::default() })
+        Ok(Self::new(path, config, tensors))
     }
 
     /// The configuration of a directory whose weights may not be there.
     pub fn open_configuration(directory: &Path) -> Result<Self> {
         let config = read_json(&directory.join("config.json"))?;
-        Ok(Self { path: directory.to_path_buf(), config, tensors: Tensors::Absent, read: Mutex::default() })
+        Ok(Self::new(directory.to_path_buf(), config, Tensors::Absent))
+    }
+
+    fn new(path: PathBuf, config: Value, tensors: Tensors) -> Self {
+        Self { path, config, keys: Map::new(), spellings: &[], tensors, read: Mutex::default() }
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// The configuration as it is written.
     pub fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// From now on, these are the keys that [`Checkpoint::given`], [`Checkpoint::size`] and the others read.
+    pub fn set_keys(&mut self, keys: Map<String, Value>, spellings: &'static [(&'static str, &'static str)]) {
+        (self.keys, self.spellings) = (keys, spellings);
+    }
+
+    /// A key of the configuration, or the family's default; `None` if it has neither.
+    pub fn given(&self, key: &str) -> Option<&Value> {
+        self.keys.get(key)
+    }
+
+    /// As [`Checkpoint::given`]; null if it is missing.
+    pub fn key(&self, key: &str) -> &Value {
+        self.given(key).unwrap_or(&Value::Null)
     }
 
     pub fn gguf(&self) -> Option<&GgufFile> {
@@ -122,7 +146,7 @@ impl Checkpoint {
 
     /// A whole number of the configuration that may be missing.
     pub fn optional_size(&self, key: &str) -> Result<Option<usize>> {
-        match &self.config[key] {
+        match self.key(key) {
             Value::Null => Ok(None),
             value => match value.as_u64() {
                 Some(n) if n > 0 && n < u32::MAX as u64 => Ok(Some(n as usize)),
@@ -131,27 +155,17 @@ impl Checkpoint {
         }
     }
 
-    /// A finite number of the configuration, or its default.
-    pub fn number(&self, key: &str, default: f64) -> Result<f64> {
-        match &self.config[key] {
-            Value::Null => Ok(default),
-            value => match value.as_f64() {
-                Some(number) if number.is_finite() => Ok(number),
-                _ => bail!("{}: `{key}` is {value}; expected a number", self.path.display()),
-            },
-        }
-    }
-
-    /// The ε of a norm, or its default.
-    pub fn epsilon(&self, key: &str, default: f64) -> Result<f32> {
-        let epsilon = self.number(key, default)?;
-        let rounded = epsilon as f32;
-        ensure!(
-            (0.0..=1.0).contains(&epsilon) && (epsilon == 0.0 || rounded >= f32::MIN_POSITIVE),
-            "{}: `{key}` is {epsilon:e}; expected a number from 0 to 1 that a 32-bit float can hold",
-            self.path.display()
-        );
-        Ok(rounded)
+    /// The ε of a norm.
+    pub fn epsilon(&self, key: &str) -> Result<f32> {
+        let value = self.key(key);
+        let fits = |&x: &f64| (0.0..=1.0).contains(&x) && (x == 0.0 || x as f32 >= f32::MIN_POSITIVE);
+        let epsilon = value.as_f64().filter(fits).with_context(|| {
+            format!(
+                "{}: `{key}` is {value}; expected a number from 0 to 1 that a 32-bit float can hold",
+                self.path.display()
+            )
+        })?;
+        Ok(epsilon as f32)
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -216,24 +230,42 @@ impl Checkpoint {
         ensure!(
             left.is_empty(),
             "{}: the checkpoint has tensors that its configuration does not explain ({}{}); this variant is not \
-            supported yet",
+            supported yet{}",
             self.path.display(),
             left.iter().take(3).map(|n| n.as_str()).collect::<Vec<_>>().join(", "),
-            if left.len() > 3 { ", …" } else { "" }
+            if left.len() > 3 { ", …" } else { "" },
+            self.asked_for()
         );
         Ok(())
     }
 
     fn missing(&self, name: &str) -> String {
-        format!("{}: the tensor `{name}` is missing; is the checkpoint complete?", self.path.display())
+        let path = self.path.display();
+        format!("{path}: the tensor `{name}` is missing; is the checkpoint complete?{}", self.asked_for())
+    }
+
+    /// What tensors there should be and of which shapes follows from these keys.
+    fn asked_for(&self) -> String {
+        let decides = |value: &Value| value.is_u64() || value.is_boolean() || value.is_null();
+        let keys = self.keys.iter().filter(|(_, value)| decides(value)).map(|(key, value)| {
+            let others = self.spellings.iter().filter(|(_, own)| own == key).map(|(other, _)| *other);
+            let mut names = others.chain([key.as_str()]);
+            match names.find(|name| self.config.get(name).is_some()) {
+                Some(name) => format!("`{name}` = {value}"),
+                None => format!("`{key}` = {value} (default)"),
+            }
+        });
+        let keys: Vec<String> = keys.collect();
+        if keys.is_empty() { String::new() } else { format!("\nThe configuration has {}", keys.join(", ")) }
     }
 
     /// The only place where weights come in: shape and finiteness are checked here.
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.read.lock().unwrap_or_else(|e| e.into_inner()).insert(name.to_string());
         ensure!(self.has(name), self.missing(name));
-        let values = without_panic(|| self.values(name, shape))
-            .with_context(|| format!("{}: the tensor `{name}` cannot be read", self.path.display()))?;
+        let values = without_panic(|| self.values(name, shape)).with_context(|| {
+            format!("{}: the tensor `{name}` cannot be read{}", self.path.display(), self.asked_for())
+        })?;
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             bail!(
                 "{}: the tensor `{name}` has {} at element {i}; weights must be finite",

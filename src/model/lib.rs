@@ -55,9 +55,11 @@ impl Model {
         Self::of(source, checkpoint)
     }
 
-    fn of(source: ModelSource, checkpoint: Checkpoint) -> Result<Self> {
+    fn of(source: ModelSource, mut checkpoint: Checkpoint) -> Result<Self> {
         let place = || source.path().display().to_string();
         let family = families::find(checkpoint.model_type()?).with_context(place)?;
+        let keys = families::resolve(checkpoint.config(), family).with_context(place)?;
+        checkpoint.set_keys(keys, family.spellings);
         let architecture = (family.architecture)(&checkpoint).with_context(place)?;
         Ok(Self { architecture, source, checkpoint, family })
     }
