@@ -1,6 +1,7 @@
 //! Tests of the whole program, one binary so that it is linked once.
 
 mod bad_input;
+mod config_keys;
 mod end_to_end;
 mod examples;
 mod extended;
