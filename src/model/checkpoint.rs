@@ -256,7 +256,7 @@ impl Checkpoint {
             }
         });
         let keys: Vec<String> = keys.collect();
-        if keys.is_empty() { String::new() } else { format!("\nThe configuration has {}", keys.join(", ")) }
+        if keys.is_empty() { String::new() } else { format!(" (the configuration has {})", keys.join(", ")) }
     }
 
     /// The only place where weights come in: shape and finiteness are checked here.
