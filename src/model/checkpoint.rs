@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use candle_core::pickle::PthTensors;
 use ndarray::{Array1, Array2};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::gguf::GgufFile;
 use super::pickle::check_pickle;
@@ -20,6 +20,10 @@ use selfrepair_core::untrusted::{open_file, without_panic};
 pub struct Checkpoint {
     path: PathBuf,
     config: Value,
+    /// Of the configuration, the keys that the family reads, with its defaults for missing ones.
+    keys: Map<String, Value>,
+    /// Other names of keys, and the keys they stand for.
+    spellings: &'static [(&'static str, &'static str)],
     tensors: Tensors,
     /// What the names lack that families ask for, if the file is that of the base model (`LlamaModel`, `GPT2Model`).
     left_out: Option<&'static str>,
@@ -98,17 +102,22 @@ impl Checkpoint {
                 (config, open_directory(path)?)
             }
         };
-        let names = tensors.names();
-        let is_whole = names.iter().any(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
-        let left_out = if is_whole { None } else { base_prefix(&config) };
-        Ok(Self { path, config, tensors, left_out, tied: false, read: Mutex::default() })
+        Ok(Self::new(path, config, tensors))
     }
 
     /// The configuration of a directory whose weights may not be there.
     pub fn open_configuration(directory: &Path) -> Result<Self> {
         let config = read_json(&directory.join("config.json"))?;
-        let path = directory.to_path_buf();
-        Ok(Self { path, config, tensors: Tensors::Absent, left_out: None, tied: false, read: Mutex::default() })
+        Ok(Self::new(directory.to_path_buf(), config, Tensors::Absent))
+    }
+
+    fn new(path: PathBuf, config: Value, tensors: Tensors) -> Self {
+        let names = tensors.names();
+        let is_whole = names.iter().any(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
+        let is_absent = matches!(tensors, Tensors::Absent);
+        let left_out = if is_whole || is_absent { None } else { base_prefix(&config) };
+        let (keys, read) = (Map::new(), Mutex::default());
+        Self { path, config, keys, spellings: &[], tensors, left_out, tied: false, read }
     }
 
     /// Says that the unembedding is the embedding: then a file may have either.
@@ -120,8 +129,24 @@ impl Checkpoint {
         &self.path
     }
 
+    /// The configuration as it is written.
     pub fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// From now on, these are the keys that [`Checkpoint::given`], [`Checkpoint::size`] and the others read.
+    pub fn set_keys(&mut self, keys: Map<String, Value>, spellings: &'static [(&'static str, &'static str)]) {
+        (self.keys, self.spellings) = (keys, spellings);
+    }
+
+    /// A key of the configuration, or the family's default; `None` if it has neither.
+    pub fn given(&self, key: &str) -> Option<&Value> {
+        self.keys.get(key)
+    }
+
+    /// As [`Checkpoint::given`]; null if it is missing.
+    pub fn key(&self, key: &str) -> &Value {
+        self.given(key).unwrap_or(&Value::Null)
     }
 
     pub fn gguf(&self) -> Option<&GgufFile> {
@@ -146,7 +171,7 @@ impl Checkpoint {
 
     /// A whole number of the configuration that may be missing.
     pub fn optional_size(&self, key: &str) -> Result<Option<usize>> {
-        match &self.config[key] {
+        match self.key(key) {
             Value::Null => Ok(None),
             value => match value.as_u64() {
                 Some(n) if n > 0 && n < u32::MAX as u64 => Ok(Some(n as usize)),
@@ -155,27 +180,17 @@ impl Checkpoint {
         }
     }
 
-    /// A finite number of the configuration, or its default.
-    pub fn number(&self, key: &str, default: f64) -> Result<f64> {
-        match &self.config[key] {
-            Value::Null => Ok(default),
-            value => match value.as_f64() {
-                Some(number) if number.is_finite() => Ok(number),
-                _ => bail!("{}: `{key}` is {value}; expected a number", self.path.display()),
-            },
-        }
-    }
-
-    /// The ε of a norm, or its default.
-    pub fn epsilon(&self, key: &str, default: f64) -> Result<f32> {
-        let epsilon = self.number(key, default)?;
-        let rounded = epsilon as f32;
-        ensure!(
-            (0.0..=1.0).contains(&epsilon) && (epsilon == 0.0 || rounded >= f32::MIN_POSITIVE),
-            "{}: `{key}` is {epsilon:e}; expected a number from 0 to 1 that a 32-bit float can hold",
-            self.path.display()
-        );
-        Ok(rounded)
+    /// The ε of a norm.
+    pub fn epsilon(&self, key: &str) -> Result<f32> {
+        let value = self.key(key);
+        let fits = |&x: &f64| (0.0..=1.0).contains(&x) && (x == 0.0 || x as f32 >= f32::MIN_POSITIVE);
+        let epsilon = value.as_f64().filter(fits).with_context(|| {
+            format!(
+                "{}: `{key}` is {value}; expected a number from 0 to 1 that a 32-bit float can hold",
+                self.path.display()
+            )
+        })?;
+        Ok(epsilon as f32)
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -242,10 +257,11 @@ impl Checkpoint {
         ensure!(
             left.is_empty(),
             "{}: the checkpoint has tensors that its configuration does not explain ({}{}); this variant is not \
-            supported yet",
+            supported yet{}",
             self.path.display(),
             left.iter().take(3).map(|n| n.as_str()).collect::<Vec<_>>().join(", "),
-            if left.len() > 3 { ", …" } else { "" }
+            if left.len() > 3 { ", …" } else { "" },
+            self.asked_for()
         );
         Ok(())
     }
@@ -253,101 +269,26 @@ impl Checkpoint {
     fn missing(&self, name: &str) -> String {
         let is_head = self.left_out.is_some() && ENDS.iter().any(|(_, head)| *head == name);
         let why = match is_head {
-            true => "the file is that of the base model, without the unembedding that the logits need",
-            false => "is the checkpoint complete?",
+            true => "the file is that of the base model, without the unembedding that the logits need".to_string(),
+            false => format!("is the checkpoint complete?{}", self.asked_for()),
         };
         format!("{}: the tensor `{name}` is missing; {why}", self.path.display())
     }
 
+    /// What tensors there should be and of which shapes follows from these keys.
+    fn asked_for(&self) -> String {
+        let decides = |value: &Value| value.is_u64() || value.is_boolean() || value.is_null();
+        let keys = self.keys.iter().filter(|(_, value)| decides(value)).map(|(key, value)| {
+            let others = self.spellings.iter().filter(|(_, own)| own == key).map(|(other, _)| *other);
+            let mut names = others.chain([key.as_str()]);
+            match names.find(|name| self.config.get(name).is_some()) {
+                Some(name) => format!("`{name}` = {value}"),
+                None => format!("`{key}` = {value} (default)"),
+            }
+        });
+        let keys: Vec<String> = keys.collect();
+        if keys.is_empty() { String::new() } else { format!(" (the configuration has {})", keys.join(", ")) }
+    }
+
     /// The only place where weights come in: shape and finiteness are checked here.
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let stored = self.stored(name).with_context(|| self.missing(name))?;
-        self.read.lock().unwrap_or_else(|e| e.into_inner()).insert(stored.to_string());
-        let values = without_panic(|| self.values(stored, shape))
-            .with_context(|| format!("{}: the tensor `{name}` cannot be read", self.path.display()))?;
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            bail!(
-                "{}: the tensor `{name}` has {} at element {i}; weights must be finite",
-                self.path.display(),
-                values[i]
-            );
-        }
-        Ok(values)
-    }
-
-    /// A tensor of that shape.
-    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let tensor = match &self.tensors {
-            Tensors::Safetensors(shards) => return shards.of(name).context("it is missing")?.read(name, shape),
-            Tensors::Pickle(shards) => {
-                let file = shards.of(name).context("it is missing")?;
-                // Before memory is taken for it: the sizes are what the file says.
-                let found = file.tensor_infos()[name].layout.dims();
-                ensure!(found == shape, "its shape is {found:?}; the configuration asks for {shape:?}");
-                file.get(name)?.context("it vanished")?
-            }
-            Tensors::Gguf(file) => file.tensor(name)?,
-            Tensors::Absent => bail!("there are no weights"),
-        };
-        ensure!(tensor.dims() == shape, "its shape is {:?}; the configuration asks for {shape:?}", tensor.dims());
-        Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
-    }
-}
-
-impl Tensors {
-    fn has(&self, name: &str) -> bool {
-        match self {
-            Tensors::Safetensors(shards) => shards.place.contains_key(name),
-            Tensors::Pickle(shards) => shards.place.contains_key(name),
-            Tensors::Gguf(file) => file.has(name),
-            Tensors::Absent => false,
-        }
-    }
-
-    /// Names of all tensors; none of a GGUF file, which has names of its own.
-    fn names(&self) -> Vec<String> {
-        match self {
-            Tensors::Safetensors(shards) => shards.place.keys().cloned().collect(),
-            Tensors::Pickle(shards) => shards.place.keys().cloned().collect(),
-            Tensors::Gguf(_) | Tensors::Absent => vec![],
-        }
-    }
-}
-
-/// What the class with a head puts before the names of the base model (transformers: `base_model_prefix`).
-fn base_prefix(config: &Value) -> Option<&'static str> {
-    Some(match config["model_type"].as_str()? {
-        "gpt2" | "gpt_neo" => "transformer.",
-        "gpt_neox" => "gpt_neox.",
-        _ => "model.",
-    })
-}
-
-fn open_directory(directory: &Path) -> Result<Tensors> {
-    let weights = weights(directory)?;
-    if weights.are_pickles() {
-        let names = |f: &PthTensors| f.tensor_infos().keys().cloned().collect();
-        return Ok(Tensors::Pickle(Shards::open(&weights, open_pickle, names)?));
-    }
-    let names = |f: &SafetensorsFile| f.names().cloned().collect();
-    Ok(Tensors::Safetensors(Shards::open(&weights, SafetensorsFile::open, names)?))
-}
-
-fn open_pickle(path: &Path) -> Result<PthTensors> {
-    let size = open_file(path)?.metadata()?.len();
-    without_panic(|| check_pickle(path)).with_context(|| format!("reading {}", path.display()))?;
-    let tensors = without_panic(|| Ok(PthTensors::new(path, None)?))
-        .with_context(|| format!("{} is not a complete PyTorch file of plain tensors", path.display()))?;
-    // PyTorch does not compress, and candle makes room for a tensor before it reads one.
-    for (name, info) in tensors.tensor_infos() {
-        let bytes =
-            info.layout.dims().iter().try_fold(info.dtype.size_in_bytes() as u64, |n, &d| n.checked_mul(d as u64));
-        ensure!(
-            bytes.is_some_and(|bytes| bytes <= size),
-            "{}: the tensor `{name}` of {:?} is larger than the file",
-            path.display(),
-            info.layout.dims()
-        );
-    }
-    Ok(tensors)
-}

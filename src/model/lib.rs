@@ -59,6 +59,8 @@ impl Model {
     fn of(source: ModelSource, mut checkpoint: Checkpoint) -> Result<Self> {
         let place = || source.path().display().to_string();
         let family = families::find(checkpoint.model_type()?).with_context(place)?;
+        let keys = families::resolve(checkpoint.config(), family).with_context(place)?;
+        checkpoint.set_keys(keys, family.spellings);
         let architecture = (family.architecture)(&checkpoint).with_context(place)?;
         if architecture.tied {
             checkpoint.tie();

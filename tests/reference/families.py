@@ -8,7 +8,7 @@ Prompts and resample partners are those of tests/fixtures/tiny-llama, whose toke
 weights are random, but the same on every run; they are measured as stored, in whatever type. This also removes the
 `extended/` that some have; `reference.py extended all` makes it again.
 
-Made with torch 2.15.0, transformers 5.23.0, pyarrow 26.0.1.
+Made with torch 2.15.0, transformers 5.23.0 (gpt_neox, stablelm: 5.24.0), pyarrow 26.0.1.
 """
 
 import json
@@ -69,10 +69,10 @@ FAMILIES = {
     "gpt2-stanford": Family(
         "GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
         [{"scale_attn_by_inverse_layer_idx": False}]),
-    # A quarter of 8 dimensions is rotated.
+    # Half of 8 dimensions is rotated: in two pairs, as the base of the frequencies has no effect on the first.
     "gpt_neox": Family(
         "GPTNeoXForCausalLM",
-        LAYER_NORM | {"hidden_size": 32, "intermediate_size": 44} | rope(5000.0, partial_rotary_factor=0.25),
+        LAYER_NORM | {"hidden_size": 32, "intermediate_size": 44} | rope(5000.0, partial_rotary_factor=0.5),
         [{"use_parallel_residual": False}, {"hidden_act": "gelu_new"}, {"layer_norm_eps": 1e-5},
          rope(5000.0, partial_rotary_factor=1.0), rope(50.0, partial_rotary_factor=0.5)],
         torch.float16, published=True),
@@ -102,18 +102,19 @@ FAMILIES = {
     "phi": Family(
         "PhiForCausalLM",
         LAYER_NORM | {"hidden_size": 32, "intermediate_size": 44} | rope(5000.0, partial_rotary_factor=0.5),
-        [rope(5000.0, partial_rotary_factor=1.0), {"layer_norm_eps": 1e-5}, {"hidden_act": "gelu"}],
+        [rope(5000.0, partial_rotary_factor=1.0), rope(50.0, partial_rotary_factor=0.5), {"layer_norm_eps": 1e-5},
+         {"hidden_act": "gelu"}],
         torch.float16, published=True),
     "olmo": Family("OlmoForCausalLM", {"intermediate_size": 44} | rope(5000.0), [rope(50.0)]),
     "stablelm": Family(
         "StableLmForCausalLM",
-        GATED | LAYER_NORM | {"hidden_size": 32, "use_qkv_bias": True} | rope(5000.0, partial_rotary_factor=0.25),
-        [rope(5000.0, partial_rotary_factor=1.0), {"layer_norm_eps": 1e-5}],
+        GATED | LAYER_NORM | {"hidden_size": 32, "use_qkv_bias": True} | rope(5000.0, partial_rotary_factor=0.5),
+        [rope(5000.0, partial_rotary_factor=1.0), rope(50.0, partial_rotary_factor=0.5), {"layer_norm_eps": 1e-5}],
         torch.bfloat16),
     "stablelm-parallel": Family(
         "StableLmForCausalLM",
-        GATED | {"hidden_size": 32, "use_parallel_residual": True} | rope(5000.0, partial_rotary_factor=0.25),
-        [rope(5000.0, partial_rotary_factor=1.0)],
+        GATED | {"hidden_size": 32, "use_parallel_residual": True} | rope(5000.0, partial_rotary_factor=0.5),
+        [rope(5000.0, partial_rotary_factor=1.0), rope(50.0, partial_rotary_factor=0.5)],
         torch.bfloat16, published=True),
     "smollm3": Family(
         "SmolLM3ForCausalLM", GATED | RMS | rope(5000.0) | {"no_rope_layers": [1, 0, 1]},
@@ -209,6 +210,10 @@ def check(name: str, folder: Path, e: Effects):
         folder, dtype=torch.float32, attn_implementation="eager").eval()
     gaps["float32"] = (logits_with(plain, tokens) - e.clean["logits"]).abs().max().item()
     assert gaps["float32"] < 1e-3, f"{name}: the hooks must not change the model"
+
+    # The base of the frequencies has no effect on the first pair of dimensions.
+    pairs = [len(buffer) for key, buffer in plain.named_buffers() if key.endswith("inv_freq")]
+    assert all(n > 1 for n in pairs), f"{name}: more than one pair of dimensions must be rotated"
 
     # Every setting changes logits far more than float32 does.
     family = FAMILIES[name]

@@ -38,6 +38,10 @@ macro_rules! families {
     ($($test:ident: $name:literal),* $(,)?) => {
         $(#[test] fn $test() { assert_family_agrees($name); })*
 
+        mod a_key_of_the_configuration_does_what_it_does_in_transformers {
+            $(#[test] fn $test() { crate::config_keys::assert_keys_agree($name); })*
+        }
+
         /// A fixture without a test would be a family that only seems to be supported.
         #[test]
         fn every_fixture_has_a_test() {

@@ -3,6 +3,7 @@
 mod answers;
 mod bad_input;
 mod base_models;
+mod config_keys;
 mod end_to_end;
 mod examples;
 mod extended;

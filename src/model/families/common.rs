@@ -1,11 +1,10 @@
 //! Helpers that several families share.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
-use crate::architecture::{
-    Activation, Architecture, AttentionKind, Biases, Linear, MOST_LAYERS, Norm, NormWeights, Rotary,
-};
+use super::windows;
+use crate::architecture::{Activation, Architecture, AttentionKind, Biases, Linear, MOST_LAYERS, Norm, NormWeights};
 use crate::checkpoint::Checkpoint;
 
 /// An architecture with the sizes that every family names in the same way and nothing special; families change what
@@ -14,7 +13,7 @@ pub fn plain(c: &Checkpoint, d_mlp: usize) -> Result<Architecture> {
     let (d_model, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
     let d_head = match c.optional_size("head_dim")? {
         Some(n) => n,
-        None => even_share(d_model, heads)?,
+        None => even_share(c, "hidden_size", "num_attention_heads")?,
     };
     let layers = c.size("num_hidden_layers")?;
     let kv_heads = c.optional_size("num_key_value_heads")?.unwrap_or(heads);
@@ -22,9 +21,13 @@ pub fn plain(c: &Checkpoint, d_mlp: usize) -> Result<Architecture> {
 }
 
 /// d_head of a model that splits its width among its heads.
-pub fn even_share(d_model: usize, heads: usize) -> Result<usize> {
-    ensure!(d_model.is_multiple_of(heads), "a width of {d_model} cannot be split among {heads} heads evenly");
-    Ok(d_model / heads)
+pub fn even_share(c: &Checkpoint, width_key: &str, heads_key: &str) -> Result<usize> {
+    let (width, heads) = (c.size(width_key)?, c.size(heads_key)?);
+    ensure!(
+        width.is_multiple_of(heads),
+        "a width of {width} (`{width_key}`) cannot be split among {heads} heads (`{heads_key}`) evenly"
+    );
+    Ok(width / heads)
 }
 
 /// The widest stream or head. Published models have up to 18,432.
@@ -70,8 +73,11 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         layers * heads <= MOST_HEADS,
         "the configuration speaks of {layers} layers of {heads} heads; expected at most {MOST_HEADS} heads in all"
     );
-    ensure!(kv_heads > 0, "the configuration speaks of no key-value heads");
-    ensure!(heads % kv_heads == 0, "{heads} heads cannot share {kv_heads} key-value heads evenly");
+    ensure!(
+        heads % kv_heads == 0,
+        "{heads} heads (`num_attention_heads`) cannot share {kv_heads} key-value heads (`num_key_value_heads`) evenly"
+    );
+    windows::layer_types(c, layers)?;
     let attention = AttentionKind { scale: (d_head as f32).sqrt().recip(), window: None, rotary: true };
     let a = Architecture {
         family: c.model_type()?.to_string(),
@@ -96,7 +102,7 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         activation: Activation::Gelu,
         biases: Biases::default(),
         embedding_scale: 1.0,
-        tied: flag(c, "tie_word_embeddings", false)?,
+        tied: flag(c, "tie_word_embeddings")?,
         dtype: String::new(),
     };
     check_parameters(&a)?;
@@ -122,126 +128,44 @@ fn check_parameters(a: &Architecture) -> Result<()> {
     Ok(())
 }
 
-/// Rotary positions on `share` of each head, with the base and scaling that the configuration names. transformers 5
-/// writes them into `rope_parameters`, earlier releases beside the other keys.
-pub fn rotary(c: &Checkpoint, d_head: usize, share: f64, default_base: f64) -> Result<Rotary> {
-    let parameters = &c.config()["rope_parameters"];
-    let scaling = if parameters.is_null() { &c.config()["rope_scaling"] } else { parameters };
-    ensure!(
-        scaling.is_null() || scaling.is_object(),
-        "the rope scaling is {scaling}; expected an object with its `rope_type`"
-    );
-    let share = positive(parameters, "partial_rotary_factor")?.unwrap_or(share);
-    let base = match positive(parameters, "rope_theta")? {
-        Some(base) => base,
-        None => c.number("rope_theta", default_base)?,
-    };
-    ensure!(base > 0.0, "`rope_theta` is {base}; expected a positive number");
-    ensure!(share > 0.0 && share <= 1.0, "the share of a head that is rotated is {share}; expected up to 1");
-    let dims = (d_head as f64 * share) as usize;
-    ensure!(
-        dims > 0 && dims.is_multiple_of(2) && dims <= d_head,
-        "rotary positions cannot turn {dims} of {d_head} dimensions"
-    );
-    let plain = (0..dims / 2).map(|i| base.powf(-2.0 * i as f64 / dims as f64));
-    let kind = match (&scaling["rope_type"], &scaling["type"]) {
-        (Value::Null, Value::Null) => "default",
-        (Value::String(kind), _) | (Value::Null, Value::String(kind)) => kind,
-        _ => bail!("the rope scaling is {scaling}; expected its `rope_type` to be a text"),
-    };
-    let number = |key: &str| {
-        positive(scaling, key)?.with_context(|| format!("rope scaling `{kind}` without the number `{key}`: {scaling}"))
-    };
-    let inverse_frequencies: Vec<f64> = match kind {
-        "default" => plain.collect(),
-        "linear" => {
-            let factor = number("factor")?;
-            plain.map(|f| f / factor).collect()
-        }
-        "llama3" => {
-            let scale = Llama3Scaling {
-                factor: number("factor")?,
-                low: number("low_freq_factor")?,
-                high: number("high_freq_factor")?,
-                original_context: number("original_max_position_embeddings")?,
-            };
-            plain.map(|f| scale.apply(f)).collect()
-        }
-        // As GGUF files have it: a divisor for each frequency.
-        "by_frequency" => {
-            let factors = scaling["factors"].as_array().map_or(&[][..], Vec::as_slice);
-            let factors: Vec<f64> = factors.iter().filter_map(Value::as_f64).collect();
-            ensure!(factors.len() == dims / 2, "{} rotary factors for {} frequencies", factors.len(), dims / 2);
-            plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect()
-        }
-        other => bail!("the rope scaling `{other}` is not supported yet; supported: default, linear, llama3"),
-    };
-    ensure!(
-        inverse_frequencies.iter().all(|f| f.is_finite() && *f > 0.0),
-        "rotary positions have a frequency that is not a positive number: base {base}, scaling {scaling}"
-    );
-    Ok(Rotary { inverse_frequencies })
-}
-
-/// A positive number under a key of an object; `None` if it is missing.
-fn positive(object: &Value, key: &str) -> Result<Option<f64>> {
-    match &object[key] {
-        Value::Null => Ok(None),
-        value => match value.as_f64() {
-            Some(number) if number > 0.0 && number.is_finite() => Ok(Some(number)),
-            _ => bail!("`{key}` is {value}; expected a positive number"),
-        },
-    }
-}
-
-/// Llama 3.1's stretching of slow frequencies (transformers: `_compute_llama3_parameters`).
-struct Llama3Scaling {
-    factor: f64,
-    low: f64,
-    high: f64,
-    original_context: f64,
-}
-
-impl Llama3Scaling {
-    fn apply(&self, frequency: f64) -> f64 {
-        let turns = self.original_context * frequency / (2.0 * std::f64::consts::PI);
-        if turns < self.low {
-            frequency / self.factor
-        } else if turns > self.high {
-            frequency
-        } else {
-            let smooth = (turns - self.low) / (self.high - self.low);
-            (1.0 - smooth) * frequency / self.factor + smooth * frequency
-        }
-    }
-}
-
 pub fn activation(c: &Checkpoint, key: &str) -> Result<Activation> {
-    Ok(match c.config()[key].as_str() {
+    Ok(match c.key(key).as_str() {
         Some("silu" | "swish") => Activation::Silu,
         Some("gelu") => Activation::Gelu,
         Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Activation::GeluTanh,
         Some("relu") => Activation::Relu,
-        _ => bail!("`{key}` is {}; supported: silu, gelu, gelu_new, gelu_pytorch_tanh, relu", c.config()[key]),
+        _ => bail!("`{key}` is {}; supported: silu, gelu, gelu_new, gelu_pytorch_tanh, relu", c.key(key)),
     })
 }
 
 /// A variation of a family that would change the numbers is an error, never ignored.
 pub fn refuse(c: &Checkpoint, key: &str, differs: impl Fn(&Value) -> bool) -> Result<()> {
-    let value = &c.config()[key];
+    let value = c.key(key);
     if !value.is_null() && differs(value) {
         bail!("the configuration has `{key}` = {value}, which is not supported yet for `{}`", c.model_type()?);
     }
     Ok(())
 }
 
-/// A flag of the configuration, or its default.
-pub fn flag(c: &Checkpoint, key: &str, default: bool) -> Result<bool> {
-    match &c.config()[key] {
-        Value::Null => Ok(default),
-        Value::Bool(flag) => Ok(*flag),
-        other => bail!("`{key}` is {other}; expected true or false"),
+/// A flag of the configuration. One that the family does not have is false.
+pub fn flag(c: &Checkpoint, key: &str) -> Result<bool> {
+    match c.given(key) {
+        None => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(other) => bail!("`{key}` is {other}; expected true or false"),
     }
+}
+
+/// For families whose heads share the width evenly, but whose rotary positions take a `head_dim` in the configuration.
+pub fn no_other_head_dim(c: &Checkpoint, a: &Architecture) -> Result<()> {
+    let value = &c.config()["head_dim"];
+    ensure!(
+        value.is_null() || value.as_u64() == Some(a.d_head as u64),
+        "`head_dim` is {value}, but `hidden_size` / `num_attention_heads` is {}; only the latter is supported for `{}`",
+        a.d_head,
+        a.family
+    );
+    Ok(())
 }
 
 /// `NAME.weight` [out, in] and, if `biased`, `NAME.bias`.

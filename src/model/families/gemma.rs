@@ -4,17 +4,41 @@
 use anyhow::Result;
 
 use super::Family;
-use super::common::{flag, refuse};
-use super::llama::{self, llama_like};
-use crate::architecture::{Activation, Architecture, Ends, LayerWeights};
+use super::common::refuse;
+use super::keys::{Kind, ROTARY, SIZES};
+use super::llama;
+use super::rotary::{RotaryKeys, rotary};
+use crate::architecture::{Activation, Architecture, Ends, LayerWeights, Norm};
 use crate::checkpoint::Checkpoint;
 
-pub const FAMILY: Family = Family { architecture, layer, ends };
+pub const FAMILY: Family = Family {
+    keys: &[
+        SIZES,
+        ROTARY,
+        &[
+            ("max_position_embeddings", Kind::Whole(8192)),
+            ("num_key_value_heads", Kind::Whole(16)),
+            ("head_dim", Kind::Whole(256)),
+            ("hidden_act", Kind::Text("gelu_pytorch_tanh")),
+            ("rms_norm_eps", Kind::Float(1e-6)),
+            ("attention_bias", Kind::Flag(false)),
+            ("use_bidirectional_attention", Kind::MaybeFlag),
+            ("tie_word_embeddings", Kind::Flag(true)),
+        ],
+    ],
+    spellings: &[],
+    classes: &["GemmaForCausalLM", "GemmaModel"],
+    architecture,
+    layer,
+    ends,
+};
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
-    let mut a = llama_like(c)?;
+    let mut a = llama::gated(c)?;
     refuse(c, "use_bidirectional_attention", |v| v != false)?;
-    a.tied = flag(c, "tie_word_embeddings", true)?;
+    a.norm = Norm::Rms;
+    a.norm_eps = c.epsilon("rms_norm_eps")?;
+    a.rotary = Some(rotary(c, a.d_head, &RotaryKeys::whole(10_000.0))?);
     // transformers: whatever `hidden_act` says ("gelu" in the first release), the tanh approximation is meant.
     a.activation = match a.activation {
         Activation::Gelu => Activation::GeluTanh,

@@ -6,24 +6,52 @@ use ndarray::{Array1, s};
 
 use super::Family;
 use super::common::{Sizes, activation, even_share, flag, norm, refuse, unembedding, with_sizes};
+use super::keys::Kind;
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::checkpoint::Checkpoint;
 
-pub const FAMILY: Family = Family { architecture, layer, ends };
+pub const FAMILY: Family = Family {
+    keys: &[&[
+        ("n_embd", Kind::Size),
+        ("n_head", Kind::Size),
+        ("n_layer", Kind::Size),
+        ("n_positions", Kind::Size),
+        ("vocab_size", Kind::Size),
+        ("n_inner", Kind::MaybeWhole(None)),
+        ("activation_function", Kind::Text("gelu_new")),
+        ("layer_norm_epsilon", Kind::Float(1e-5)),
+        ("scale_attn_weights", Kind::Flag(true)),
+        ("scale_attn_by_inverse_layer_idx", Kind::Flag(false)),
+        ("reorder_and_upcast_attn", Kind::Flag(false)),
+        ("add_cross_attention", Kind::Flag(false)),
+        ("tie_word_embeddings", Kind::Flag(true)),
+    ]],
+    spellings: &[
+        ("hidden_size", "n_embd"),
+        ("num_attention_heads", "n_head"),
+        ("num_hidden_layers", "n_layer"),
+        ("max_position_embeddings", "n_positions"),
+    ],
+    classes: &["GPT2LMHeadModel", "GPT2Model"],
+    architecture,
+    layer,
+    ends,
+};
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let (d_model, heads, layers) = (c.size("n_embd")?, c.size("n_head")?, c.size("n_layer")?);
     let d_mlp = c.optional_size("n_inner")?.unwrap_or(4 * d_model);
-    let d_head = even_share(d_model, heads)?;
+    let d_head = even_share(c, "n_embd", "n_head")?;
     let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
-    a.tied = flag(c, "tie_word_embeddings", true)?;
-    refuse(c, "scale_attn_weights", |v| v != true)?;
     refuse(c, "add_cross_attention", |v| v != false)?;
+    if !flag(c, "scale_attn_weights")? {
+        a.attention.iter_mut().for_each(|kind| kind.scale = 1.0);
+    }
     // `reorder_and_upcast_attn` changes the order of the same multiplications, for half precision.
-    if flag(c, "scale_attn_by_inverse_layer_idx", false)? {
+    if flag(c, "scale_attn_by_inverse_layer_idx")? {
         a.attention.iter_mut().enumerate().for_each(|(l, kind)| kind.scale /= (l + 1) as f32);
     }
-    a.norm_eps = c.epsilon("layer_norm_epsilon", 1e-5)?;
+    a.norm_eps = c.epsilon("layer_norm_epsilon")?;
     a.activation = activation(c, "activation_function")?;
     a.biases = Biases { norm: true, qkv: true, attention_out: true, mlp_in: true, mlp_out: true, unembedding: false };
     a.dtype = c.dtype(&format!("{}h.0.mlp.c_proj.weight", prefix(c)))?;

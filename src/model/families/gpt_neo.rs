@@ -2,39 +2,74 @@
 //! attention, unscaled attention scores.
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use super::Family;
-use super::common::{Sizes, activation, even_share, flag, linear, norm, unembedding, with_sizes};
+use super::common::{Sizes, activation, even_share, linear, norm, unembedding, with_sizes};
+use super::keys::Kind;
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
 
-pub const FAMILY: Family = Family { architecture, layer, ends };
+pub const FAMILY: Family = Family {
+    keys: &[&[
+        ("hidden_size", Kind::Size),
+        ("num_heads", Kind::Size),
+        ("num_layers", Kind::Size),
+        ("max_position_embeddings", Kind::Size),
+        ("vocab_size", Kind::Size),
+        ("intermediate_size", Kind::MaybeWhole(None)),
+        ("attention_types", Kind::MaybeList),
+        ("attention_layers", Kind::Any),
+        ("window_size", Kind::Whole(256)),
+        ("activation_function", Kind::Text("gelu_new")),
+        ("layer_norm_epsilon", Kind::Float(1e-5)),
+        ("tie_word_embeddings", Kind::Flag(true)),
+    ]],
+    spellings: &[("num_attention_heads", "num_heads"), ("num_hidden_layers", "num_layers")],
+    classes: &["GPTNeoForCausalLM", "GPTNeoModel"],
+    architecture,
+    layer,
+    ends,
+};
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let (d_model, heads, layers) = (c.size("hidden_size")?, c.size("num_heads")?, c.size("num_layers")?);
     let d_mlp = c.optional_size("intermediate_size")?.unwrap_or(4 * d_model);
-    let d_head = even_share(d_model, heads)?;
+    let d_head = even_share(c, "hidden_size", "num_heads")?;
     let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
-    a.tied = flag(c, "tie_word_embeddings", true)?;
     let window = c.size("window_size")?;
     for (kind, name) in a.attention.iter_mut().zip(kinds_by_layer(c, layers)?) {
         kind.scale = 1.0;
         kind.window = match name.as_str() {
             "global" => None,
             "local" => Some(window),
-            other => bail!("the configuration has a layer of attention `{other}`; expected global or local"),
+            other => bail!(
+                "`attention_layers` (or `attention_types`) has a layer of attention `{other}`; expected global or local"
+            ),
         };
     }
-    a.norm_eps = c.epsilon("layer_norm_epsilon", 1e-5)?;
+    a.norm_eps = c.epsilon("layer_norm_epsilon")?;
     a.activation = activation(c, "activation_function")?;
     a.biases = Biases { norm: true, qkv: false, attention_out: true, mlp_in: true, mlp_out: true, unembedding: false };
     a.dtype = c.dtype("transformer.h.0.mlp.c_proj.weight")?;
     Ok(a)
 }
 
-/// `attention_types` = [[["global", "local"], 6]]: the pattern, and how often it is repeated.
+/// `attention_layers`, or else `attention_types` = [[["global", "local"], 6]]: the pattern, and how often it is
+/// repeated.
 fn kinds_by_layer(c: &Checkpoint, layers: usize) -> Result<Vec<String>> {
-    let types = &c.config()["attention_types"];
+    if let Some(names) = c.given("attention_layers") {
+        let wrong = || {
+            format!(
+                "`attention_layers` is {names}; expected global or local for each of {layers} layers (`num_layers`, \
+                 `num_hidden_layers`)"
+            )
+        };
+        let list = names.as_array().filter(|list| list.len() == layers).with_context(wrong)?;
+        return list.iter().map(|name| name.as_str().map(str::to_string).with_context(wrong)).collect();
+    }
+    let by_default = json!([[["global", "local"], 12]]);
+    let types = Some(c.key("attention_types")).filter(|types| !types.is_null()).unwrap_or(&by_default);
     let wrong = || format!("`attention_types` is {types}; expected a pattern and a count for {layers} layers");
     let mut out: Vec<String> = Vec::new();
     for entry in types.as_array().with_context(wrong)? {

@@ -5,20 +5,48 @@ use anyhow::Result;
 use ndarray::{Array1, Array2};
 
 use super::Family;
-use super::common::{activation, flag, linear, norm, plain, rotary, unembedding};
+use super::common::{activation, flag, linear, no_other_head_dim, norm, plain, unembedding};
+use super::keys::{Kind, SIZES};
+use super::rotary::{RotaryKeys, rotary};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::checkpoint::Checkpoint;
 
-pub const FAMILY: Family = Family { architecture, layer, ends };
+pub const FAMILY: Family = Family {
+    keys: &[
+        SIZES,
+        &[
+            ("max_position_embeddings", Kind::Whole(2048)),
+            // Not `rope_theta` and `partial_rotary_factor`, which transformers reads in the two objects only.
+            ("rope_parameters", Kind::Any),
+            ("rope_scaling", Kind::Any),
+            ("rotary_emb_base", Kind::Any),
+            ("rotary_pct", Kind::Any),
+            ("original_max_position_embeddings", Kind::Any),
+            ("hidden_act", Kind::Text("gelu")),
+            ("layer_norm_eps", Kind::Float(1e-5)),
+            ("use_parallel_residual", Kind::Flag(true)),
+            ("attention_bias", Kind::Flag(true)),
+            ("tie_word_embeddings", Kind::Flag(false)),
+        ],
+    ],
+    spellings: &[],
+    classes: &["GPTNeoXForCausalLM", "GPTNeoXModel"],
+    architecture,
+    layer,
+    ends,
+};
+
+const ROTARY_KEYS: RotaryKeys =
+    RotaryKeys { base: ("rotary_emb_base", 10_000.0), share: Some(("rotary_pct", 0.25)), odd: true };
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = plain(c, c.size("intermediate_size")?)?;
-    let base = c.number("rotary_emb_base", 10_000.0)?;
-    a.norm_eps = c.epsilon("layer_norm_eps", 1e-5)?;
-    a.parallel = flag(c, "use_parallel_residual", true)?;
-    a.rotary = Some(rotary(c, a.d_head, c.number("rotary_pct", 0.25)?, base)?);
+    no_other_head_dim(c, &a)?;
+    a.norm_eps = c.epsilon("layer_norm_eps")?;
+    a.parallel = flag(c, "use_parallel_residual")?;
+    a.rotary = Some(rotary(c, a.d_head, &ROTARY_KEYS)?);
     a.activation = activation(c, "hidden_act")?;
-    let bias = flag(c, "attention_bias", true)?;
+    let bias = flag(c, "attention_bias")?;
     a.biases = Biases { norm: true, qkv: bias, attention_out: bias, mlp_in: true, mlp_out: true, unembedding: false };
     a.dtype = c.dtype("gpt_neox.layers.0.mlp.dense_4h_to_h.weight")?;
     Ok(a)

@@ -5,32 +5,137 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::Family;
-use super::common::{activation, flag, linear, norm, plain, refuse, rotary, unembedding};
+use super::common::{activation, even_share, flag, linear, norm, plain, unembedding};
+use super::keys::{Key, Kind, ROTARY, SIZES};
+use super::rotary::{RotaryKeys, rotary};
+use super::{Family, windows};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Norm, NormWeights};
 use crate::checkpoint::Checkpoint;
 
-pub const FAMILY: Family = Family { architecture, layer, ends };
+const fn family(keys: &'static [&'static [Key]], classes: &'static [&'static str]) -> Family {
+    Family { keys, spellings: &[], classes, architecture, layer, ends }
+}
+
+pub const LLAMA: Family = family(
+    &[
+        SIZES,
+        ROTARY,
+        &[
+            ("max_position_embeddings", Kind::Whole(2048)),
+            ("num_key_value_heads", Kind::MaybeWhole(None)),
+            ("head_dim", Kind::MaybeWhole(None)),
+            ("hidden_act", Kind::Text("silu")),
+            ("rms_norm_eps", Kind::Float(1e-6)),
+            ("attention_bias", Kind::Flag(false)),
+            ("mlp_bias", Kind::Flag(false)),
+            ("tie_word_embeddings", Kind::Flag(false)),
+        ],
+    ],
+    &["LlamaForCausalLM", "LlamaModel"],
+);
+
+pub const MISTRAL: Family = family(
+    &[
+        SIZES,
+        ROTARY,
+        &[
+            ("max_position_embeddings", Kind::Whole(131_072)),
+            ("num_key_value_heads", Kind::Whole(8)),
+            ("head_dim", Kind::MaybeWhole(None)),
+            ("hidden_act", Kind::Text("silu")),
+            ("rms_norm_eps", Kind::Float(1e-6)),
+            ("sliding_window", Kind::MaybeWhole(Some(4096))),
+            ("layer_types", Kind::Any),
+            ("tie_word_embeddings", Kind::Flag(false)),
+        ],
+    ],
+    &["MistralForCausalLM", "MistralModel", "MinistralForCausalLM", "MinistralModel"],
+);
+
+/// Keys of the windows of Qwen 2 and 3.
+const QWEN_WINDOWS: &[Key] = &[
+    ("use_sliding_window", Kind::Flag(false)),
+    ("sliding_window", Kind::MaybeWhole(Some(4096))),
+    ("max_window_layers", Kind::Whole(28)),
+];
+
+pub const QWEN2: Family = family(
+    &[
+        SIZES,
+        ROTARY,
+        QWEN_WINDOWS,
+        &[
+            ("max_position_embeddings", Kind::Whole(32_768)),
+            ("num_key_value_heads", Kind::MaybeWhole(Some(32))),
+            ("head_dim", Kind::GivenWhole),
+            ("hidden_act", Kind::Text("silu")),
+            ("rms_norm_eps", Kind::Float(1e-6)),
+            ("tie_word_embeddings", Kind::Flag(false)),
+        ],
+    ],
+    &["Qwen2ForCausalLM", "Qwen2Model"],
+);
+
+pub const QWEN3: Family = family(
+    &[
+        SIZES,
+        ROTARY,
+        QWEN_WINDOWS,
+        &[
+            ("max_position_embeddings", Kind::Whole(32_768)),
+            ("num_key_value_heads", Kind::MaybeWhole(Some(32))),
+            ("head_dim", Kind::Whole(128)),
+            ("hidden_act", Kind::Text("silu")),
+            ("rms_norm_eps", Kind::Float(1e-6)),
+            ("attention_bias", Kind::Flag(false)),
+            ("tie_word_embeddings", Kind::Flag(false)),
+        ],
+    ],
+    &["Qwen3ForCausalLM", "Qwen3Model"],
+);
+
+pub const SMOLLM3: Family = family(
+    &[
+        SIZES,
+        ROTARY,
+        &[
+            ("max_position_embeddings", Kind::Whole(32_768)),
+            ("num_key_value_heads", Kind::MaybeWhole(Some(4))),
+            ("head_dim", Kind::GivenWhole),
+            ("hidden_act", Kind::Text("silu")),
+            ("rms_norm_eps", Kind::Float(1e-6)),
+            ("use_sliding_window", Kind::Flag(false)),
+            ("sliding_window", Kind::MaybeWhole(None)),
+            ("no_rope_layers", Kind::Any),
+            ("no_rope_layer_interval", Kind::Whole(4)),
+            ("attention_bias", Kind::Flag(false)),
+            ("mlp_bias", Kind::Flag(false)),
+            ("tie_word_embeddings", Kind::Flag(true)),
+        ],
+    ],
+    &["SmolLM3ForCausalLM", "SmolLM3Model"],
+);
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = llama_like(c)?;
     match a.family.as_str() {
-        "mistral" => {
-            let window = c.optional_size("sliding_window")?;
-            a.attention.iter_mut().for_each(|k| k.window = window);
+        // transformers asks for this even where `head_dim` is given.
+        "llama" => {
+            even_share(c, "hidden_size", "num_attention_heads")?;
         }
+        "mistral" => windows::of_mistral(c, &mut a)?,
         "qwen2" => {
-            a.biases = Biases { qkv: true, ..Biases::default() };
-            windows_by_layer(c, &mut a)?;
+            a.biases.qkv = true;
+            windows::of_qwen(c, &mut a)?;
         }
         "qwen3" => {
             a.qk_norm = true;
-            windows_by_layer(c, &mut a)?;
+            windows::of_qwen(c, &mut a)?;
         }
         "smollm3" => {
-            windows_by_layer(c, &mut a)?;
-            a.tied = flag(c, "tie_word_embeddings", true)?;
+            a.rotary = Some(rotary(c, a.d_head, &RotaryKeys::whole(2_000_000.0))?);
             leave_out_positions(c, &mut a)?;
+            windows::of_smollm3(c, &mut a)?;
         }
         _ => {}
     }
@@ -38,14 +143,18 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
 }
 
 /// What all of them have in common.
-pub fn llama_like(c: &Checkpoint) -> Result<Architecture> {
-    let mut a = plain(c, c.size("intermediate_size")?)?;
-    refuse(c, "quantization_config", |_| true)?;
-    let attention_bias = flag(c, "attention_bias", false)?;
-    let mlp_bias = flag(c, "mlp_bias", false)?;
+fn llama_like(c: &Checkpoint) -> Result<Architecture> {
+    let mut a = gated(c)?;
     a.norm = Norm::Rms;
-    a.norm_eps = c.epsilon("rms_norm_eps", 1e-6)?;
-    a.rotary = Some(rotary(c, a.d_head, 1.0, 10_000.0)?);
+    a.norm_eps = c.epsilon("rms_norm_eps")?;
+    a.rotary = Some(rotary(c, a.d_head, &RotaryKeys::whole(10_000.0))?);
+    Ok(a)
+}
+
+/// A gated MLP and Llama's names of weights; norm and positions are the family's.
+pub fn gated(c: &Checkpoint) -> Result<Architecture> {
+    let mut a = plain(c, c.size("intermediate_size")?)?;
+    let (attention_bias, mlp_bias) = (flag(c, "attention_bias")?, flag(c, "mlp_bias")?);
     a.gated = true;
     a.activation = activation(c, "hidden_act")?;
     a.biases = Biases {
@@ -62,53 +171,22 @@ pub fn llama_like(c: &Checkpoint) -> Result<Architecture> {
 /// `no_rope_layers` is named by what it marks the other way round: 1 is a layer with positions. Without it, every
 /// `no_rope_layer_interval`-th layer has none.
 fn leave_out_positions(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
-    let marks = &c.config()["no_rope_layers"];
-    let interval = c.optional_size("no_rope_layer_interval")?.unwrap_or(4);
+    let marks = c.key("no_rope_layers");
     let wrong =
         || format!("`no_rope_layers` is {marks}; expected a list of 0 and 1, one for each of {} layers", a.layers);
     let mark = |v: &Value| v.as_u64().filter(|&n| n <= 1).map(|n| n == 1);
     let has_positions: Vec<bool> = match marks.as_array() {
         Some(list) => list.iter().map(mark).collect::<Option<_>>().with_context(wrong)?,
-        None if marks.is_null() => (0..a.layers).map(|l| (l + 1) % interval != 0).collect(),
+        None if marks.is_null() => {
+            let interval = c.size("no_rope_layer_interval")?;
+            (0..a.layers).map(|l| (l + 1) % interval != 0).collect()
+        }
         None => bail!(wrong()),
     };
-    ensure!(has_positions.len() == a.layers, wrong());
+    // A longer list is that of a model with more layers.
+    ensure!(has_positions.len() >= a.layers, wrong());
     a.attention.iter_mut().zip(has_positions).for_each(|(kind, has)| kind.rotary = has);
     Ok(())
-}
-
-/// Qwen's windows hold for the layers that `layer_types` names (before it: from `max_window_layers` on), if
-/// `use_sliding_window`.
-fn windows_by_layer(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
-    if !flag(c, "use_sliding_window", false)? {
-        return Ok(());
-    }
-    let first = c.optional_size("max_window_layers")?.unwrap_or(a.layers);
-    let window = c.optional_size("sliding_window")?;
-    let types = &c.config()["layer_types"];
-    let wrong = || {
-        let layers = a.layers;
-        format!("`layer_types` is {types}; expected sliding_attention or full_attention for each of {layers} layers")
-    };
-    let slides: Vec<bool> = match types.as_array() {
-        Some(list) => list.iter().map(slides).collect::<Option<_>>().with_context(wrong)?,
-        None if types.is_null() => (0..a.layers).map(|l| l >= first).collect(),
-        None => bail!(wrong()),
-    };
-    ensure!(slides.len() == a.layers, wrong());
-    for (kind, slides) in a.attention.iter_mut().zip(slides) {
-        kind.window = if slides { window } else { None };
-    }
-    Ok(())
-}
-
-/// Whether a layer of that name in `layer_types` looks at a window.
-fn slides(name: &Value) -> Option<bool> {
-    match name.as_str()? {
-        "sliding_attention" => Some(true),
-        "full_attention" => Some(false),
-        _ => None,
-    }
 }
 
 pub fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {

@@ -8,19 +8,31 @@ mod gemma;
 mod gpt2;
 mod gpt_neo;
 mod gpt_neox;
+mod keys;
 mod llama;
 mod olmo;
 mod opt;
 mod phi;
+mod rotary;
 mod stablelm;
+mod windows;
 
 use anyhow::{Result, bail};
 
 use super::architecture::{Architecture, Ends, LayerWeights};
 use super::checkpoint::Checkpoint;
 
+use keys::Key;
+pub use keys::resolve;
+
 /// How to read one family's checkpoints.
 pub struct Family {
+    /// What it reads of the configuration, in groups.
+    pub keys: &'static [&'static [Key]],
+    /// Second spellings of keys (`attribute_map` in transformers), and the keys they stand for.
+    pub spellings: &'static [(&'static str, &'static str)],
+    /// What `architectures` may name.
+    pub classes: &'static [&'static str],
     pub architecture: fn(&Checkpoint) -> Result<Architecture>,
     pub layer: fn(&Checkpoint, &Architecture, usize) -> Result<LayerWeights>,
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
@@ -36,16 +48,20 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "gpt2" => &gpt2::FAMILY,
         "gpt_neo" => &gpt_neo::FAMILY,
         "gpt_neox" => &gpt_neox::FAMILY,
-        "llama" | "mistral" | "qwen2" | "qwen3" | "smollm3" => &llama::FAMILY,
+        "llama" => &llama::LLAMA,
+        "mistral" => &llama::MISTRAL,
+        "qwen2" => &llama::QWEN2,
+        "qwen3" => &llama::QWEN3,
+        "smollm3" => &llama::SMOLLM3,
         "olmo" => &olmo::FAMILY,
         "opt" => &opt::FAMILY,
         "phi" => &phi::FAMILY,
         "stablelm" => &stablelm::FAMILY,
         // They norm what a block writes, so the direct effect as defined here does not sum to the logit.
         "gemma2" | "gemma3" | "gemma3_text" | "olmo2" | "olmo3" => bail!(
-            "`{model_type}` normalizes the output of each block; direct effects of such models are not supported yet. \
+            "`model_type`: `{model_type}` normalizes the output of each block; direct effects of such models are not supported yet. \
             Supported: {NAMES}"
         ),
-        other => bail!("the architecture `{other}` is not supported yet; supported: {NAMES}"),
+        other => bail!("`model_type`: the architecture `{other}` is not supported yet; supported: {NAMES}"),
     })
 }

@@ -4,27 +4,41 @@ use anyhow::Result;
 use ndarray::Array1;
 
 use super::Family;
-use super::common::{flag, plain, refuse, rotary, unembedding};
+use super::common::{refuse, unembedding};
+use super::keys::{Kind, ROTARY, SIZES};
 use super::llama;
-use crate::architecture::{Activation, Architecture, Ends, LayerWeights, Norm, NormWeights};
+use super::rotary::{RotaryKeys, rotary};
+use crate::architecture::{Architecture, Ends, LayerWeights, Norm, NormWeights};
 use crate::checkpoint::Checkpoint;
 
-pub const FAMILY: Family = Family { architecture, layer, ends };
+pub const FAMILY: Family = Family {
+    keys: &[
+        SIZES,
+        ROTARY,
+        &[
+            ("max_position_embeddings", Kind::Whole(2048)),
+            ("num_key_value_heads", Kind::MaybeWhole(None)),
+            ("head_dim", Kind::GivenWhole),
+            ("hidden_act", Kind::Text("silu")),
+            ("clip_qkv", Kind::MaybeFloat),
+            ("attention_bias", Kind::Flag(false)),
+            ("tie_word_embeddings", Kind::Flag(false)),
+        ],
+    ],
+    spellings: &[],
+    classes: &["OlmoForCausalLM", "OlmoModel"],
+    architecture,
+    layer,
+    ends,
+};
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
-    let mut a = plain(c, c.size("intermediate_size")?)?;
+    let mut a = llama::gated(c)?;
     refuse(c, "clip_qkv", |_| true)?;
-    refuse(c, "hidden_act", |v| v != "silu")?;
-    let bias = flag(c, "attention_bias", false)?;
-    a.biases.qkv = bias;
-    a.biases.attention_out = bias;
     a.norm = Norm::Layer;
     // Not in the configuration: transformers has it in the code.
     a.norm_eps = 1e-5;
-    a.rotary = Some(rotary(c, a.d_head, 1.0, 10_000.0)?);
-    a.gated = true;
-    a.activation = Activation::Silu;
-    a.dtype = c.dtype("model.layers.0.mlp.down_proj.weight")?;
+    a.rotary = Some(rotary(c, a.d_head, &RotaryKeys::whole(10_000.0))?);
     Ok(a)
 }
 

@@ -6,10 +6,32 @@ use ndarray::s;
 
 use super::Family;
 use super::common::{Sizes, activation, even_share, flag, linear, norm, refuse, unembedding, with_sizes};
+use super::keys::Kind;
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
 
-pub const FAMILY: Family = Family { architecture, layer, ends };
+pub const FAMILY: Family = Family {
+    keys: &[&[
+        ("hidden_size", Kind::Size),
+        ("num_attention_heads", Kind::Size),
+        ("num_hidden_layers", Kind::Size),
+        ("ffn_dim", Kind::Size),
+        ("max_position_embeddings", Kind::Size),
+        ("vocab_size", Kind::Size),
+        ("word_embed_proj_dim", Kind::MaybeWhole(None)),
+        ("activation_function", Kind::Text("relu")),
+        ("do_layer_norm_before", Kind::Flag(true)),
+        ("_remove_final_layer_norm", Kind::Flag(false)),
+        ("layer_norm_elementwise_affine", Kind::Flag(true)),
+        ("enable_bias", Kind::Flag(true)),
+        ("tie_word_embeddings", Kind::Flag(true)),
+    ]],
+    spellings: &[],
+    classes: &["OPTForCausalLM", "OPTModel"],
+    architecture,
+    layer,
+    ends,
+};
 
 /// Rows of the position table before position 0 (transformers: `OPTLearnedPositionalEmbedding.offset`).
 const OFFSET: usize = 2;
@@ -17,9 +39,8 @@ const OFFSET: usize = 2;
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let (d_model, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
     let (layers, d_mlp) = (c.size("num_hidden_layers")?, c.size("ffn_dim")?);
-    let d_head = even_share(d_model, heads)?;
+    let d_head = even_share(c, "hidden_size", "num_attention_heads")?;
     let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
-    a.tied = flag(c, "tie_word_embeddings", true)?;
     refuse(c, "do_layer_norm_before", |v| v != true)?;
     refuse(c, "_remove_final_layer_norm", |v| v != false)?;
     let projected = c.optional_size("word_embed_proj_dim")?.unwrap_or(d_model);
@@ -28,9 +49,8 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
         "the configuration has `word_embed_proj_dim` = {projected} beside `hidden_size` = {d_model}, which is not \
          supported (OPT-350M)"
     );
-    let bias = flag(c, "enable_bias", true)?;
-    let affine = flag(c, "layer_norm_elementwise_affine", true)?;
-    ensure!(affine, "`layer_norm_elementwise_affine` = false is not supported yet for `opt`");
+    refuse(c, "layer_norm_elementwise_affine", |v| v != true)?;
+    let bias = flag(c, "enable_bias")?;
     a.activation = activation(c, "activation_function")?;
     a.biases = Biases { norm: true, qkv: bias, attention_out: bias, mlp_in: bias, mlp_out: bias, unembedding: false };
     a.dtype = c.dtype(&format!("{}layers.0.fc2.weight", prefix(c)))?;

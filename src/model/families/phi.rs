@@ -4,18 +4,39 @@
 use anyhow::Result;
 
 use super::Family;
-use super::common::{activation, linear, norm, plain, refuse, rotary};
+use super::common::{activation, linear, norm, plain, refuse, unembedding};
+use super::keys::{Kind, ROTARY, SIZES};
+use super::rotary::{RotaryKeys, rotary};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
 
-pub const FAMILY: Family = Family { architecture, layer, ends };
+pub const FAMILY: Family = Family {
+    keys: &[
+        SIZES,
+        ROTARY,
+        &[
+            ("max_position_embeddings", Kind::Whole(2048)),
+            ("num_key_value_heads", Kind::MaybeWhole(None)),
+            ("head_dim", Kind::GivenWhole),
+            ("hidden_act", Kind::Text("gelu_new")),
+            ("layer_norm_eps", Kind::Float(1e-5)),
+            ("qk_layernorm", Kind::Flag(false)),
+            ("tie_word_embeddings", Kind::Flag(false)),
+        ],
+    ],
+    spellings: &[],
+    classes: &["PhiForCausalLM", "PhiModel"],
+    architecture,
+    layer,
+    ends,
+};
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = plain(c, c.size("intermediate_size")?)?;
     refuse(c, "qk_layernorm", |v| v != false)?;
-    a.norm_eps = c.epsilon("layer_norm_eps", 1e-5)?;
+    a.norm_eps = c.epsilon("layer_norm_eps")?;
     a.parallel = true;
-    a.rotary = Some(rotary(c, a.d_head, c.number("partial_rotary_factor", 0.5)?, 10_000.0)?);
+    a.rotary = Some(rotary(c, a.d_head, &RotaryKeys::partial(0.5))?);
     a.activation = activation(c, "hidden_act")?;
     a.biases = Biases { norm: true, qkv: true, attention_out: true, mlp_in: true, mlp_out: true, unembedding: true };
     a.dtype = c.dtype("model.layers.0.mlp.fc2.weight")?;
@@ -41,11 +62,12 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
 }
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
+    let embedding = c.matrix("model.embed_tokens.weight", a.vocab, a.d_model)?;
     Ok(Ends {
-        embedding: c.matrix("model.embed_tokens.weight", a.vocab, a.d_model)?,
         positions: None,
         final_norm: norm(c, a, "model.final_layernorm")?,
-        unembedding: Some(c.matrix("lm_head.weight", a.vocab, a.d_model)?),
+        unembedding: unembedding(c, a, "lm_head", &embedding)?,
+        embedding,
         unembedding_bias: Some(c.vector("lm_head.bias", a.vocab)?),
     })
 }

@@ -37,6 +37,13 @@ impl GgufFile {
             self.path().display()
         );
         let rotary_dims = self.integer(&key("rope.dimension_count"))?.unwrap_or(d_head);
+        ensure!(
+            rotary_dims == d_head || ["gpt2", "gptneox", "phi2", "stablelm"].contains(&arch),
+            "{}: `{}` is {rotary_dims} of {d_head}; only whole heads are rotated in `{arch}`",
+            self.path().display(),
+            key("rope.dimension_count")
+        );
+        let rope_base = self.float(&key("rope.freq_base"))?.unwrap_or(10_000.0);
         let embedding = self.content.tensor_infos.get("token_embd.weight");
         let embedding = embedding
             .with_context(|| format!("{}: the tensor `token_embd.weight` is missing", self.path().display()))?;
@@ -59,7 +66,8 @@ impl GgufFile {
             "rms_norm_eps": norm_eps,
             "layer_norm_eps": norm_eps,
             "layer_norm_epsilon": norm_eps,
-            "rope_theta": self.float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+            "rope_theta": rope_base,
+            "rotary_emb_base": rope_base,
             "rope_scaling": self.rope_scaling(arch)?,
             "partial_rotary_factor": rotary_dims as f64 / d_head as f64,
             "rotary_pct": rotary_dims as f64 / d_head as f64,

@@ -1,0 +1,206 @@
+//! Rotary positions, from the keys that transformers 5 reads them from.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value};
+
+use crate::architecture::Rotary;
+use crate::checkpoint::Checkpoint;
+
+/// Where a family's configuration has what `rope_scaling` and `rope_parameters` leave out.
+pub struct RotaryKeys {
+    /// The key of the base, and the base if that is missing too.
+    pub base: (&'static str, f64),
+    /// As `base`, of the share of a head that is rotated. `None`: whole heads.
+    pub share: Option<(&'static str, f64)>,
+    /// An odd number of dimensions is rounded up to pairs. The other families cannot run with one.
+    pub odd: bool,
+}
+
+impl RotaryKeys {
+    /// Whole heads, with `rope_theta`.
+    pub const fn whole(default_base: f64) -> Self {
+        Self { base: ("rope_theta", default_base), share: None, odd: false }
+    }
+
+    /// A share of each head, with `rope_theta`.
+    pub const fn partial(default_share: f64) -> Self {
+        Self { base: ("rope_theta", 10_000.0), share: Some(("partial_rotary_factor", default_share)), odd: false }
+    }
+}
+
+pub fn rotary(c: &Checkpoint, d_head: usize, keys: &RotaryKeys) -> Result<Rotary> {
+    let scaling = Scaling::of(c)?;
+    let kind = scaling.kind()?;
+    let base = match scaling.positive("rope_theta")? {
+        Some(base) => base,
+        None => positive(c.given(keys.base.0), keys.base.0)?.unwrap_or(keys.base.1),
+    };
+    let dims = rotated(c, d_head, keys, &scaling, kind)?;
+    let plain = (0..dims.div_ceil(2)).map(|i| base.powf(-2.0 * i as f64 / dims as f64));
+    let number = |key: &str| {
+        let missing = || format!("`{}` is of type `{kind}` and has no `{key}`", scaling.key);
+        scaling.positive(key)?.with_context(missing)
+    };
+    let inverse_frequencies: Vec<f64> = match kind {
+        "default" => plain.collect(),
+        "linear" => {
+            let factor = number("factor")?;
+            plain.map(|f| f / factor).collect()
+        }
+        "llama3" => {
+            let scale = Llama3Scaling {
+                factor: number("factor")?,
+                low: number("low_freq_factor")?,
+                high: number("high_freq_factor")?,
+                original_context: scaling.original_context(c)?,
+            };
+            plain.map(|f| scale.apply(f)).collect()
+        }
+        // As GGUF files have it: a divisor for each frequency.
+        "by_frequency" => {
+            let factors = scaling.values.get("factors").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            let factors: Vec<f64> = factors.iter().filter_map(Value::as_f64).collect();
+            ensure!(factors.len() == dims / 2, "{} rotary factors for {} frequencies", factors.len(), dims / 2);
+            plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect()
+        }
+        other => bail!(
+            "`{}` has the rope scaling `{other}`, which is not supported yet; supported: default, linear, llama3",
+            scaling.key
+        ),
+    };
+    ensure!(
+        inverse_frequencies.iter().all(|f| f.is_finite() && *f > 0.0),
+        "rotary positions have a frequency that is not a positive number: base (`{}`) {base}, `{}` {}",
+        keys.base.0,
+        scaling.key,
+        Value::Object(scaling.values.clone())
+    );
+    Ok(Rotary { inverse_frequencies })
+}
+
+const OF_A_HEAD: &str = "`head_dim`, or `hidden_size` / `num_attention_heads`";
+
+/// How many dimensions of a head are rotated.
+fn rotated(c: &Checkpoint, d_head: usize, keys: &RotaryKeys, scaling: &Scaling, kind: &str) -> Result<usize> {
+    const KEY: &str = "partial_rotary_factor";
+    let (name, share) = match (keys.share, scaling.positive_or_null(KEY)?) {
+        // Plain rotary positions of these families do not read it, others do, and then fail unless it is 1.
+        (None, _) if ["default", "by_frequency"].contains(&kind) => return whole(d_head),
+        (_, Some(share)) => (KEY, share),
+        (None, None) => (KEY, positive_or_null(c.given(KEY), KEY)?.flatten().or(Some(1.0))),
+        (Some((key, default)), None) => (key, positive_or_null(c.given(key), key)?.unwrap_or(Some(default))),
+    };
+    let share = share.with_context(|| format!("`{name}` is null; expected a number up to 1"))?;
+    ensure!(share <= 1.0, "`{name}` is {share}; expected a number up to 1");
+    let dims = (d_head as f64 * share) as usize;
+    let fits = match keys.share {
+        None => dims == d_head && dims.is_multiple_of(2),
+        Some(_) => dims > 0 && dims.next_multiple_of(2) <= d_head && (keys.odd || dims.is_multiple_of(2)),
+    };
+    ensure!(
+        fits,
+        "`{name}` is {share}: rotary positions cannot turn {dims} of the {d_head} dimensions of a head ({OF_A_HEAD})"
+    );
+    Ok(dims)
+}
+
+fn whole(d_head: usize) -> Result<usize> {
+    ensure!(
+        d_head.is_multiple_of(2),
+        "a head has {d_head} dimensions ({OF_A_HEAD}); rotary positions need an even number"
+    );
+    Ok(d_head)
+}
+
+/// `rope_scaling`, as releases before transformers 5 write it, or `rope_parameters`. Where both say something,
+/// transformers takes the former alone.
+struct Scaling {
+    key: &'static str,
+    values: Map<String, Value>,
+}
+
+impl Scaling {
+    fn of(c: &Checkpoint) -> Result<Self> {
+        for key in ["rope_scaling", "rope_parameters"] {
+            match c.given(key) {
+                None | Some(Value::Null) => {}
+                Some(Value::Object(values)) if values.is_empty() => {}
+                Some(Value::Object(values)) => {
+                    // Other families have such a set for each type of layer.
+                    if let Some((inner, value)) = values.iter().find(|(_, v)| v.is_object()) {
+                        bail!("`{key}` has `{inner}` = {value}; expected one set of numbers for all layers");
+                    }
+                    return Ok(Self { key, values: values.clone() });
+                }
+                Some(other) => bail!("`{key}` is {other}; expected an object with its `rope_type`"),
+            }
+        }
+        Ok(Self { key: "rope_parameters", values: Map::new() })
+    }
+
+    fn kind(&self) -> Result<&str> {
+        match self.values.get("rope_type").or(self.values.get("type")) {
+            None => Ok("default"),
+            Some(Value::String(kind)) => Ok(kind),
+            Some(other) => bail!("`{}` has `rope_type` = {other}; expected a text", self.key),
+        }
+    }
+
+    fn positive(&self, key: &str) -> Result<Option<f64>> {
+        positive(self.values.get(key), key).with_context(|| format!("in `{}`", self.key))
+    }
+
+    fn positive_or_null(&self, key: &str) -> Result<Option<Option<f64>>> {
+        positive_or_null(self.values.get(key), key).with_context(|| format!("in `{}`", self.key))
+    }
+
+    /// The context of the training before the scaling. Beside the other keys, it goes before the one in here.
+    fn original_context(&self, c: &Checkpoint) -> Result<f64> {
+        const KEY: &str = "original_max_position_embeddings";
+        match positive(c.given(KEY), KEY)?.or(self.positive(KEY)?) {
+            Some(context) => Ok(context),
+            None => Ok(c.size("max_position_embeddings")? as f64),
+        }
+    }
+}
+
+/// A positive number; `None` if it is missing. It must not be null: transformers takes no default for a null.
+fn positive(value: Option<&Value>, key: &str) -> Result<Option<f64>> {
+    match positive_or_null(value, key)? {
+        Some(None) => bail!("`{key}` is null; expected a positive number, or no such key"),
+        other => Ok(other.flatten()),
+    }
+}
+
+fn positive_or_null(value: Option<&Value>, key: &str) -> Result<Option<Option<f64>>> {
+    match value {
+        None => Ok(None),
+        Some(Value::Null) => Ok(Some(None)),
+        Some(value) => match value.as_f64() {
+            Some(number) if number > 0.0 && number.is_finite() => Ok(Some(Some(number))),
+            _ => bail!("`{key}` is {value}; expected a positive number"),
+        },
+    }
+}
+
+/// Llama 3.1's stretching of slow frequencies (transformers: `_compute_llama3_parameters`).
+struct Llama3Scaling {
+    factor: f64,
+    low: f64,
+    high: f64,
+    original_context: f64,
+}
+
+impl Llama3Scaling {
+    fn apply(&self, frequency: f64) -> f64 {
+        let turns = self.original_context * frequency / (2.0 * std::f64::consts::PI);
+        if turns < self.low {
+            frequency / self.factor
+        } else if turns > self.high {
+            frequency
+        } else {
+            let smooth = (turns - self.low) / (self.high - self.low);
+            (1.0 - smooth) * frequency / self.factor + smooth * frequency
+        }
+    }
+}
