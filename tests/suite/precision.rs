@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::support::*;
 
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 13] = [
     "logit_change",
     "direct_effect",
     "ablated_direct_effect",
@@ -12,6 +12,8 @@ const COLUMNS: [&str; 11] = [
     "repair_attention",
     "repair_mlp",
     "repair_norm",
+    "repair_write_norm",
+    "repair_write_norm_own",
     "repair_by_erasers",
     "norm_scale",
     "ablated_norm_scale",
