@@ -292,3 +292,94 @@ impl Checkpoint {
 
     /// The only place where weights come in: shape and finiteness are checked here.
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let stored = self.stored(name).with_context(|| self.missing(name))?;
+        self.read.lock().unwrap_or_else(|e| e.into_inner()).insert(stored.to_string());
+        let values = without_panic(|| self.values(stored, shape)).with_context(|| {
+            format!("{}: the tensor `{name}` cannot be read{}", self.path.display(), self.asked_for())
+        })?;
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            bail!(
+                "{}: the tensor `{name}` has {} at element {i}; weights must be finite",
+                self.path.display(),
+                values[i]
+            );
+        }
+        Ok(values)
+    }
+
+    /// A tensor of that shape.
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor = match &self.tensors {
+            Tensors::Safetensors(shards) => return shards.of(name).context("it is missing")?.read(name, shape),
+            Tensors::Pickle(shards) => {
+                let file = shards.of(name).context("it is missing")?;
+                // Before memory is taken for it: the sizes are what the file says.
+                let found = file.tensor_infos()[name].layout.dims();
+                ensure!(found == shape, "its shape is {found:?}; the configuration asks for {shape:?}");
+                file.get(name)?.context("it vanished")?
+            }
+            Tensors::Gguf(file) => file.tensor(name)?,
+            Tensors::Absent => bail!("there are no weights"),
+        };
+        ensure!(tensor.dims() == shape, "its shape is {:?}; the configuration asks for {shape:?}", tensor.dims());
+        Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
+    }
+}
+
+impl Tensors {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Tensors::Safetensors(shards) => shards.place.contains_key(name),
+            Tensors::Pickle(shards) => shards.place.contains_key(name),
+            Tensors::Gguf(file) => file.has(name),
+            Tensors::Absent => false,
+        }
+    }
+
+    /// Names of all tensors; none of a GGUF file, which has names of its own.
+    fn names(&self) -> Vec<String> {
+        match self {
+            Tensors::Safetensors(shards) => shards.place.keys().cloned().collect(),
+            Tensors::Pickle(shards) => shards.place.keys().cloned().collect(),
+            Tensors::Gguf(_) | Tensors::Absent => vec![],
+        }
+    }
+}
+
+/// What the class with a head puts before the names of the base model (transformers: `base_model_prefix`).
+fn base_prefix(config: &Value) -> Option<&'static str> {
+    Some(match config["model_type"].as_str()? {
+        "gpt2" | "gpt_neo" => "transformer.",
+        "gpt_neox" => "gpt_neox.",
+        _ => "model.",
+    })
+}
+
+fn open_directory(directory: &Path) -> Result<Tensors> {
+    let weights = weights(directory)?;
+    if weights.are_pickles() {
+        let names = |f: &PthTensors| f.tensor_infos().keys().cloned().collect();
+        return Ok(Tensors::Pickle(Shards::open(&weights, open_pickle, names)?));
+    }
+    let names = |f: &SafetensorsFile| f.names().cloned().collect();
+    Ok(Tensors::Safetensors(Shards::open(&weights, SafetensorsFile::open, names)?))
+}
+
+fn open_pickle(path: &Path) -> Result<PthTensors> {
+    let size = open_file(path)?.metadata()?.len();
+    without_panic(|| check_pickle(path)).with_context(|| format!("reading {}", path.display()))?;
+    let tensors = without_panic(|| Ok(PthTensors::new(path, None)?))
+        .with_context(|| format!("{} is not a complete PyTorch file of plain tensors", path.display()))?;
+    // PyTorch does not compress, and candle makes room for a tensor before it reads one.
+    for (name, info) in tensors.tensor_infos() {
+        let bytes =
+            info.layout.dims().iter().try_fold(info.dtype.size_in_bytes() as u64, |n, &d| n.checked_mul(d as u64));
+        ensure!(
+            bytes.is_some_and(|bytes| bytes <= size),
+            "{}: the tensor `{name}` of {:?} is larger than the file",
+            path.display(),
+            info.layout.dims()
+        );
+    }
+    Ok(tensors)
+}
