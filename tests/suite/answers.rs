@@ -106,6 +106,6 @@ fn a_token_that_was_added_beyond_the_embedding_matters_only_in_a_text() {
     assert!(!text(&output.stderr).contains("warning"), "{}", text(&output.stderr));
     succeeded(output);
     fs::write(&corpus, "The rain <pad> at the library\n".repeat(30)).unwrap();
-    let error = failed(run("corpus", &dir.path().join("out"), &settings));
+    let error = failed(run("corpus", &dir.path().join("out-2"), &settings));
     assert!(error.contains("the token `<pad>` (384)") && error.contains("only 384 rows"), "{error}");
 }

@@ -31,8 +31,7 @@ fn a_link_below_a_run_folder_is_refused_and_what_it_points_to_is_kept() {
     }
     fs::write(&file, "secret").unwrap();
     let before = files(dir.path()).len();
-    let folders =
-        ["tables", "tables/tokens", "tables/head_summary", "stages", "work", "model", "report", "figures", "sums"];
+    let folders = ["tables", "tables/tokens", "tables/head_summary", "stages", "work", "model", "report", "figures"];
     let there = [
         ".lock",
         ".self-repair-run",
