@@ -9,6 +9,7 @@ use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::record_batch::RecordBatch;
 use selfrepair_core::components::Ablatable;
+use selfrepair_core::config::Kind;
 use selfrepair_core::pieces::{Ablation, Coverage, Outputs, Piece};
 use selfrepair_core::tables::{
     DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, ROUNDING, SELF_ADDITIONS,
@@ -93,6 +94,10 @@ impl There {
     }
 
     pub(crate) fn leave(&self, table: &Table, piece: &Piece) -> Leave {
+        // Without resampling there are no pairs, only a table without rows.
+        if table.name == PAIRS.name && !piece.kinds().contains(&Kind::Resample) {
+            return Leave::Everything;
+        }
         if table.name == PAIRS.name || table.name == ROUNDING.name {
             return if self.tables.contains(table.name) { Leave::Everything } else { Leave::Nothing };
         }

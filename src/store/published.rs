@@ -164,10 +164,10 @@ impl RunFolder {
         if complete {
             files.extend(self.empty_tables(identity, &files)?);
             // A table that has rows now needs no empty file.
-            let has_rows =
-                |table: &str| files.iter().any(|(name, _)| name.starts_with(table) && !name.ends_with(EMPTY_FILE));
-            let needed = |name: &str| name.strip_suffix(EMPTY_FILE).is_none_or(|table| !has_rows(table));
-            files = files.iter().filter(|(name, _)| needed(name)).cloned().collect();
+            let of_table = |name: &str| name.split('/').nth(1).unwrap_or_default().to_string();
+            let with_rows = files.iter().filter(|(name, _)| !name.ends_with(EMPTY_FILE));
+            let with_rows: BTreeSet<String> = with_rows.map(|(name, _)| of_table(name)).collect();
+            files.retain(|(name, _)| !name.ends_with(EMPTY_FILE) || !with_rows.contains(&of_table(name)));
         }
         files.sort();
         let folders: Vec<_> = TABLES.iter().map(|table| self.table(table.name)).collect();

@@ -33,7 +33,7 @@ fn a_non_finite_weight_is_named_wherever_it_is() {
         let mut corrupt = bytes.clone();
         corrupt[offset + 4 * element..][..4].copy_from_slice(&value.to_le_bytes());
         fs::write(&path, corrupt).unwrap();
-        let out = dir.path().join("out");
+        let out = dir.path().join(format!("out-{i}"));
         let error = failed(run_tiny("ablate", &out, &[&format!("model.source={}", folder.display())]));
         assert!(error.contains(&format!("`{name}`")) && error.contains(&format!("at element {element}")), "{error}");
         assert!(files(&out.join("tables/clean")).is_empty());
