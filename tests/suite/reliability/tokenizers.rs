@@ -43,21 +43,23 @@ fn a_model_that_predicts_its_text_worse_than_a_guess_is_warned_of_and_one_that_d
     let dir = tempfile::tempdir().unwrap();
     let folder = copy_of_tiny(dir.path());
     let (source, out) = (format!("model.source={}", folder.display()), dir.path().join("out"));
-    succeeded(run_tiny("corpus", &out, &[&source]));
-    let tokens = numbers(&read(&out.join("tables/tokens")), "token");
+    let first = dir.path().join("first");
+    succeeded(run_tiny("corpus", &first, &[&source]));
+    let tokens = numbers(&read(&first.join("tables/tokens")), "token");
     make_it_know(&folder.join("model.safetensors"), &tokens.iter().map(|&t| t as usize).collect());
     let warning = "the model predicts this text worse than a uniform guess among its 384 tokens";
-    let status = || succeeded(pipeline().arg("status").arg("--out").arg(&out).output().unwrap());
+    let status = |out: &Path| succeeded(pipeline().arg("status").arg("--out").arg(out).output().unwrap());
 
     let output = run_tiny("all", &out, &[&source]);
     assert!(!text(&output.stderr).contains("warning"), "{}", text(&output.stderr));
-    assert!(!succeeded(output).contains("WARNING") && !status().contains("warning"));
+    assert!(!succeeded(output).contains("WARNING") && !status(&out).contains("warning"));
 
     exchange_ids(&folder.join("tokenizer.json"));
+    let out = dir.path().join("exchanged");
     let output = run_tiny("all", &out, &[&source]);
     assert!(text(&output.stderr).contains(&format!("warning {warning}")), "{}", text(&output.stderr));
     assert!(succeeded(output).contains(&format!("WARNING: {warning}")));
-    assert!(status().contains(&format!("warning: {warning}")), "{}", status());
+    assert!(status(&out).contains(&format!("warning: {warning}")), "{}", status(&out));
     // It is said again by a run that has nothing to do.
     assert!(succeeded(run_tiny("all", &out, &[&source])).contains(&format!("WARNING: {warning}")));
 }
@@ -77,6 +79,7 @@ fn a_special_token_of_the_model_that_is_an_ordinary_one_of_the_tokenizer_is_warn
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("\"bos_token_id\": 1", "\"bos_token_id\": 36")).unwrap();
     // 36 is `C` in the fixture.
+    let out = dir.path().join("other");
     let said = said(&out);
     assert!(said.contains("bos_token_id = 36, which is the ordinary token `C`"), "{said}");
     let status = succeeded(pipeline().arg("status").arg("--out").arg(&out).output().unwrap());
