@@ -29,6 +29,8 @@ pub fn replace(config: Config, out: &Path, last: Stage) -> Result<String> {
         return super::run(config, out, last, Start::Grow);
     }
     let aside = out.join(REPLACEMENT);
+    // Before anything is computed: what could not be removed in the end.
+    RunFolder::open(out, String::new(), &[], None)?.refuse_foreign_everywhere()?;
     progress::line("run", &format!("computed in {}; then it replaces what is in {}", aside.display(), out.display()));
     {
         let run = Run::open(config.clone(), &aside)?;

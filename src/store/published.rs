@@ -44,7 +44,10 @@ impl RunFolder {
         let root = self.root();
         let listed = records::sound_manifest(root, Stage::Ablate)?.unwrap_or_default().files;
         let listed: BTreeSet<String> = listed.into_iter().map(|(name, _)| name).collect();
-        let open = pieces::open(root, identity)?;
+        let coverage = pieces::coverage(root)?;
+        // Of a piece that others have covered meanwhile, nothing is needed any more.
+        let open = pieces::open(root, identity)?.into_iter().filter(|piece| !coverage.covers(&piece.piece));
+        let open: Vec<OpenPiece> = open.collect();
         // A piece whose files were being renamed when its process ended has some of them there already.
         let is_of_open = |name: &String| {
             let file = name.rsplit('/').next().and_then(pieces::piece_of_file);

@@ -266,6 +266,12 @@ impl RunFolder {
         )
     }
 
+    /// # Errors
+    /// If files that no record lists lie in any stage's folders.
+    pub fn refuse_foreign_everywhere(&self) -> Result<()> {
+        STAGES.into_iter().try_for_each(|stage| self.refuse_foreign(stage, &[]))
+    }
+
     /// Files that a stage has recorded, as far as they lie in a folder.
     pub fn files_in(&self, stage: Stage, folder: &Path) -> Result<Vec<PathBuf>> {
         records::files_in(&self.root, stage, folder)
@@ -326,9 +332,7 @@ impl RunFolder {
     /// # Errors
     /// If files lie in its folders that no record lists. Then nothing is removed.
     pub fn remove_all(&self) -> Result<()> {
-        for stage in STAGES {
-            self.refuse_foreign(stage, &[])?;
-        }
+        self.refuse_foreign_everywhere()?;
         for stage in STAGES.into_iter().rev() {
             if stage == Stage::Ablate {
                 own_files::remove_files(&self.root, &records::work_of_pieces(&self.root)?)?;

@@ -97,9 +97,9 @@ fn a_run_killed_in_any_stage_resumes_to_the_same_bytes() {
 #[test]
 fn a_run_killed_in_any_stage_gives_way_to_another_configuration() {
     let mut dice = Dice::new();
-    let dir = tempfile::tempdir().unwrap();
     for stage in STAGES {
         for _ in 0..cases(1, 20) {
+            let dir = tempfile::tempdir().unwrap();
             kill_in(stage, Duration::from_millis(dice.below(300) as u64), dir.path());
             let mut other = everything("corpus", dir.path());
             // Every stage depends on it.
