@@ -3,7 +3,7 @@
 use anyhow::Result;
 use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
-use selfrepair_engine::runtime;
+use selfrepair_engine::library::describe;
 use selfrepair_model::provision::{assets, library, python};
 
 /// Show what is installed on this machine: Python, ONNX Runtime and its providers, cached packages
@@ -35,7 +35,7 @@ fn doctor() -> Result<String> {
     match library::find_library() {
         Ok(Some(found)) => {
             row("onnxruntime", format!("{} ({})", found.path.display(), found.origin));
-            match runtime::describe(&found.path) {
+            match describe(&found.path) {
                 Ok((version, providers)) => {
                     row("", format!("version {version}"));
                     row("", format!("execution providers: {}", providers.join(", ")));

@@ -8,6 +8,7 @@ mod clean;
 pub mod export;
 pub mod hooks;
 mod iterate;
+pub mod library;
 pub mod load;
 mod next_readers;
 mod operators;

@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::status::differences;
 
 /// The stages that measure. Their files belong to one identity.
-pub const MEASURING: [Stage; 4] = [Stage::Corpus, Stage::Export, Stage::Trace, Stage::Ablate];
+const MEASURING: [Stage; 4] = [Stage::Corpus, Stage::Export, Stage::Trace, Stage::Ablate];
 
 const SCHEMA: &str = "schema version";
 const MEASUREMENT: &str = "measurement version";
@@ -182,7 +182,7 @@ pub fn inventory(root: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Asks before results are removed: what would be lost, if anything is finished there.
+/// What a run that starts over would remove; `None` if nothing is finished there.
 ///
 /// # Errors
 /// If the folder cannot be a run's.

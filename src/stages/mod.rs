@@ -75,7 +75,7 @@ pub struct Prepared {
 /// The work of a stage. Returns a summary for the progress line.
 type Work = fn(&Run) -> Result<String>;
 
-/// What becomes of the run that is in the folder.
+/// How a request treats the run that is in its folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// What is missing is added to it.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use selfrepair_core::pieces::{Coverage, Piece, counted};
 use selfrepair_core::progress;
 use selfrepair_core::prompts::Prompts;
-use selfrepair_engine::runtime::rounding_of;
+use selfrepair_engine::library::rounding_of;
 use selfrepair_measure::{self as measure, MeasureContext, RowsPerCall};
 use selfrepair_store::PieceFiles;
 use selfrepair_store::pieces::{self, OpenPiece, Rounding};
@@ -132,6 +132,6 @@ impl Run {
 
     /// The folders of the tables of pieces.
     pub(super) fn folders_of_pieces(&self) -> Vec<PathBuf> {
-        pieces::TABLES.iter().map(|table| self.folder.table(table.name)).collect()
+        pieces::tables().map(|table| self.folder.table(table.name)).collect()
     }
 }

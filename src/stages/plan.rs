@@ -75,13 +75,13 @@ pub fn dry_run(config: Config, out: &Path, last: Stage, how: Start) -> Result<St
     let run = Prepared::of(config)?;
     let mut text = String::new();
     let differ = identity::contradictions(out, &run.identity);
-    let anew = how == Start::Fresh || !differ.is_empty();
+    let starts_over = how == Start::Fresh || !differ.is_empty();
     if !differ.is_empty() && identity::is_bound(out) && how == Start::Grow {
         writeln!(text, "{} has another run: {}", out.display(), differ.join(", "))?;
         writeln!(text, "  it has {}", identity::inventory(out)?)?;
         writeln!(text, "  this would be refused; use another --out, or --replace\n")?;
     }
-    let pieces = match anew {
+    let pieces = match starts_over {
         true => vec![run.request.clone()],
         false => missing(&run, out)?,
     };
@@ -91,20 +91,20 @@ pub fn dry_run(config: Config, out: &Path, last: Stage, how: Start) -> Result<St
         let adds = stage == Stage::Ablate && !pieces.is_empty();
         let what = match &state {
             _ if how == Start::Fresh => "would run: --fresh".to_string(),
-            _ if anew => format!("would run: {}", differ.join(", ")),
+            _ if starts_over => format!("would run: {}", differ.join(", ")),
             _ if adds => format!("would add {}", named(&pieces)),
             State::Current if runs.is_empty() => "is up to date".to_string(),
             State::Current => "would run again on what is added".to_string(),
             State::Incomplete => "would resume".to_string(),
             _ => format!("would run: {}", state.why()),
         };
-        if anew || adds || state != State::Current || !runs.is_empty() && stage > Stage::Ablate {
+        if starts_over || adds || state != State::Current || !runs.is_empty() && stage > Stage::Ablate {
             runs.push(stage);
         }
         writeln!(text, "{:>8} {what}", stage.name())?;
     }
     let there = pieces::coverage(out)?.lines();
-    if !there.is_empty() && !anew {
+    if !there.is_empty() && !starts_over {
         writeln!(text, "\n   there {}", there.join("\n         "))?;
     }
     if runs.is_empty() {

@@ -9,32 +9,23 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use selfrepair_core::files::fingerprint;
 use selfrepair_core::pieces::{Coverage, Piece, PieceText};
-use selfrepair_core::tables::{
-    ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS,
-    REPAIR_GRAPH, ROUNDING, SELF_ADDITIONS, STREAM_ADDITIONS, TOP_TOKENS, Table,
-};
+use selfrepair_core::tables::{CLEAN, DIRECT_EFFECTS, MEASURED, MODEL, TARGETS, TOKENS, Table};
 use serde::{Deserialize, Serialize};
 
 use crate::records;
 use crate::run_folder::{Inputs, Manifest, Parts, Stage};
 use crate::store::{Folder, Store};
 
-/// The tables of pieces.
-pub const TABLES: [&Table; 13] = [
-    &PAIRS,
-    &TOP_TOKENS,
-    &ABLATIONS,
-    &DISTRIBUTIONS,
-    &COMPONENT_REPAIRS,
-    &NEURON_REPAIRS,
-    &NEURON_TOTALS,
-    &NEURON_CURVES,
-    &REPAIR_GRAPH,
-    &SELF_ADDITIONS,
-    &STREAM_ADDITIONS,
-    &HEAD_SIMILARITY,
-    &ROUNDING,
-];
+/// The tables of pieces: all that are measured, but those of the stages before `ablate`.
+pub fn tables() -> impl Iterator<Item = &'static Table> {
+    const EARLIER: [&Table; 5] = [&TOKENS, &TARGETS, &MODEL, &CLEAN, &DIRECT_EFFECTS];
+    MEASURED.into_iter().filter(|table| EARLIER.iter().all(|earlier| earlier.name != table.name))
+}
+
+/// The table of pieces with that name.
+pub(crate) fn table(name: &str) -> Option<&'static Table> {
+    tables().find(|table| table.name == name)
+}
 
 /// Where pieces lie while they are computed.
 pub const WORK: &str = "work/ablate";
@@ -245,12 +236,11 @@ pub fn is_work(name: &str) -> bool {
     let Some((number, rest)) = name.strip_prefix(WORK).and_then(|n| n.strip_prefix('/')?.split_once('/')) else {
         return false;
     };
-    let is_table = |folder: &str| TABLES.iter().any(|table| table.name == folder);
     let is_ours = match rest.split_once('/') {
         None => rest == "plan.json" || rest == "request.json",
         Some(("done", file)) => file.ends_with(".json") && !file.contains('/'),
         Some(("sums", file)) => (file.ends_with(".sums") || file.ends_with(".arrow")) && !file.contains('/'),
-        Some((folder, file)) => is_table(folder) && file.ends_with(".parquet") && !file.contains('/'),
+        Some((folder, file)) => table(folder).is_some() && file.ends_with(".parquet") && !file.contains('/'),
     };
     parse_number(number).is_some() && is_ours
 }

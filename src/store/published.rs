@@ -17,7 +17,7 @@ use selfrepair_core::tables::{PAIRS, ROUNDING, TOP_TOKENS, Table};
 
 use crate::overlap::{Leave, RowKey, There, is_of_additions, keys_of, without};
 use crate::piece_files::PieceFiles;
-use crate::pieces::{self, FileRecord, OpenPiece, PieceRecord, TABLES};
+use crate::pieces::{self, FileRecord, OpenPiece, PieceRecord};
 use crate::records;
 use crate::run_folder::{Inputs, Manifest, Parts, RunFolder, Stage};
 use crate::table_writer::{EMPTY_FILE, Metadata, TableWriter};
@@ -31,7 +31,7 @@ impl RunFolder {
     /// # Errors
     /// If files lie in its folders that no record lists.
     pub fn begin_pieces(&self, identity: &Inputs) -> Result<()> {
-        let folders: Vec<_> = TABLES.iter().map(|table| self.table(table.name)).collect();
+        let folders: Vec<_> = pieces::tables().map(|table| self.table(table.name)).collect();
         self.refuse_foreign(Stage::Ablate, &folders)?;
         folders.iter().chain([&self.root().join("work")]).try_for_each(|folder| own_files::remove_temporary(folder))?;
         self.remove_leftovers(&identity.fingerprint)?;
@@ -109,18 +109,21 @@ impl RunFolder {
         let is_replaced = |record: &PieceRecord, piece: &Piece| {
             record.number == open.number || open.piece.additions.is_some() && piece.additions.is_some()
         };
+        let itself = finished.iter().find(|(record, _)| record.number == open.number);
+        let before_seconds = itself.map_or(0.0, |(record, _)| record.seconds);
         let replaced = finished.iter().filter(|(record, piece)| is_replaced(record, piece));
         let replaced: BTreeSet<usize> = replaced.map(|(record, _)| record.number).collect();
         let old: Vec<(String, u64)> = replaced.iter().flat_map(|&n| pieces::files_of(&before.files, n)).collect();
         let kept: Vec<_> = before.files.into_iter().filter(|file| !old.contains(file)).collect();
         let mut records: Vec<PieceRecord> =
             finished.into_iter().map(|(record, _)| record).filter(|r| !replaced.contains(&r.number)).collect();
-        records.push(open.record(there.rest(&open.piece)?, seconds));
+        records.push(open.record(there.rest(&open.piece)?, seconds + before_seconds));
         records.sort_by_key(|record| record.number);
         let gone: Vec<String> =
             old.into_iter().map(|file| file.0).filter(|n| names.iter().all(|new| new.0 != *n)).collect();
-        self.write_pieces(identity, records, kept.into_iter().chain(names).collect(), true)?;
+        // Without its plan, a piece that is not in the manifest any more is not taken for an unfinished one.
         replaced.iter().filter(|number| **number != open.number).try_for_each(|&number| self.remove_work(number))?;
+        self.write_pieces(identity, records, kept.into_iter().chain(names).collect(), true)?;
         own_files::remove_files(root, &gone)?;
         self.remove_leftovers(&identity.fingerprint)?;
         self.seal_pieces()
@@ -173,7 +176,7 @@ impl RunFolder {
             files.retain(|(name, _)| !name.ends_with(EMPTY_FILE) || !with_rows.contains(&of_table(name)));
         }
         files.sort();
-        let folders: Vec<_> = TABLES.iter().map(|table| self.table(table.name)).collect();
+        let folders: Vec<_> = pieces::tables().map(|table| self.table(table.name)).collect();
         let seconds = pieces.iter().map(|piece| piece.seconds).sum();
         let now = crate::run_folder::now();
         let manifest = self.new_manifest(identity, &folders);
@@ -190,7 +193,7 @@ impl RunFolder {
         let ledger = Some(self.ledger(Stage::Ablate).clone());
         let meta = Metadata { run_id: self.run_id.clone(), fingerprint: identity.fingerprint.clone(), ledger };
         let mut empty = Vec::new();
-        for table in TABLES {
+        for table in pieces::tables() {
             let (folder, name) = (format!("tables/{}/", table.name), format!("tables/{}/{EMPTY_FILE}", table.name));
             if files.iter().any(|(name, _)| name.starts_with(&folder)) {
                 continue;
@@ -252,8 +255,8 @@ impl RunFolder {
         }
         records.sort_by_key(|record| record.number);
         let complete = !records.is_empty();
-        self.write_pieces(identity, records, manifest.files, complete)?;
         changed.iter().try_for_each(|&number| self.remove_work(number))?;
+        self.write_pieces(identity, records, manifest.files, complete)?;
         own_files::remove_files(root, old.iter().map(|(name, _)| name))?;
         self.remove_leftovers(&identity.fingerprint)?;
         self.seal_pieces()?;
@@ -265,8 +268,8 @@ impl RunFolder {
         let meta = Metadata { ledger: Some(self.ledger(Stage::Ablate).clone()), ..sink.meta().clone() };
         let mut kept = Vec::new();
         for (name, _) in files {
-            let table = name.split('/').nth(1).and_then(|table| TABLES.iter().find(|t| t.name == table));
-            let table = *table.with_context(|| format!("stages/ablate.json lists {name}, which is of no table"))?;
+            let table = name.split('/').nth(1).and_then(pieces::table);
+            let table = table.with_context(|| format!("stages/ablate.json lists {name}, which is of no table"))?;
             let keys = match gone.leave(table) {
                 Leave::Everything => continue,
                 Leave::Nothing => BTreeSet::new(),
@@ -317,8 +320,7 @@ impl Dropped<'_> {
 }
 
 fn table_of(file: &FileRecord) -> Result<&'static Table> {
-    let table = TABLES.iter().find(|table| table.name == file.table);
-    Ok(*table.with_context(|| format!("a record of a piece lists the table `{}`, which there is not", file.table))?)
+    pieces::table(&file.table).with_context(|| format!("a record of a piece lists an unknown table, `{}`", file.table))
 }
 
 /// Writes the rows of a file that are not about `keys` to another one. Returns its checksum, or nothing if there are none.

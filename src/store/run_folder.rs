@@ -201,11 +201,6 @@ impl RunFolder {
         self.manifest(stage).is_some_and(|m| m.fingerprint == fingerprint)
     }
 
-    /// Whether the stage left something under another fingerprint than this one.
-    pub fn is_stale(&self, stage: Stage, fingerprint: &str) -> bool {
-        self.manifest(stage).is_some_and(|m| m.fingerprint != fingerprint)
-    }
-
     /// Begins (or resumes) a stage that writes into `folders`, removing what another fingerprint left there. The tables of
     /// `analyze` stay until each is replaced.
     ///

@@ -43,21 +43,19 @@ const REPAIRER_NAME: Column = Column("repairer_name", Name, "", "its name, such 
 const REPAIRER_LAYER: Column = Column("repairer_layer", Key, "", "its block");
 const REPAIRER_HEAD: Column = Column("repairer_head?", Key, "", "its head; null for an MLP");
 
+/// The key of `ablations` without prompt and position, and further columns.
+macro_rules! of_ablation {
+    [$($column:expr),* $(,)?] => {
+        &[ABLATION, STRENGTH, HOLD, HOLD_VALUE, HOLD_OWN_MLP, COMPONENT, NAME, LAYER, HEAD, $($column),*]
+    };
+}
+
 pub const ABLATIONS: Table = Table {
     name: "ablations",
     grain: "an ablation, a component and a position",
     key: 11,
     setting: None,
-    columns: &[
-        ABLATION,
-        STRENGTH,
-        HOLD,
-        HOLD_VALUE,
-        HOLD_OWN_MLP,
-        COMPONENT,
-        NAME,
-        LAYER,
-        HEAD,
+    columns: of_ablation![
         PROMPT,
         POSITION,
         Column("logit_change", Float, "logits", "ablated minus clean logit of the correct token"),
@@ -97,16 +95,7 @@ pub const DISTRIBUTIONS: Table = Table {
     grain: "an ablation, a component and a position, as in `ablations`",
     key: 11,
     setting: Some("ablation.distribution = true"),
-    columns: &[
-        ABLATION,
-        STRENGTH,
-        HOLD,
-        HOLD_VALUE,
-        HOLD_OWN_MLP,
-        COMPONENT,
-        NAME,
-        LAYER,
-        HEAD,
+    columns: of_ablation![
         PROMPT,
         POSITION,
         Column("ablated_log_prob", Float, "nats", "log-probability of the correct token, ablated"),
@@ -124,16 +113,7 @@ pub const COMPONENT_REPAIRS: Table = Table {
     grain: "an ablated component, one of its top tokens, and one of the ten later components that change most",
     key: 12,
     setting: None,
-    columns: &[
-        ABLATION,
-        STRENGTH,
-        HOLD,
-        HOLD_VALUE,
-        HOLD_OWN_MLP,
-        COMPONENT,
-        NAME,
-        LAYER,
-        HEAD,
+    columns: of_ablation![
         PROMPT,
         POSITION,
         Column("rank", Key, "", "rank by absolute change, from 1"),
@@ -151,16 +131,7 @@ pub const NEURON_REPAIRS: Table = Table {
     grain: "an ablated head, one of its top tokens, an MLP, and one of the neurons that repair most",
     key: 15,
     setting: Some("neurons.layers"),
-    columns: &[
-        ABLATION,
-        STRENGTH,
-        HOLD,
-        HOLD_VALUE,
-        HOLD_OWN_MLP,
-        COMPONENT,
-        NAME,
-        LAYER,
-        HEAD,
+    columns: of_ablation![
         PROMPT,
         POSITION,
         NEURON_LAYER,
@@ -178,16 +149,7 @@ pub const NEURON_TOTALS: Table = Table {
     grain: "an ablated head, one of its top tokens, and an MLP",
     key: 14,
     setting: Some("neurons.layers"),
-    columns: &[
-        ABLATION,
-        STRENGTH,
-        HOLD,
-        HOLD_VALUE,
-        HOLD_OWN_MLP,
-        COMPONENT,
-        NAME,
-        LAYER,
-        HEAD,
+    columns: of_ablation![
         PROMPT,
         POSITION,
         NEURON_LAYER,
@@ -205,16 +167,7 @@ pub const NEURON_CURVES: Table = Table {
     grain: "an ablated head, an MLP, and a rank of its neurons by change, token by token",
     key: 13,
     setting: Some("neurons.layers"),
-    columns: &[
-        ABLATION,
-        STRENGTH,
-        HOLD,
-        HOLD_VALUE,
-        HOLD_OWN_MLP,
-        COMPONENT,
-        NAME,
-        LAYER,
-        HEAD,
+    columns: of_ablation![
         NEURON_LAYER,
         TOP,
         EXPERT,
@@ -245,16 +198,7 @@ pub const REPAIR_GRAPH: Table = Table {
     grain: "an ablated component, a subset of tokens, and a later component that may repair it",
     key: 14,
     setting: None,
-    columns: &[
-        ABLATION,
-        STRENGTH,
-        HOLD,
-        HOLD_VALUE,
-        HOLD_OWN_MLP,
-        COMPONENT,
-        NAME,
-        LAYER,
-        HEAD,
+    columns: of_ablation![
         Column("subset", Text, "", "which tokens: all, or top, the ablated component's top tokens"),
         Column("repairer", Text, "", "what may repair: head or mlp"),
         REPAIRER_NAME,

@@ -409,3 +409,38 @@ fn inputs_are_the_same_by_any_path() {
     succeeded(request.command("export", &dir.path().join("named")).args(["--set", &settings]).output().unwrap());
     assert_eq!(texts(&read(&dir.path().join("named/tables/model")), "name"), ["Tiny2.5-0.5B"]);
 }
+
+#[test]
+fn an_unfinished_piece_goes_on_where_it_is_rounded_alike_or_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    let request = Request { kinds: vec!["zero"], components: vec![("heads", "L1")], ..Default::default() };
+    let shard = succeeded(request.command("ablate", out).args(["--shard", "1/2"]).output().unwrap());
+    assert!(shard.contains("still to run: --shard 2/2"), "{shard}");
+    let status = || succeeded(pipeline().arg("status").arg("--out").arg(out).output().unwrap());
+    assert!(status().contains("unfinished, 2 shards done: zero: 4 heads (layer 1)"), "{}", status());
+
+    // As if its first shards had been computed on another processor.
+    let plan = out.join("work/ablate/00001/plan.json");
+    let ours = fs::read_to_string(&plan).unwrap();
+    let mut other: serde_json::Value = serde_json::from_str(&ours).unwrap();
+    other["rounding"]["instructions"] = "another".into();
+    fs::write(&plan, other.to_string()).unwrap();
+    let error = failed(request.run("ablate", out));
+    for words in ["was begun elsewhere (instructions another →", "2 finished shards", "pipeline drop unfinished"] {
+        assert!(error.contains(words), "`{words}` is not in {error}");
+    }
+    let drop = |what: &str| pipeline().args(["drop", what, "--yes", "--out"]).arg(out).output().unwrap();
+    assert!(succeeded(drop("unfinished")).contains("unfinished: zero: 4 heads (layer 1)"));
+    assert!(!status().contains("unfinished") && files(&out.join("work/ablate")).is_empty());
+    succeeded(request.run("ablate", out));
+    assert_eq!(rows(out, "ablations").len(), 4 * 140 * 7);
+    assert!(failed(drop("unfinished")).contains("nothing of that is in"));
+
+    // Additions go as a whole.
+    let with_additions = Request { additions: 2, ..request };
+    succeeded(with_additions.run("ablate", out));
+    assert!(read(&out.join("tables/self_additions")).num_rows() > 0);
+    assert!(succeeded(drop("additions")).contains("additions on 2 prompts"));
+    assert_eq!(read(&out.join("tables/self_additions")).num_rows(), 0);
+}
