@@ -196,9 +196,6 @@ fn measured(text: &mut String, out: &Path, wanted: Option<&Prepared>) -> Result<
     for line in coverage.lines() {
         writeln!(text, "{:8} {line}", "")?;
     }
-    if let Some(additions) = coverage.additions() {
-        writeln!(text, "{:8} additions on {} prompts", "", additions.prompts)?;
-    }
     let identity = manifest(out, Stage::Ablate).map(|m| m.fingerprint).unwrap_or_default();
     for open in pieces::open(out, &identity)? {
         let (what, done) = (stages::named(std::slice::from_ref(&open.piece)), pieces::done_shards(out, &open)?);

@@ -1,6 +1,7 @@
 //! Types that every layer of selfrepair shares: names of components, the configuration, prompts and targets, the
 //! columns of the measured tables, files, and errors. Nothing here reads a model or runs a graph.
 
+pub mod additions;
 pub mod address;
 pub mod columns;
 pub mod components;

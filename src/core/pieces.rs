@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+pub use crate::additions::Additions;
+use crate::additions;
 use crate::components::{Ablatable, Component, Hold};
 use crate::config::{Config, Kind};
 
@@ -83,38 +85,6 @@ impl Outputs {
     }
 }
 
-/// Additions to the stream (`[iterative]`): on how many prompts, what multiples, and of which ablated heads.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Additions {
-    /// From the first prompt on.
-    pub prompts: usize,
-    /// Ascending.
-    pub multiples: Vec<f64>,
-    /// Heads whose output is added at their top tokens, by name, in the order of the tables.
-    pub heads: Vec<String>,
-}
-
-impl Additions {
-    /// Whether everything in `other` is here.
-    pub fn covers(&self, other: &Additions) -> bool {
-        self.prompts >= other.prompts
-            && other.multiples.iter().all(|m| self.multiples.contains(m))
-            && other.heads.iter().all(|head| self.heads.contains(head))
-    }
-
-    /// What is here or in `other`.
-    fn with(&self, other: &Additions) -> Result<Additions> {
-        let mut multiples = [&self.multiples[..], &other.multiples[..]].concat();
-        multiples.sort_by(f64::total_cmp);
-        multiples.dedup();
-        let heads = self.heads.iter().chain(&other.heads).map(|name| Ablatable::parse(name));
-        let heads: BTreeSet<Ablatable> = heads.collect::<Result<_>>()?;
-        let heads = heads.iter().map(Ablatable::name).collect();
-        Ok(Additions { prompts: self.prompts.max(other.prompts), multiples, heads })
-    }
-}
-
 /// A part of a measurement that is computed, and becomes valid, as a whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
@@ -157,6 +127,10 @@ impl Piece {
         &self.ablations
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.ablations.is_empty() && self.additions.is_none()
+    }
+
     pub fn components(&self) -> &[Ablatable] {
         &self.components
     }
@@ -182,19 +156,16 @@ impl Piece {
 }
 
 fn additions_of(config: &Config, components: &[Ablatable]) -> Option<Additions> {
-    let mut multiples = config.iterative.multiples.clone();
-    multiples.sort_by(f64::total_cmp);
-    multiples.dedup();
     let heads = components.iter().filter(|c| c.component == Component::Head).map(Ablatable::name).collect();
     let prompts = config.iterative.prompts;
-    (prompts > 0).then_some(Additions { prompts, multiples, heads })
+    (prompts > 0).then(|| Additions::on(prompts, config.iterative.multiples.clone(), heads))
 }
 
 /// What finished pieces have measured.
 #[derive(Debug, Clone, Default)]
 pub struct Coverage {
     ablations: BTreeMap<Ablation, Outputs>,
-    additions: Option<Additions>,
+    additions: Vec<Additions>,
 }
 
 impl Coverage {
@@ -204,8 +175,7 @@ impl Coverage {
             for ablation in &piece.ablations {
                 coverage.ablations.entry(*ablation).or_default().add(piece.outputs.of(ablation));
             }
-            // A later one was computed because it has more than the one before.
-            coverage.additions = piece.additions.clone().or(coverage.additions);
+            coverage.additions.extend(piece.additions.clone());
         }
         coverage
     }
@@ -214,14 +184,14 @@ impl Coverage {
         &self.ablations
     }
 
-    pub fn additions(&self) -> Option<&Additions> {
-        self.additions.as_ref()
+    pub fn additions(&self) -> &[Additions] {
+        &self.additions
     }
 
     /// Whether all of a piece's ablations and additions are here.
     pub fn covers(&self, piece: &Piece) -> bool {
         piece.ablations.iter().all(|a| self.has(a, &piece.outputs))
-            && piece.additions.as_ref().is_none_or(|wanted| self.covers_additions(wanted))
+            && self.missing_additions(piece).is_empty()
     }
 
     /// Whether an ablation has all of those outputs that it can have.
@@ -242,22 +212,20 @@ impl Coverage {
         let wanted = Coverage::of([wanted]);
         let is_wanted = |a: &Ablation| self.has(a, &begun.outputs) || wanted.has(a, &begun.outputs);
         let is_split = |a: &Ablation| self.has_some(a, &begun.outputs);
-        let additions = begun.additions.as_ref().is_none_or(|begun| {
-            let both =
-                self.additions.iter().chain(&wanted.additions).try_fold(None::<Additions>, |all, more| {
-                    all.map_or(Ok(more.clone()), |all| all.with(more)).map(Some)
-                });
-            both.ok().flatten().is_some_and(|both| both.covers(begun))
+        let additions = begun.additions.as_ref().is_none_or(|additions| {
+            let with_wanted: Vec<Additions> = self.additions.iter().chain(&wanted.additions).cloned().collect();
+            additions::missing(&with_wanted, additions).is_empty()
+                && additions::missing(&self.additions, additions) == std::slice::from_ref(additions)
+                && additions::missing(&self.additions, &additions.before()).is_empty()
         });
         additions && begun.ablations.iter().all(|a| is_wanted(a) && !is_split(a)) && !self.covers(begun)
     }
 
-    fn covers_additions(&self, wanted: &Additions) -> bool {
-        self.additions.as_ref().is_some_and(|have| have.covers(wanted))
+    fn missing_additions(&self, wanted: &Piece) -> Vec<Additions> {
+        wanted.additions.as_ref().map(|wanted| additions::missing(&self.additions, wanted)).unwrap_or_default()
     }
 
-    /// What is wanted and not here, as few pieces as possible: ablations that lack the same outputs are one. Additions are
-    /// computed with those that are here, which they replace.
+    /// What is wanted and not here, as few pieces as possible: ablations that lack the same outputs are one.
     pub fn missing(&self, wanted: &Piece) -> Result<Vec<Piece>> {
         let mut groups: BTreeMap<Outputs, BTreeSet<Ablation>> = BTreeMap::new();
         // An ablation without neurons goes with those that lack the same of the rest.
@@ -283,14 +251,13 @@ impl Coverage {
         for (outputs, ablations) in groups.into_iter().rev() {
             pieces.push(Piece::new(ablations, outputs, None)?);
         }
-        if let Some(additions) = wanted.additions.as_ref().filter(|wanted| !self.covers_additions(wanted)) {
-            let additions = self.additions.as_ref().map_or(Ok(additions.clone()), |have| have.with(additions))?;
+        for additions in self.missing_additions(wanted) {
             pieces.push(Piece::new(BTreeSet::new(), Outputs::default(), Some(additions))?);
         }
         Ok(pieces)
     }
 
-    /// One line for each kind and hold: `resample: 90 heads of layers 20 to 29, 2 MLPs`.
+    /// One line for each kind and hold: `resample: 90 heads (layers 20 to 29), 2 MLPs (layer 3)`; then the additions.
     pub fn lines(&self) -> Vec<String> {
         let mut groups: BTreeMap<(Kind, String), Vec<Ablatable>> = BTreeMap::new();
         for (ablation, outputs) in &self.ablations {
@@ -302,7 +269,7 @@ impl Coverage {
             let held = if hold == "none" { String::new() } else { format!(", {hold} held") };
             format!("{}{held}: {}", kind.name(), counted(components))
         };
-        groups.iter().map(line).collect()
+        groups.iter().map(line).chain(additions::lines(&self.additions)).collect()
     }
 }
 
@@ -421,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn additions_are_measured_with_those_that_are_there() {
+    fn additions_that_are_missing_are_pieces() {
         let of = |prompts: usize, multiples: &str| {
             piece(&[
                 &format!("iterative.prompts={prompts}"),
@@ -431,13 +398,16 @@ mod tests {
         };
         let have = Coverage::of([&of(4, "[1, 3]")]);
         assert!(have.missing(&of(2, "[3]")).unwrap().is_empty());
-        let missing = have.missing(&of(2, "[5]")).unwrap();
-        let additions = missing[0].additions.as_ref().unwrap();
-        assert_eq!(
-            (additions.prompts, &additions.multiples[..], &additions.heads[..]),
-            (4, &[1.0, 3.0, 5.0][..], &["L1H0".to_string()][..])
-        );
-        assert!(missing[0].ablations().is_empty());
+        let missing = have.missing(&of(2, "[3, 5]")).unwrap();
+        assert!(missing.len() == 1 && missing[0].ablations().is_empty());
+        assert_eq!(missing[0].additions.as_ref().unwrap().multiples, [5.0]);
+
+        // A begun piece is finished if all of it is wanted and nothing of it is there.
+        let begun = &missing[0];
+        assert!(have.can_finish(begun, &of(4, "[1, 3, 5]")));
+        assert!(!have.can_finish(begun, &of(4, "[1, 3]")), "nobody asks for it");
+        assert!(!Coverage::default().can_finish(&Coverage::of([&of(1, "[5]")]).missing(&of(2, "[5]")).unwrap()[0], &of(2, "[5]")));
+        assert!(!Coverage::of([&of(4, "[1, 3]"), &of(1, "[5]")]).can_finish(begun, &of(4, "[5]")), "a part is there");
     }
 
     #[test]

@@ -3,4 +3,5 @@
 
 pub mod analyze;
 pub mod catalog;
+pub mod older;
 pub mod sql;

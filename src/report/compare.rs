@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
 
 use super::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, Panel, Point, RED, with_zero};
 use super::escape::escape;
@@ -15,6 +16,7 @@ use super::settings::Settings;
 use super::{Rows, files, folder, report};
 use selfrepair_core::plain::shell_word;
 use selfrepair_query::analyze::Tables;
+use selfrepair_query::older;
 use selfrepair_store::locks::ReportLock;
 use selfrepair_store::run_folder;
 use selfrepair_store::run_folder::is_run;
@@ -60,11 +62,15 @@ struct Run {
     tables: Tables,
     settings: Settings,
     ablations: Vec<String>,
+    /// The tables in the present schema, if the folder has an older one.
+    _older: Option<TempDir>,
 }
 
 impl Run {
     fn open(out: &Path) -> Result<Self> {
-        let tables = Tables::open_in_order(out)?;
+        let older = older::as_present(out)?;
+        let present = older.as_ref().map_or(out, |folder| folder.path());
+        let tables = Tables::open_in_order(present)?;
         for table in ["model", "clean", "head_summary", "layer_summary", "repair_outcomes"] {
             ensure!(
                 tables.has(table)?,
@@ -73,10 +79,10 @@ impl Run {
                 shell_word(&out.display().to_string())
             );
         }
-        super::refuse_another_schema(out)?;
         let ablations = Rows::ask(&tables, &ask!("ablations"))?.texts("ablation")?;
         ensure!(!ablations.is_empty(), "{} ablated no heads; only runs that did can be compared", out.display());
-        Ok(Self { folder: out.to_path_buf(), settings: Settings::read(&tables, out)?, tables, ablations })
+        let settings = Settings::read(&tables, present)?;
+        Ok(Self { folder: out.to_path_buf(), settings, tables, ablations, _older: older })
     }
 }
 

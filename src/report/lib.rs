@@ -26,48 +26,34 @@ pub use summary::summary;
 
 pub use rows::Rows;
 
-use selfrepair_core::tables::SCHEMA_VERSION;
 use selfrepair_query::analyze::Tables;
+use selfrepair_query::older;
 use selfrepair_store::checksums::Ledger;
 use selfrepair_store::run_folder::{self, Stage};
-use selfrepair_store::schema_version;
 
 /// Raised when the report would look different on the same tables.
 pub const VERSION: u32 = 5;
 
-/// Writes `<out>/report/index.html`, and its figures as files under `<out>/figures`.
+/// Writes `<out>/report/index.html`, and its figures as files under `<out>/figures`. A run of schema 2 is read as one of
+/// the present schema.
 ///
 /// # Errors
 /// If the folder has no tables of a finished run.
 pub fn report(out: &Path) -> Result<String> {
     run_folder::check(out)?;
-    let tables = Tables::open_in_order(out)?;
-    if !tables.has("head_summary")? {
+    if !Tables::open(out)?.has("head_summary")? {
         anyhow::bail!("{} has no table head_summary; run `pipeline run all` to the end first", out.display());
     }
-    refuse_another_schema(out)?;
-    let figures = figures::all(&tables, out)?;
+    let older = older::as_present(out)?;
+    let present = older.as_ref().map_or(out, |folder| folder.path());
+    let tables = Tables::open_in_order(present)?;
+    let figures = figures::all(&tables, present)?;
     let page = out.join("report").join("index.html");
     let files = figures.iter().flat_map(files::names).map(|name| out.join("figures").join(name));
     announce(out, files.chain([page.clone()]))?;
     files::write(&figures, &out.join("figures"))?;
-    files::put(&page, html::run_page(&tables, &figures, out)?.as_bytes())?;
+    files::put(&page, html::run_page(&tables, &figures, present)?.as_bytes())?;
     Ok(format!("{} figures in {}", figures.len(), page.display()))
-}
-
-/// # Errors
-/// If the tables are those of a version of the program whose columns had other names or types.
-fn refuse_another_schema(out: &Path) -> Result<()> {
-    let path = out.join("tables/head_summary/head_summary.parquet");
-    match schema_version(&path) {
-        Some(version) if version != SCHEMA_VERSION => anyhow::bail!(
-            "the tables of {} have schema version {version}, and this program reports on version {SCHEMA_VERSION}; run \
-             `pipeline run all` with the run's configuration again, or report with the version that wrote them \
-             (`pipeline sql` still reads the tables)",
-            out.display()
-        ),
-        _ => Ok(()),
-    }
 }
 
 /// Records what is about to be written, if the folder is one of a run with records.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use selfrepair_core::additions;
 use selfrepair_core::components::{Ablatable, Component};
 use selfrepair_core::pieces::{Ablation, Coverage, Piece};
 use selfrepair_store::pieces;
@@ -100,7 +101,10 @@ impl What {
         ensure!(run_folder::is_run(out), "{} is not a run; name one with --out", out.display());
         let coverage = pieces::coverage(out)?;
         let found = match self {
-            What::Additions => coverage.additions().map(|a| format!("additions on {} prompts", a.prompts)),
+            What::Additions => {
+                let lines = additions::lines(coverage.additions());
+                (!lines.is_empty()).then(|| lines.join("; "))
+            }
             What::Unfinished => {
                 let open = unfinished(out)?;
                 let lines = open.iter().map(|open| Coverage::of([&open.piece]).lines().join("; "));

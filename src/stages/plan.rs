@@ -63,9 +63,6 @@ pub fn named(pieces: &[Piece]) -> String {
         let outputs: Vec<String> = distribution.into_iter().chain(neurons).collect();
         words.push(format!("{} of {}", outputs.join(" and "), counted(piece.components())));
     }
-    words.extend(
-        pieces.iter().filter_map(|p| p.additions.as_ref()).map(|a| format!("additions on {} prompts", a.prompts)),
-    );
     words.join("; ")
 }
 

@@ -10,6 +10,7 @@ use arrow::datatypes::{DataType, Int64Type};
 use arrow::record_batch::RecordBatch;
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::Kind;
+use selfrepair_core::additions::{Additions, compared_prompts};
 use selfrepair_core::pieces::{Ablation, Coverage, Outputs, Piece};
 use selfrepair_core::tables::{
     DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, ROUNDING, SELF_ADDITIONS,
@@ -53,9 +54,32 @@ fn is_of_neurons(table: &Table) -> bool {
     [&NEURON_REPAIRS, &NEURON_TOTALS, &NEURON_CURVES].iter().any(|t| t.name == table.name)
 }
 
-/// Tables of additions: they go as a whole.
+/// Tables of additions. Those of a piece go as a whole.
 pub(crate) fn is_of_additions(table: &Table) -> bool {
     [&SELF_ADDITIONS, &STREAM_ADDITIONS, &HEAD_SIMILARITY].iter().any(|t| t.name == table.name)
+}
+
+/// Prompts on which a piece compares outputs of heads.
+fn compared_by(piece: &Piece) -> usize {
+    piece.additions.as_ref().map_or(0, Additions::compared_prompts)
+}
+
+fn without_similarity(additions: Option<Additions>) -> Option<Additions> {
+    additions.and_then(Additions::without_similarity)
+}
+
+/// What is left of a finished piece when another one has compared the outputs of heads on more prompts; `None` if the
+/// other has not.
+///
+/// # Errors
+/// If a component of the piece cannot be read.
+pub(crate) fn without_fewer_compared(piece: &Piece, other: &Piece) -> Result<Option<Piece>> {
+    let fewer = compared_by(piece) > 0 && compared_by(piece) < compared_by(other);
+    let rest = || {
+        let ablations = piece.ablations().iter().copied().collect();
+        Piece::new(ablations, piece.outputs.clone(), without_similarity(piece.additions.clone()))
+    };
+    fewer.then(rest).transpose()
 }
 
 /// What finished pieces have, but for one of them.
@@ -90,7 +114,14 @@ impl There {
     /// A piece without the ablations that are here.
     pub(crate) fn rest(&self, piece: &Piece) -> Result<Piece> {
         let left = piece.ablations().iter().filter(|a| !self.coverage.has(a, &piece.outputs));
-        Piece::new(left.copied().collect(), piece.outputs.clone(), piece.additions.clone())
+        let additions = piece.additions.clone();
+        let additions = if self.compares_as_many(piece) { without_similarity(additions) } else { additions };
+        Piece::new(left.copied().collect(), piece.outputs.clone(), additions)
+    }
+
+    /// Whether outputs of heads were compared on as many prompts as the piece does.
+    fn compares_as_many(&self, piece: &Piece) -> bool {
+        compared_prompts(self.coverage.additions()) >= compared_by(piece)
     }
 
     pub(crate) fn leave(&self, table: &Table, piece: &Piece) -> Leave {
@@ -102,7 +133,8 @@ impl There {
             return if self.tables.contains(table.name) { Leave::Everything } else { Leave::Nothing };
         }
         if is_of_additions(table) {
-            return Leave::Nothing;
+            let is_there = table.name == HEAD_SIMILARITY.name && self.compares_as_many(piece);
+            return if is_there { Leave::Everything } else { Leave::Nothing };
         }
         let mut keys = BTreeSet::new();
         if table.name == TOP_TOKENS.name {

@@ -12,10 +12,10 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::files::sha256_of_file;
 use selfrepair_core::own_files;
-use selfrepair_core::pieces::{Ablation, Piece};
-use selfrepair_core::tables::{PAIRS, ROUNDING, TOP_TOKENS, Table};
+use selfrepair_core::pieces::{Ablation, Piece, PieceText};
+use selfrepair_core::tables::{HEAD_SIMILARITY, PAIRS, ROUNDING, TOP_TOKENS, Table};
 
-use crate::overlap::{Leave, RowKey, There, is_of_additions, keys_of, without};
+use crate::overlap::{Leave, RowKey, There, is_of_additions, keys_of, without, without_fewer_compared};
 use crate::piece_files::PieceFiles;
 use crate::pieces::{self, FileRecord, OpenPiece, PieceRecord};
 use crate::records;
@@ -105,24 +105,31 @@ impl RunFolder {
             let table = table_of(&file)?;
             names.extend(self.place(open, &file, &there.leave(table, &open.piece), files)?);
         }
-        // Itself, if it was finished before and a file was lost; and additions that it has too.
-        let is_replaced = |record: &PieceRecord, piece: &Piece| {
-            record.number == open.number || open.piece.additions.is_some() && piece.additions.is_some()
-        };
-        let itself = finished.iter().find(|(record, _)| record.number == open.number);
-        let before_seconds = itself.map_or(0.0, |(record, _)| record.seconds);
-        let replaced = finished.iter().filter(|(record, piece)| is_replaced(record, piece));
-        let replaced: BTreeSet<usize> = replaced.map(|(record, _)| record.number).collect();
-        let old: Vec<(String, u64)> = replaced.iter().flat_map(|&n| pieces::files_of(&before.files, n)).collect();
+        // Its own, if it was finished before and a file was lost; and comparisons of heads on fewer prompts.
+        let (mut records, mut old, mut replaced, mut before_seconds) = (vec![], vec![], vec![], 0.0);
+        for (record, piece) in finished {
+            let mut files = pieces::files_of(&before.files, record.number);
+            if record.number == open.number {
+                before_seconds = record.seconds;
+                old.extend(files);
+            } else if let Some(rest) = without_fewer_compared(&piece, &open.piece)? {
+                files.retain(|(name, _)| name.split('/').nth(1) == Some(HEAD_SIMILARITY.name));
+                old.extend(files);
+                match rest.is_empty() {
+                    true => replaced.push(record.number),
+                    false => records.push(PieceRecord { piece: PieceText::from(&rest), ..record }),
+                }
+            } else {
+                records.push(record);
+            }
+        }
         let kept: Vec<_> = before.files.into_iter().filter(|file| !old.contains(file)).collect();
-        let mut records: Vec<PieceRecord> =
-            finished.into_iter().map(|(record, _)| record).filter(|r| !replaced.contains(&r.number)).collect();
         records.push(open.record(there.rest(&open.piece)?, seconds + before_seconds));
         records.sort_by_key(|record| record.number);
         let gone: Vec<String> =
             old.into_iter().map(|file| file.0).filter(|n| names.iter().all(|new| new.0 != *n)).collect();
         // Without its plan, a piece that is not in the manifest any more is not taken for an unfinished one.
-        replaced.iter().filter(|number| **number != open.number).try_for_each(|&number| self.remove_work(number))?;
+        replaced.iter().try_for_each(|&number| self.remove_work(number))?;
         self.write_pieces(identity, records, kept.into_iter().chain(names).collect(), true)?;
         own_files::remove_files(root, &gone)?;
         self.remove_leftovers(&identity.fingerprint)?;

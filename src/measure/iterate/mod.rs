@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use ort::value::DynValue;
 use selfrepair_core::config::Config;
 use selfrepair_core::interrupt;
-use selfrepair_core::pieces::Piece;
+use selfrepair_core::pieces::{Additions, Piece};
 use selfrepair_core::progress;
 use selfrepair_core::prompts::Prompts;
-use selfrepair_core::sink::{Part, RowWriter};
+use selfrepair_core::sink::Part;
 use selfrepair_core::tables::{HEAD_SIMILARITY, SELF_ADDITIONS, STREAM_ADDITIONS, Table};
 use selfrepair_engine::runtime::view;
 use selfrepair_engine::{CleanBatch, Directions, Engine, Keep, Needs, WorkerPool};
@@ -24,16 +24,15 @@ use self_additions::SelfAdditions;
 use similarity::Similarity;
 use stream_additions::StreamAdditions;
 
-const TABLES: [&Table; 3] = [&SELF_ADDITIONS, &STREAM_ADDITIONS, &HEAD_SIMILARITY];
-
 /// Measures the additions of the context's piece, if it has any.
 ///
 /// # Errors
 /// If a number is not finite, the parts do not sum to the change of the logit, or the sink fails.
 pub fn iterate(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
     let Some(additions) = &context.piece.additions else { return Ok(()) };
-    let count = additions.prompts.min(prompts.count());
-    if count == 0 || TABLES.iter().all(|table| context.sink.has(table, Part::Whole)) {
+    let numbers: Vec<usize> = (additions.first..additions.prompts.min(prompts.count())).collect();
+    let wanted = wanted(additions);
+    if numbers.is_empty() || wanted.iter().all(|table| context.sink.has(table, Part::Whole)) {
         return Ok(());
     }
     let a = context.architecture;
@@ -43,20 +42,23 @@ pub fn iterate(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
     let mut own = SelfAdditions::new(context, additions);
     let mut stream = StreamAdditions::new(context, additions)?;
     let mut similarity = Similarity::new(a);
-    let bar = progress::bar("iterate", (count * a.layers) as u64, "layers");
-    let numbers: Vec<usize> = (0..count).collect();
+    let bar = progress::bar("iterate", (numbers.len() * a.layers) as u64, "layers");
     let work = |engine: &mut Engine, &p: &usize| {
         let prompt = Prompt::new(engine, prompts, p)?;
         let outputs: Vec<Vec<f32>> = (0..a.layers).map(|l| prompt.head_outputs(engine, l)).collect::<Result<_>>()?;
         let (mut own, mut stream) = (SelfAdditions::new(context, additions), StreamAdditions::new(context, additions)?);
         for layer in 0..a.layers {
             interrupt::check()?;
-            own.measure(engine, &prompt, &outputs, layer)?;
+            if additions.own {
+                own.measure(engine, &prompt, &outputs, layer)?;
+            }
             stream.measure(engine, &prompt, &outputs, &top, layer)?;
             bar.inc(1);
         }
         let mut similarity = Similarity::new(a);
-        similarity.add(a, &prompt, &outputs)?;
+        if additions.similarity {
+            similarity.add(a, &prompt, &outputs)?;
+        }
         Ok((own, stream, similarity))
     };
     pool.each(
@@ -71,25 +73,37 @@ pub fn iterate(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
         },
     )?;
     bar.finish();
-    write(context, &HEAD_SIMILARITY, |writer| writer.write(&similarity.rows()?))?;
-    write(context, &STREAM_ADDITIONS, |writer| stream.write(writer))?;
-    write(context, &SELF_ADDITIONS, |writer| own.write(writer))
+    for table in wanted {
+        let mut writer = context.sink.open(table, Part::Whole, table.schema(), 1)?;
+        match table.name {
+            name if name == SELF_ADDITIONS.name => own.write(writer.as_mut())?,
+            name if name == STREAM_ADDITIONS.name => stream.write(writer.as_mut())?,
+            _ => writer.write(&similarity.rows()?)?,
+        }
+        writer.finish()?;
+    }
+    Ok(())
+}
+
+/// The tables of additions.
+fn wanted(additions: &Additions) -> Vec<&'static Table> {
+    let is_changed = !additions.multiples.is_empty();
+    let tables = [
+        (&HEAD_SIMILARITY, additions.similarity),
+        (&STREAM_ADDITIONS, is_changed && !additions.heads.is_empty()),
+        (&SELF_ADDITIONS, is_changed && additions.own),
+    ];
+    tables.into_iter().filter_map(|(table, is_wanted)| is_wanted.then_some(table)).collect()
 }
 
 /// Operations of matrix products in the additions of a piece, at top tokens spread evenly over the prompts.
 pub fn flops(config: &Config, a: &Architecture, piece: &Piece) -> f64 {
     let Some(additions) = &piece.additions else { return 0.0 };
     let c = &config.corpus;
-    let prompts = additions.prompts.min(c.tokens / c.prompt_len);
+    let prompts = additions.prompts.min(c.tokens / c.prompt_len).saturating_sub(additions.first);
     let (multiples, heads) = (additions.multiples.len(), additions.heads.len());
-    prompts as f64
-        * (self_additions::flops(config, a, multiples) + stream_additions::flops(config, a, heads, multiples))
-}
-
-fn write(context: &MeasureContext, table: &Table, rows: impl FnOnce(&mut dyn RowWriter) -> Result<()>) -> Result<()> {
-    let mut writer = context.sink.open(table, Part::Whole, table.schema(), 1)?;
-    rows(writer.as_mut())?;
-    writer.finish()
+    let own = if additions.own { self_additions::flops(config, a, multiples) } else { 0.0 };
+    prompts as f64 * (own + stream_additions::flops(config, a, heads, multiples))
 }
 
 /// A head's output at position `s`, \[D\], from those of all heads [S · H · D].

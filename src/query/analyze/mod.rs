@@ -21,7 +21,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 pub use own::tables_of;
 pub use paper::authors_schema;
 pub use quantiles::quantiles;
-pub use queries::{CHECKS, DERIVED, PAPER, Query, VIEWS};
+pub use queries::{CHECKS, DERIVED, PAPER, Query, SCHEMA_2, VIEWS};
 
 pub use crate::sql::Tables;
 

@@ -75,6 +75,22 @@ pub const CHECKS: &[Query] = queries!("checks/":
     "responses_are_what_they_say",
 );
 
+/// The measured tables of a run of schema 2 in the present schema, where columns differ by more than their type.
+pub const SCHEMA_2: &[Query] = queries!("schema_2/":
+    "direct_effects",
+    "top_tokens",
+    "ablations",
+    "distributions",
+    "component_repairs",
+    "neuron_repairs",
+    "neuron_totals",
+    "neuron_curves",
+    "repair_graph",
+    "self_additions",
+    "stream_additions",
+    "head_similarity",
+);
+
 impl Query {
     /// The comment lines at the head of the file, without `--`, continuation lines joined to the line they continue.
     fn header(&self) -> Vec<String> {

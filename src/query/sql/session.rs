@@ -14,6 +14,7 @@ use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::logical_expr::ScalarUDF;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::resolve::resolve_table_references;
@@ -159,6 +160,16 @@ impl Tables {
     pub(crate) fn add_rows(&self, name: &str, rows: RecordBatch) -> Result<()> {
         self.context.register_batch(name, rows)?;
         Ok(())
+    }
+
+    pub(crate) fn add_function(&self, function: ScalarUDF) {
+        self.context.register_udf(function);
+    }
+
+    /// `[analysis]` of the only run.
+    pub(crate) fn analysis(&self) -> Result<&AnalysisConfig> {
+        let [run] = self.runs.as_slice() else { bail!("settings are those of one run") };
+        Ok(&run.analysis)
     }
 
     /// Whether there is a table or a view of that name.

@@ -12,6 +12,7 @@ mod long_documents;
 mod memory;
 mod numbers;
 mod odd_values;
+mod older_runs;
 mod pieces;
 mod places;
 mod secrets;

@@ -22,8 +22,9 @@ const KINDS: [&str; 3] = ["resample", "mean", "zero"];
 const COMPONENTS: [(&str, &str); 6] =
     [("heads", "L0H1"), ("heads", "L1"), ("heads", "L2H2"), ("mlps", "L1"), ("blocks", "L0"), ("attention", "L2")];
 const LAYERS: [&str; 3] = ["L0", "L1", "L2"];
+const MULTIPLES: [&str; 3] = ["1.0", "3.0", "5.0"];
 
-/// Kinds, components, holds, whether distributions are measured, and layers of neurons.
+/// Kinds, components, holds, whether distributions are measured, layers of neurons, and additions: prompts and multiples.
 #[derive(Debug, Clone, Default)]
 struct Request {
     kinds: Vec<&'static str>,
@@ -32,12 +33,14 @@ struct Request {
     distribution: bool,
     layers: Vec<&'static str>,
     additions: usize,
+    multiples: Vec<&'static str>,
 }
 
 impl Request {
     fn drawn(dice: &mut Dice) -> Self {
         let mut some = |n: usize| (0..n).filter(|_| dice.below(2) == 0).collect::<Vec<_>>();
         let (kinds, components, layers) = (some(KINDS.len()), some(COMPONENTS.len()), some(LAYERS.len()));
+        let multiples = some(MULTIPLES.len());
         let of = |n: Vec<usize>, least: usize| if n.is_empty() { vec![least] } else { n };
         Self {
             kinds: of(kinds, 0).into_iter().map(|i| KINDS[i]).collect(),
@@ -46,6 +49,7 @@ impl Request {
             distribution: dice.below(3) == 0,
             layers: layers.into_iter().map(|i| LAYERS[i]).collect(),
             additions: dice.below(3) * 2,
+            multiples: of(multiples, 1).into_iter().map(|i| MULTIPLES[i]).collect(),
         }
     }
 
@@ -57,6 +61,7 @@ impl Request {
             distribution: true,
             layers: LAYERS.to_vec(),
             additions: 4,
+            multiples: MULTIPLES.to_vec(),
         }
     }
 
@@ -75,6 +80,9 @@ impl Request {
         settings.push(format!("ablation.distribution={}", self.distribution));
         settings.push(format!("neurons.layers={}", list(&self.layers)));
         settings.push(format!("iterative.prompts={}", self.additions));
+        if !self.multiples.is_empty() {
+            settings.push(format!("iterative.multiples=[{}]", self.multiples.join(", ")));
+        }
         settings
     }
 
@@ -113,7 +121,7 @@ fn rows(out: &Path, table: &str) -> BTreeMap<String, Vec<f64>> {
     index.into_iter().map(|(key, row)| (key.join(" "), of(row))).collect()
 }
 
-const MEASURED: [&str; 12] = [
+pub const MEASURED: [&str; 12] = [
     "pairs",
     "top_tokens",
     "ablations",
@@ -130,8 +138,8 @@ const MEASURED: [&str; 12] = [
 
 /// The same keys, and numbers within 1e-5 of the largest in their column.
 #[track_caller]
-fn assert_same_rows(out: &Path, expected: &Path, when: &str) {
-    for table in MEASURED {
+pub fn assert_same_rows(tables: &[&str], out: &Path, expected: &Path, when: &str) {
+    for table in tables {
         let (ours, theirs) = (rows(out, table), rows(expected, table));
         assert!(
             ours.keys().eq(theirs.keys()),
@@ -191,7 +199,7 @@ fn requests_in_any_order_add_up_to_one_for_everything() {
             }
         }
         succeeded(Request::everything().run("ablate", dir.path()));
-        assert_same_rows(dir.path(), at_once.path(), &format!("case {case}: {}", story.join("; then ")));
+        assert_same_rows(&MEASURED, dir.path(), at_once.path(), &format!("case {case}: {}", story.join("; then ")));
         // Nothing is left of what was computed on the way.
         let left = files(&dir.path().join("work/ablate"));
         let is_record = |p: &PathBuf| p.extension().is_some_and(|e| e == "json");
@@ -263,6 +271,48 @@ fn what_is_measured_is_not_measured_again() {
     succeeded(save.args(["--set", "trace.save=[\"residual_final\"]"]).output().unwrap());
     assert_eq!(times(out, "clean"), clean);
     assert_eq!(files(&out.join("activations/residual_final")).len(), clean.len());
+}
+
+/// Multiples, heads and prompts of additions are added; only the comparison of heads, a mean over prompts, is replaced.
+#[test]
+fn additions_are_not_measured_again() {
+    let (dir, at_once) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let out = dir.path();
+    let request = |prompts: usize, multiples: &[&'static str], heads: &'static str| Request {
+        kinds: vec!["zero"],
+        components: vec![("heads", heads)],
+        additions: prompts,
+        multiples: multiples.to_vec(),
+        ..Default::default()
+    };
+    let lasts = |before: &BTreeMap<PathBuf, SystemTime>, table: &str| {
+        let after = times(out, table);
+        before.iter().all(|(path, time)| after.get(path) == Some(time))
+    };
+    succeeded(request(2, &["1.0"], "L1H0").run("ablate", out));
+    let (own, stream) = (times(out, "self_additions"), times(out, "stream_additions"));
+    let similarity = times(out, "head_similarity");
+    // A multiple and a head more.
+    let said = text(&request(2, &["1.0", "3.0"], "L1").run("ablate", out).stderr);
+    assert!(said.contains("measured already: zero: 1 head (layer 1); additions of 1 times a head's output"), "{said}");
+    assert!(lasts(&own, "self_additions") && lasts(&stream, "stream_additions"));
+    assert!(lasts(&similarity, "head_similarity") && times(out, "head_similarity").len() == 1);
+    // Prompts more.
+    let more = request(4, &["1.0", "3.0"], "L1");
+    succeeded(more.run("ablate", out));
+    assert!(lasts(&own, "self_additions") && lasts(&stream, "stream_additions"));
+    assert!(!lasts(&similarity, "head_similarity") && times(out, "head_similarity").len() == 1);
+    succeeded(more.run("ablate", at_once.path()));
+    assert_same_rows(&MEASURED, out, at_once.path(), "additions one after another");
+    // Less changes nothing, and a lost file is measured again.
+    let before = contents(out);
+    succeeded(request(2, &["3.0"], "L1H2").run("ablate", out));
+    assert_same(out, &before, "a request for less");
+    for table in ["self_additions", "stream_additions", "head_similarity"] {
+        times(out, table).keys().for_each(|path| fs::remove_file(path).unwrap());
+    }
+    succeeded(more.run("ablate", out));
+    assert_same_rows(&MEASURED, out, at_once.path(), "lost files");
 }
 
 #[test]
@@ -441,6 +491,6 @@ fn an_unfinished_piece_goes_on_where_it_is_rounded_alike_or_is_given_up() {
     let with_additions = Request { additions: 2, ..request };
     succeeded(with_additions.run("ablate", out));
     assert!(read(&out.join("tables/self_additions")).num_rows() > 0);
-    assert!(succeeded(drop("additions")).contains("additions on 2 prompts"));
+    assert!(succeeded(drop("additions")).contains("additions of 1, 3, 5 times a head's output on 2 prompts"));
     assert_eq!(read(&out.join("tables/self_additions")).num_rows(), 0);
 }

@@ -1,0 +1,6 @@
+-- Question: what is `neuron_repairs` of a run of schema 2 in the present schema? Ranks counted from 0.
+-- Grain:    as in `neuron_repairs`
+select * replace (rank + 1 as rank),
+    1.0 as strength, 'clean' as hold_value, true as hold_own_mlp,
+    component_name(component, layer, head) as name, 'top' as subset, null as expert
+from neuron_repairs
