@@ -9,6 +9,7 @@ use arrow::temporal_conversions::timestamp_s_to_datetime;
 
 use crate::stages::{self, Prepared};
 use selfrepair_core::config::Config;
+use selfrepair_core::own_files;
 use selfrepair_core::plain::{shell_word, visible};
 use selfrepair_core::progress;
 use selfrepair_query::catalog;
@@ -196,9 +197,13 @@ fn measured(text: &mut String, out: &Path, wanted: Option<&Prepared>) -> Result<
     for line in coverage.lines() {
         writeln!(text, "{:8} {line}", "")?;
     }
+    let aside = out.join(own_files::REPLACEMENT);
+    if run_folder::is_run(&aside) {
+        writeln!(text, "{:8} a replacement that was begun in {}: --replace goes on with it", "", aside.display())?;
+    }
     let identity = manifest(out, Stage::Ablate).map(|m| m.fingerprint).unwrap_or_default();
     for open in pieces::open(out, &identity)? {
-        let (what, done) = (stages::named(std::slice::from_ref(&open.piece)), pieces::done_shards(out, &open)?);
+        let (what, done) = (stages::named(std::slice::from_ref(&open.holds)), pieces::done_shards(out, &open)?);
         writeln!(text, "{:8} unfinished, {done} shards done: {what}", "")?;
     }
     if let Some(wanted) = wanted {

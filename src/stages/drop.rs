@@ -7,6 +7,8 @@ use selfrepair_core::additions;
 use selfrepair_core::components::{Ablatable, Component};
 use selfrepair_core::pieces::{Ablation, Coverage, Piece};
 use selfrepair_store::pieces;
+use selfrepair_store::records;
+use super::replace;
 use selfrepair_store::run_folder::{self, Inputs, RunFolder, Stage, manifest};
 
 /// What is dropped.
@@ -107,7 +109,7 @@ impl What {
             }
             What::Unfinished => {
                 let open = unfinished(out)?;
-                let lines = open.iter().map(|open| Coverage::of([&open.piece]).lines().join("; "));
+                let lines = open.iter().map(|open| Coverage::of([&open.holds]).lines().join("; "));
                 (!open.is_empty()).then(|| format!("unfinished: {}", lines.collect::<Vec<_>>().join("; ")))
             }
             What::Ablations(_) => {
@@ -140,20 +142,30 @@ fn unfinished(out: &Path) -> Result<Vec<pieces::OpenPiece>> {
 /// # Errors
 /// If another process uses the folder, or a file cannot be read, written or removed.
 pub fn drop_from(out: &Path, what: &What) -> Result<String> {
+    what.found(out)?;
+    let mut folder = RunFolder::open(out, String::new(), &[], None)?;
+    replace::finish_moving(&folder)?;
+    // Another process may have replaced the run since the first look.
     let found = what.found(out)?;
-    let begun = manifest(out, Stage::Ablate).context("the run has no ablations")?;
-    let folder = RunFolder::open(out, run_id(&begun.fingerprint)?, &[], None)?;
+    let begun = records::sound_manifest(out, Stage::Ablate)?;
+    let begun = begun.with_context(|| {
+        format!("stages/ablate.json of {} is lost or corrupt; `pipeline run ablate` finds the pieces again", out.display())
+    })?;
+    folder.run_id = run_id(&begun.fingerprint)?;
     let identity = Inputs { parts: begun.parts, fingerprint: begun.fingerprint };
     folder.begin_pieces(&identity)?;
     match what {
-        What::Unfinished => unfinished(out)?.iter().try_for_each(|piece| folder.give_up(piece))?,
+        What::Unfinished => {
+            unfinished(out)?.iter().try_for_each(|piece| folder.give_up(piece))?;
+            folder.tidy_pieces(&identity)?;
+        }
         _ => {
             folder.drop_ablations(&identity, |a| what.is_dropped(a), *what == What::Additions)?;
         }
     }
     Ok(format!(
-        "dropped from {}: {found}\n`pipeline run report` with the settings of the run brings the derived tables and the \
-         report up to date",
+        "dropped from {}: {found}\n`pipeline run report`, with settings that no longer ask for it, brings the derived tables \
+         and the report up to date",
         out.display()
     ))
 }

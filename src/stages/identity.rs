@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use selfrepair_core::config::{Config, Mode};
+use selfrepair_core::own_files;
 use selfrepair_core::pieces::{Coverage, Piece, PieceText};
 use selfrepair_core::progress;
 use selfrepair_core::provenance::MEASUREMENT_VERSION;
@@ -188,5 +189,11 @@ pub fn inventory(root: &Path) -> Result<String> {
 /// If the folder cannot be a run's.
 pub fn what_would_be_lost(root: &Path) -> Result<Option<String>> {
     selfrepair_store::run_folder::check(root)?;
-    is_bound(root).then(|| inventory(root)).transpose().context("in the run folder")
+    let aside = root.join(own_files::REPLACEMENT);
+    let replacement = is_bound(&aside).then(|| inventory(&aside)).transpose().context("in the replacement")?;
+    let found = is_bound(root).then(|| inventory(root)).transpose().context("in the run folder")?;
+    Ok(match (found, replacement) {
+        (Some(found), Some(other)) => Some(format!("{found}; and a replacement for it, with {other}")),
+        (found, replacement) => found.or(replacement),
+    })
 }

@@ -98,6 +98,9 @@ pub fn run(config: Config, out: &Path, last: Stage, how: Start) -> Result<String
     if fresh || !identity::contradictions(out, &run.identity).is_empty() {
         run.folder.remove_all()?;
     }
+    if fresh {
+        replace::remove(&out.join(own_files::REPLACEMENT))?;
+    }
     run.announce()?;
     run.ensure_up_to(last)?;
     run.summary(last)
@@ -166,12 +169,15 @@ impl Run {
     fn open_with(config: Config, out: &Path, set: Option<ShardSet>, bound: bool) -> Result<Self> {
         run_folder::check(out)?;
         let Prepared { config, model, request, identity, model_sha256, corpus_files, inputs } = Prepared::of(config)?;
-        if bound {
+        if bound && !replace::is_pending(out, &identity) {
             identity::refuse_contradiction(out, &identity)?;
         }
         let run_id = drop::run_id(&identity.fingerprint)?;
         let folder = RunFolder::open(out, run_id, &inputs, set)?;
-        replace::finish_replacing(&folder)?;
+        // Processes that share the folder do so once one of them has it alone.
+        if set.is_none() {
+            replace::put_in_place(&folder, &identity)?;
+        }
         if bound {
             // Another process may have finished something since.
             identity::refuse_contradiction(out, &identity)?;
@@ -179,6 +185,16 @@ impl Run {
         let analysis_tables = analyze::tables_of(&config.analysis)?;
         let rows = RowsPerCall::new(&config, &model.architecture, request.components())?;
         Ok(Self { config, folder, model, model_sha256, corpus_files, identity, request, analysis_tables, rows })
+    }
+
+    /// Whether a replacement waits for its place in this run's folder.
+    fn replacement_is_pending(&self) -> bool {
+        replace::is_pending(self.folder.root(), &self.identity)
+    }
+
+    /// As [`replace::put_in_place`], in a folder that this process has alone.
+    fn put_replacement_in_place(&self) -> Result<()> {
+        replace::put_in_place(&self.folder, &self.identity)
     }
 
     /// Prints what the run will need, before it starts.
@@ -247,8 +263,11 @@ impl Run {
     /// Whether the activations of `trace.save` are there.
     fn has_activations(&self) -> bool {
         let files = run_folder::manifest(self.folder.root(), Stage::Trace).map(|m| m.files).unwrap_or_default();
+        let count = |folder: &str| files.iter().filter(|(name, _)| name.starts_with(folder)).count();
         let folder = |what| format!("activations/{}/", measure::activation_name(what));
-        self.config.trace.save.iter().all(|&what| files.iter().any(|(name, _)| name.starts_with(&folder(what))))
+        // As many shards as the clean pass has.
+        let shards = count("tables/clean/");
+        self.config.trace.save.iter().all(|&what| count(&folder(what)) == shards)
     }
 
     /// Runs every stage up to `last` that is not current, in order.
@@ -300,6 +319,9 @@ impl Run {
 
     fn run_stage(&self, stage: Stage, work: Work) -> Result<()> {
         if self.is_current(stage)? {
+            if stage == Stage::Ablate {
+                self.folder.tidy_pieces(&self.identity)?;
+            }
             progress::line(stage.name(), "up to date");
             return Ok(());
         }

@@ -70,11 +70,17 @@ impl Run {
         let finished = pieces::finished(root)?;
         let mut all: Vec<Piece> = finished.into_iter().map(|(_, piece)| piece).collect();
         let mut todo = Vec::new();
-        for open in pieces::open(root, &self.identity.fingerprint)? {
+        for mut open in pieces::open(root, &self.identity.fingerprint)? {
             let coverage = Coverage::of(&all);
-            if coverage.can_finish(&open.piece, &self.request) {
-                self.refuse_other_rounding(&open)?;
-                all.push(open.piece.clone());
+            if coverage.can_finish(&open.holds, &self.request) {
+                let done = pieces::done_shards(root, &open)?;
+                match done {
+                    // Nothing of it is rounded yet.
+                    0 if open.request.is_empty() => open = open.rounded(root, self.rounding()?)?,
+                    0 => {}
+                    _ => self.refuse_other_rounding(&open, &format!("its {done} finished shards are"))?,
+                }
+                all.push(open.holds.clone());
                 todo.push(open);
             }
         }
@@ -87,19 +93,19 @@ impl Run {
         Ok(Rounding { onnxruntime, device, instructions, rows: self.rows.count() })
     }
 
-    fn refuse_other_rounding(&self, open: &OpenPiece) -> Result<()> {
+    /// # Errors
+    /// If a part of a piece was computed where numbers are rounded otherwise.
+    fn refuse_other_rounding(&self, open: &OpenPiece, what: &str) -> Result<()> {
         let differ = open.rounding.differences(&self.rounding()?);
-        let done = pieces::done_shards(self.folder.root(), open)?;
-        if differ.is_empty() || done == 0 {
+        if differ.is_empty() {
             return Ok(());
         }
+        let out = self.folder.root().display();
         bail!(
-            "{} of {} was begun elsewhere ({}), and its {done} finished shards are rounded as there: continue it there, or \
-             give them up with `pipeline drop unfinished --out {}`",
+            "{} of {out} was begun elsewhere ({}), and {what} rounded as there: continue it there, or give it up with \
+             `pipeline drop` (`unfinished`, or what was measured) --out {out}",
             open.folder(),
-            self.folder.root().display(),
             differ.join(", "),
-            self.folder.root().display()
         )
     }
 
@@ -107,7 +113,12 @@ impl Run {
     fn compute(&self, piece: &OpenPiece, prompts: &Prompts) -> Result<()> {
         let started = Instant::now();
         let files = self.files_of(piece)?;
-        self.measure(piece, &files, |context| measure::ablate::ablate(context, prompts))?;
+        // Of a piece whose ablations were dropped, what they shared with others may be left.
+        let is_shared_only = piece.holds.ablations().is_empty() && !piece.piece.ablations().is_empty();
+        self.measure(piece, &files, |context| match is_shared_only {
+            true => measure::ablate::begin(context, prompts).map(|_| ()),
+            false => measure::ablate::ablate(context, prompts),
+        })?;
         self.folder.publish(&self.identity, piece, &files, started.elapsed().as_secs_f64())
     }
 
@@ -124,7 +135,8 @@ impl Run {
                 continue;
             }
             progress::line("ablate", &format!("files of piece {} are lost and are computed again", record.number));
-            let piece = pieces::again(root, &self.identity.fingerprint, record, piece);
+            let piece = pieces::again(&self.identity.fingerprint, record, piece)?;
+            self.refuse_other_rounding(&piece, "its other files are")?;
             self.compute(&piece, prompts).with_context(|| format!("computing piece {} again", piece.number))?;
         }
         Ok(())

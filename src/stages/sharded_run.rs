@@ -86,6 +86,7 @@ fn take_when_begun(run: &Run, last: Stage) -> Result<Access> {
         }
         if lock.try_alone()? {
             run.folder.reload();
+            run.put_replacement_in_place()?;
             refuse_another_request(run, &request)?;
             run.refuse_foreign(last, false)?;
             run.announce()?;
@@ -121,11 +122,14 @@ fn begin(run: &Run, request: &Parts) -> Result<bool> {
 
 /// Whether a piece has shards. Additions have none: the last process computes them.
 fn is_divided(piece: &OpenPiece) -> bool {
-    !piece.piece.ablations().is_empty()
+    !piece.holds.ablations().is_empty()
 }
 
 /// The pieces that are planned, if they are all that the request needs and the files that their shards read exist.
 fn begun(run: &Run) -> Result<Option<Vec<OpenPiece>>> {
+    if run.replacement_is_pending() {
+        return Ok(None);
+    }
     for stage in STAGES.into_iter().filter(|&stage| stage < Stage::Ablate) {
         if !run.is_current(stage)? {
             return Ok(None);

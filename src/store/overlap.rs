@@ -10,6 +10,7 @@ use arrow::datatypes::{DataType, Int64Type};
 use arrow::record_batch::RecordBatch;
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::Kind;
+use selfrepair_core::own_files;
 use selfrepair_core::additions::{Additions, compared_prompts};
 use selfrepair_core::pieces::{Ablation, Coverage, Outputs, Piece};
 use selfrepair_core::tables::{
@@ -17,7 +18,7 @@ use selfrepair_core::tables::{
     STREAM_ADDITIONS, TOP_TOKENS, Table,
 };
 
-use crate::pieces;
+use crate::pieces::{self, OpenPiece};
 use crate::records;
 use crate::run_folder::Stage;
 use crate::stage_files::parquet_batches;
@@ -85,6 +86,7 @@ pub(crate) fn without_fewer_compared(piece: &Piece, other: &Piece) -> Result<Opt
 /// What finished pieces have, but for one of them.
 pub(crate) struct There {
     coverage: Coverage,
+    components: BTreeSet<Ablatable>,
     /// Those that have rows in `top_tokens`.
     top_tokens: BTreeSet<String>,
     tables: BTreeSet<String>,
@@ -103,12 +105,16 @@ impl There {
             if pieces::piece_of_file(file).is_none_or(|number| number == but) {
                 continue;
             }
+            if !own_files::is_file(&root.join(&name)) {
+                continue;
+            }
             if table == TOP_TOKENS.name {
                 top_tokens.extend(names_in(&root.join(&name))?);
             }
             tables.insert(table.to_string());
         }
-        Ok(Self { coverage: Coverage::of(&pieces), top_tokens, tables })
+        let components = pieces.iter().flat_map(|piece| piece.components().to_vec()).collect();
+        Ok(Self { coverage: Coverage::of(&pieces), components, top_tokens, tables })
     }
 
     /// A piece without the ablations that are here.
@@ -124,7 +130,9 @@ impl There {
         compared_prompts(self.coverage.additions()) >= compared_by(piece)
     }
 
-    pub(crate) fn leave(&self, table: &Table, piece: &Piece) -> Leave {
+    /// The rows of a computed file that the piece does not keep.
+    pub(crate) fn leave(&self, table: &Table, open: &OpenPiece) -> Leave {
+        let (piece, holds) = (&open.piece, &open.holds);
         // Without resampling there are no pairs, only a table without rows.
         if table.name == PAIRS.name && !piece.kinds().contains(&Kind::Resample) {
             return Leave::Everything;
@@ -133,17 +141,17 @@ impl There {
             return if self.tables.contains(table.name) { Leave::Everything } else { Leave::Nothing };
         }
         if is_of_additions(table) {
-            let is_there = table.name == HEAD_SIMILARITY.name && self.compares_as_many(piece);
-            return if is_there { Leave::Everything } else { Leave::Nothing };
+            let kept = holds.additions.as_ref().is_some_and(|a| table.name != HEAD_SIMILARITY.name || a.similarity);
+            return if kept { Leave::Nothing } else { Leave::Everything };
         }
         let mut keys = BTreeSet::new();
         if table.name == TOP_TOKENS.name {
-            let both = piece.components().iter().filter(|c| self.top_tokens.contains(&c.name()));
-            keys.extend(both.map(RowKey::of_component));
+            let needed = |c: &Ablatable| holds.components().contains(c) || self.components.contains(c);
+            let left = piece.components().iter().filter(|c| self.top_tokens.contains(&c.name()) || !needed(c));
+            keys.extend(left.map(RowKey::of_component));
         }
-        for ablation in piece.ablations() {
-            let Some(have) = self.coverage.ablations().get(ablation) else { continue };
-            keys.extend(keys_of(table, ablation, have));
+        for ablation in piece.ablations().iter().filter(|a| !holds.ablations().contains(a)) {
+            keys.extend(keys_of(table, ablation, &piece.outputs));
         }
         if keys.is_empty() { Leave::Nothing } else { Leave::Rows(keys) }
     }

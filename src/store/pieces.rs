@@ -62,14 +62,22 @@ impl Rounding {
 struct PlanRecord {
     /// Of the run's identity.
     fingerprint: String,
+    /// What is computed.
     piece: PieceText,
+    /// What is kept of it, where that is less: other pieces have the rest, or it was dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    holds: Option<PieceText>,
     rounding: Rounding,
 }
 
 /// A piece that is being computed, or was when its process ended.
+#[derive(Clone)]
 pub struct OpenPiece {
     pub number: usize,
+    /// What is computed. Shards and fingerprints follow from it.
     pub piece: Piece,
+    /// What is kept of it: all, unless other pieces have the rest, or it was dropped.
+    pub holds: Piece,
     pub rounding: Rounding,
     /// What processes that share the run agreed on; empty for one alone.
     pub request: Parts,
@@ -82,7 +90,11 @@ pub struct OpenPiece {
 #[serde(deny_unknown_fields)]
 pub struct PieceRecord {
     pub number: usize,
+    /// What its files have.
     pub piece: PieceText,
+    /// What was computed, where that is more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub computed: Option<PieceText>,
     pub rounding: Rounding,
     /// Seconds of computing; of several processes, those of the one that finished it.
     pub seconds: f64,
@@ -109,20 +121,49 @@ impl OpenPiece {
         if !self.request.is_empty() {
             store.put(&request_name(self.number), serde_json::to_string_pretty(&self.request)?.as_bytes())?;
         }
-        let record = PlanRecord {
-            fingerprint: self.identity.clone(),
-            piece: PieceText::from(&self.piece),
-            rounding: self.rounding.clone(),
-        };
-        let name = format!("{}/plan.json", self.folder());
-        let created = store.create(&name, serde_json::to_string_pretty(&record)?.as_bytes())?;
+        let name = plan_name(self.number);
+        let created = store.create(&name, self.plan_text()?.as_bytes())?;
         ensure!(created, "{} was written by another process at the same time; run again", root.join(name).display());
         Ok(())
     }
 
-    /// The record of what is new in the piece.
-    pub(crate) fn record(&self, new: Piece, seconds: f64) -> PieceRecord {
-        PieceRecord { number: self.number, piece: PieceText::from(&new), rounding: self.rounding.clone(), seconds }
+    fn plan_text(&self) -> Result<String> {
+        let record = PlanRecord {
+            fingerprint: self.identity.clone(),
+            piece: PieceText::from(&self.piece),
+            holds: (self.holds != self.piece).then(|| PieceText::from(&self.holds)),
+            rounding: self.rounding.clone(),
+        };
+        Ok(serde_json::to_string_pretty(&record)?)
+    }
+
+    /// The same piece, of which less is kept. Its plan says so before its files do.
+    pub(crate) fn holding(&self, root: &Path, holds: Piece) -> Result<OpenPiece> {
+        let changed = OpenPiece { holds, ..self.clone() };
+        if changed.holds != self.holds {
+            Folder::new(root).put(&plan_name(self.number), changed.plan_text()?.as_bytes())?;
+        }
+        Ok(changed)
+    }
+
+    /// The same piece, rounded otherwise. Nothing of it may be computed yet.
+    ///
+    /// # Errors
+    /// If its plan cannot be written.
+    pub fn rounded(self, root: &Path, rounding: Rounding) -> Result<OpenPiece> {
+        if rounding == self.rounding {
+            return Ok(self);
+        }
+        let changed = OpenPiece { rounding, ..self };
+        Folder::new(root).put(&plan_name(changed.number), changed.plan_text()?.as_bytes())?;
+        Ok(changed)
+    }
+
+    /// Its record, once it is finished.
+    pub(crate) fn record(&self, seconds: f64) -> PieceRecord {
+        let computed = (self.holds != self.piece).then(|| PieceText::from(&self.piece));
+        let (number, rounding) = (self.number, self.rounding.clone());
+        PieceRecord { number, piece: PieceText::from(&self.holds), computed, rounding, seconds }
     }
 }
 
@@ -173,19 +214,28 @@ pub fn open(root: &Path, identity: &str) -> Result<Vec<OpenPiece>> {
 }
 
 /// A finished piece, to be computed again as far as its files are lost.
-pub fn again(root: &Path, identity: &str, record: PieceRecord, piece: Piece) -> OpenPiece {
-    let planned = read_plan(root, record.number).filter(|open| open.identity == identity);
-    let PieceRecord { number, rounding, .. } = record;
-    planned.unwrap_or(OpenPiece { number, piece, rounding, request: Parts::new(), identity: identity.to_string() })
+///
+/// # Errors
+/// If its record is not one that this program writes.
+pub fn again(identity: &str, record: PieceRecord, holds: Piece) -> Result<OpenPiece> {
+    let PieceRecord { number, computed, rounding, .. } = record;
+    let piece = computed.as_ref().map_or(Ok(holds.clone()), Piece::try_from)?;
+    Ok(OpenPiece { number, piece, holds, rounding, request: Parts::new(), identity: identity.to_string() })
 }
 
 fn read_plan(root: &Path, number: usize) -> Option<OpenPiece> {
     let store = Folder::new(root);
-    let bytes = store.get(&format!("{}/plan.json", folder(number))).ok()??;
-    let PlanRecord { fingerprint, piece, rounding } = serde_json::from_slice(&bytes).ok()?;
+    let bytes = store.get(&plan_name(number)).ok()??;
+    let PlanRecord { fingerprint, piece, holds, rounding } = serde_json::from_slice(&bytes).ok()?;
     let request = store.get(&request_name(number)).ok()?;
     let request = request.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-    Some(OpenPiece { number, piece: Piece::try_from(&piece).ok()?, rounding, request, identity: fingerprint })
+    let piece = Piece::try_from(&piece).ok()?;
+    let holds = holds.as_ref().map_or(Some(piece.clone()), |holds| Piece::try_from(holds).ok())?;
+    Some(OpenPiece { number, piece, holds, rounding, request, identity: fingerprint })
+}
+
+fn plan_name(number: usize) -> String {
+    format!("{}/plan.json", folder(number))
 }
 
 fn request_name(number: usize) -> String {
@@ -210,8 +260,25 @@ fn parse_number(text: &str) -> Option<usize> {
 /// # Errors
 /// If another process did so at the same time, or the plan cannot be written.
 pub fn plan(root: &Path, identity: &str, piece: Piece, rounding: Rounding, request: &Parts) -> Result<OpenPiece> {
-    let (number, identity) = (next_number(root)?, identity.to_string());
-    let open = OpenPiece { number, piece, rounding, request: request.clone(), identity };
+    let open = OpenPiece {
+        number: next_number(root)?,
+        holds: piece.clone(),
+        piece,
+        rounding,
+        request: request.clone(),
+        identity: identity.to_string(),
+    };
+    open.write_plan(root)?;
+    Ok(open)
+}
+
+/// What is left of a finished piece, as one with a number of its own.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn plan_rest(root: &Path, identity: &str, record: &PieceRecord, rest: Piece) -> Result<OpenPiece> {
+    let whole = again(identity, record.clone(), Piece::try_from(&record.piece)?)?;
+    let open = OpenPiece { number: next_number(root)?, holds: rest, ..whole };
     open.write_plan(root)?;
     Ok(open)
 }

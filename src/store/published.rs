@@ -19,8 +19,8 @@ use crate::overlap::{Leave, RowKey, There, is_of_additions, keys_of, without, wi
 use crate::piece_files::PieceFiles;
 use crate::pieces::{self, FileRecord, OpenPiece, PieceRecord};
 use crate::records;
-use crate::run_folder::{Inputs, Manifest, Parts, RunFolder, Stage};
-use crate::table_writer::{EMPTY_FILE, Metadata, TableWriter};
+use crate::run_folder::{Inputs, Manifest, RunFolder, Stage};
+use crate::table_writer::{EMPTY_FILE, Metadata, TableWriter, is_of_table};
 
 /// Rows in a batch while a file is written again.
 const ROWS_IN_BATCH: usize = 64 * 1024;
@@ -34,9 +34,49 @@ impl RunFolder {
         let folders: Vec<_> = pieces::tables().map(|table| self.table(table.name)).collect();
         self.refuse_foreign(Stage::Ablate, &folders)?;
         folders.iter().chain([&self.root().join("work")]).try_for_each(|folder| own_files::remove_temporary(folder))?;
-        self.remove_leftovers(&identity.fingerprint)?;
+        self.tidy_pieces(identity)?;
         let manifest = pieces::manifest_of(self.root(), identity)?;
         self.write_pieces(identity, manifest.pieces, manifest.files, manifest.complete)
+    }
+
+    /// Removes what ended processes left: among the tables, files that belong to no finished piece; and the folders of pieces
+    /// that are finished or cannot be resumed. What an unfinished piece has among the tables goes back to its own folder.
+    ///
+    /// # Errors
+    /// If a file cannot be read, renamed or removed.
+    pub fn tidy_pieces(&self, identity: &Inputs) -> Result<()> {
+        for open in pieces::open(self.root(), &identity.fingerprint)? {
+            self.put_back(&open)?;
+        }
+        self.remove_leftovers(&identity.fingerprint)
+    }
+
+    /// Moves files of an unfinished piece, whose process ended while it gave them their names, back to its own folder.
+    fn put_back(&self, open: &OpenPiece) -> Result<()> {
+        let root = self.root();
+        let recorded = records::recorded(root, Stage::Ablate)?;
+        let files = PieceFiles::new(self, open.identity(), open)?.records();
+        for table in pieces::tables() {
+            for (from, _) in own_files::walk(&self.table(table.name))? {
+                let file = from.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let name = format!("tables/{}/{file}", table.name);
+                let is_ours = recorded.contains(&name) || is_of_table(&from, table.name);
+                if pieces::piece_of_file(file) != Some(open.number) || root.join(&name) != from || !is_ours {
+                    continue;
+                }
+                let (table, shard) = (table.name.to_string(), shard_of(&name));
+                let sum = files.iter().find(|f| f.table == table && f.shard == shard).map(|f| f.sha256.clone());
+                let record = FileRecord { table, shard, size: 0, sha256: String::new() };
+                let to = root.join(open.folder()).join(record.work_name());
+                if own_files::is_file(&to) && sum == sha256_of_file(&to).ok() {
+                    own_files::remove_files(root, [&name])?;
+                    continue;
+                }
+                crate::stage_files::create_folder_of(&to)?;
+                fs::rename(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Files on record that belong to no piece, and folders of pieces that are finished or cannot be resumed.
@@ -46,16 +86,10 @@ impl RunFolder {
         let listed: BTreeSet<String> = listed.into_iter().map(|(name, _)| name).collect();
         let coverage = pieces::coverage(root)?;
         // Of a piece that others have covered meanwhile, nothing is needed any more.
-        let open = pieces::open(root, identity)?.into_iter().filter(|piece| !coverage.covers(&piece.piece));
+        let open = pieces::open(root, identity)?.into_iter().filter(|piece| !coverage.covers(&piece.holds));
         let open: Vec<OpenPiece> = open.collect();
-        // A piece whose files were being renamed when its process ended has some of them there already.
-        let is_of_open = |name: &String| {
-            let file = name.rsplit('/').next().and_then(pieces::piece_of_file);
-            file.is_some_and(|number| open.iter().any(|piece| piece.number == number))
-        };
         let recorded = records::recorded(root, Stage::Ablate)?;
-        let leftover: BTreeSet<String> =
-            recorded.into_iter().filter(|name| !listed.contains(name) && !is_of_open(name)).collect();
+        let leftover: BTreeSet<String> = recorded.into_iter().filter(|name| !listed.contains(name)).collect();
         own_files::remove_files(root, &leftover)?;
         let finished: Vec<usize> = pieces::finished(root)?.iter().map(|(record, _)| record.number).collect();
         for number in pieces::numbers(root)?.into_iter().filter(|n| open.iter().all(|piece| piece.number != *n)) {
@@ -100,10 +134,12 @@ impl RunFolder {
         let before = pieces::manifest_of(root, identity)?;
         let finished = pieces::finished(root)?;
         let there = There::of(root, open.number)?;
+        let open = &open.holding(root, there.rest(&open.holds)?)?;
+        let was_finished = finished.iter().any(|(record, _)| record.number == open.number);
         let mut names = Vec::new();
         for file in files.records() {
-            let table = table_of(&file)?;
-            names.extend(self.place(open, &file, &there.leave(table, &open.piece), files)?);
+            let leave = there.leave(table_of(&file)?, open);
+            names.extend(self.place(open, &file, &leave, files, was_finished)?);
         }
         // Its own, if it was finished before and a file was lost; and comparisons of heads on fewer prompts.
         let (mut records, mut old, mut replaced, mut before_seconds) = (vec![], vec![], vec![], 0.0);
@@ -112,19 +148,20 @@ impl RunFolder {
             if record.number == open.number {
                 before_seconds = record.seconds;
                 old.extend(files);
-            } else if let Some(rest) = without_fewer_compared(&piece, &open.piece)? {
+            } else if let Some(rest) = without_fewer_compared(&piece, &open.holds)? {
                 files.retain(|(name, _)| name.split('/').nth(1) == Some(HEAD_SIMILARITY.name));
                 old.extend(files);
+                let computed = record.computed.clone().or(Some(record.piece.clone()));
                 match rest.is_empty() {
                     true => replaced.push(record.number),
-                    false => records.push(PieceRecord { piece: PieceText::from(&rest), ..record }),
+                    false => records.push(PieceRecord { piece: PieceText::from(&rest), computed, ..record }),
                 }
             } else {
                 records.push(record);
             }
         }
         let kept: Vec<_> = before.files.into_iter().filter(|file| !old.contains(file)).collect();
-        records.push(open.record(there.rest(&open.piece)?, seconds + before_seconds));
+        records.push(open.record(seconds + before_seconds));
         records.sort_by_key(|record| record.number);
         let gone: Vec<String> =
             old.into_iter().map(|file| file.0).filter(|n| names.iter().all(|new| new.0 != *n)).collect();
@@ -136,22 +173,24 @@ impl RunFolder {
         self.seal_pieces()
     }
 
-    /// Gives a file its name among the tables, without the rows that are there already. Returns its name and size.
+    /// Gives a file its name among the tables, without the rows that the piece does not keep. A file of a piece that was
+    /// finished before is there without them. Returns its name and size.
     fn place(
         &self,
         open: &OpenPiece,
         file: &FileRecord,
         leave: &Leave,
         files: &PieceFiles,
+        was_finished: bool,
     ) -> Result<Option<(String, u64)>> {
         let (root, name) = (self.root(), file.name(open.number));
         let (from, to) = (root.join(open.folder()).join(file.work_name()), root.join(&name));
         let ledger = self.ledger(Stage::Ablate);
-        let is_there = !own_files::is_file(&from) && sha256_of_file(&to).is_ok_and(|sum| sum == file.sha256);
+        let is_there =
+            was_finished && !own_files::is_file(&from) && sha256_of_file(&to).is_ok_and(|sum| sum == file.sha256);
         crate::stage_files::create_folder_of(&to)?;
         match leave {
             Leave::Everything => return Ok(None),
-            // The piece was finished before, or its process ended before it wrote the manifest.
             _ if is_there => ledger.record(&to, file.sha256.clone())?,
             Leave::Nothing => {
                 ledger.record(&to, file.sha256.clone())?;
@@ -191,7 +230,8 @@ impl RunFolder {
         let finished = complete.then_some(now).flatten();
         let seconds = complete.then_some(seconds);
         let warnings = self.warnings_so_far(Stage::Ablate)?;
-        let manifest = Manifest { complete, files, pieces, began, finished, seconds, warnings, ..manifest };
+        let checksum = Some(records::checksum_of(&pieces, &files)?);
+        let manifest = Manifest { complete, files, pieces, checksum, began, finished, seconds, warnings, ..manifest };
         self.write_manifest(Stage::Ablate, &manifest)
     }
 
@@ -250,20 +290,19 @@ impl RunFolder {
             let files = pieces::files_of(&manifest.files, record.number);
             manifest.files.retain(|file| !files.contains(file));
             let gone = Dropped { piece: &piece, rest: &rest, components: &components };
-            let new = pieces::plan(root, &identity.fingerprint, rest.clone(), record.rounding.clone(), &Parts::new())?;
+            let new = pieces::plan_rest(root, &identity.fingerprint, &record, rest.clone())?;
             let kept = self.copy_rest(&files, &new, &gone)?;
             match kept.is_empty() {
                 true => changed.push(new.number),
-                false => records.push(new.record(rest.clone(), record.seconds)),
+                false => records.push(new.record(record.seconds)),
             }
             manifest.files.extend(kept);
             changed.push(record.number);
             old.extend(files);
         }
         records.sort_by_key(|record| record.number);
-        let complete = !records.is_empty();
         changed.iter().try_for_each(|&number| self.remove_work(number))?;
-        self.write_pieces(identity, records, manifest.files, complete)?;
+        self.write_pieces(identity, records, manifest.files, manifest.complete)?;
         own_files::remove_files(root, old.iter().map(|(name, _)| name))?;
         self.remove_leftovers(&identity.fingerprint)?;
         self.seal_pieces()?;
@@ -282,10 +321,17 @@ impl RunFolder {
                 Leave::Nothing => BTreeSet::new(),
                 Leave::Rows(keys) => keys,
             };
+            let from = self.root().join(name);
+            ensure!(
+                self.ledger(Stage::Ablate).holds(&from),
+                "{} is missing or has changed since it was written; `pipeline run ablate` with the settings of the run \
+                 regenerates it. Nothing was dropped",
+                from.display()
+            );
             let mut record =
                 FileRecord { table: table.name.into(), shard: shard_of(name), size: 0, sha256: String::new() };
             let to = self.root().join(record.name(new.number));
-            if let Some(sha256) = copy_without(&self.root().join(name), &to, table, &keys, &meta)? {
+            if let Some(sha256) = copy_without(&from, &to, table, &keys, &meta)? {
                 (record.size, record.sha256) = (fs::metadata(&to)?.len(), sha256);
                 kept.push((record.name(new.number), record.size));
                 sink.add(record)?;
@@ -320,6 +366,9 @@ impl Dropped<'_> {
         if table.name == TOP_TOKENS.name {
             let gone = self.piece.components().iter().filter(|c| !self.components.contains(c));
             return Leave::Rows(gone.map(RowKey::of_component).collect());
+        }
+        if self.rest.ablations().is_empty() {
+            return Leave::Everything;
         }
         let gone = self.piece.ablations().iter().filter(|a| !self.rest.ablations().contains(a));
         Leave::Rows(gone.flat_map(|a| keys_of(table, a, &self.piece.outputs)).collect())

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::pieces;
+use crate::pieces::{self, PieceRecord};
 use crate::run_folder::{Manifest, STAGES, Stage};
 use crate::table_writer::{EMPTY_FILE, is_of_table};
 use selfrepair_core::files::fingerprint;
@@ -90,12 +90,24 @@ pub fn any_manifest(root: &Path, stage: Stage) -> Result<Option<Manifest>> {
     }
 }
 
-/// As [`any_manifest`], but only if its fingerprint is that of the parts it lists: a changed byte in either shows.
+/// The checksum of what a manifest lists of `ablate`.
+///
+/// # Errors
+/// If it cannot be written as JSON.
+pub(crate) fn checksum_of(pieces: &[PieceRecord], files: &[(String, u64)]) -> Result<String> {
+    fingerprint(&(pieces, files))
+}
+
+/// As [`any_manifest`], but only if its fingerprint is that of the parts it lists, and its checksum that of its pieces and
+/// files: a changed byte shows.
 ///
 /// # Errors
 /// If it lists a name that leads out of the run folder.
 pub fn sound_manifest(root: &Path, stage: Stage) -> Result<Option<Manifest>> {
-    let is_sound = |m: &Manifest| fingerprint(&m.parts).is_ok_and(|hash| hash == m.fingerprint);
+    let is_sound = |m: &Manifest| {
+        let checksum = |sum: &String| checksum_of(&m.pieces, &m.files).is_ok_and(|found| found == *sum);
+        fingerprint(&m.parts).is_ok_and(|hash| hash == m.fingerprint) && m.checksum.as_ref().is_none_or(checksum)
+    };
     Ok(any_manifest(root, stage)?.filter(is_sound))
 }
 

@@ -100,6 +100,9 @@ pub struct Manifest {
     /// Of `ablate`: its finished pieces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pieces: Vec<PieceRecord>,
+    /// Of `ablate`: of its pieces and files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
 }
 
 pub struct RunFolder {

@@ -13,6 +13,7 @@ mod memory;
 mod numbers;
 mod odd_values;
 mod older_runs;
+mod piece_faults;
 mod pieces;
 mod places;
 mod secrets;
@@ -21,7 +22,7 @@ mod threads;
 mod tokenizers;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::SystemTime;
 
 use crate::support::*;

@@ -1,6 +1,6 @@
 //! A run that an earlier program wrote: `tests/fixtures/schema-2`, made by `tests/reference/schema_2.sh`.
 
-use std::process::Command;
+use std::fs;
 
 use super::pieces::{MEASURED, assert_same_rows};
 use super::*;

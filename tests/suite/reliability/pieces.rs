@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use arrow::datatypes::DataType;
@@ -26,12 +26,12 @@ const MULTIPLES: [&str; 3] = ["1.0", "3.0", "5.0"];
 
 /// Kinds, components, holds, whether distributions are measured, layers of neurons, and additions: prompts and multiples.
 #[derive(Debug, Clone, Default)]
-struct Request {
-    kinds: Vec<&'static str>,
-    components: Vec<(&'static str, &'static str)>,
+pub struct Request {
+    pub kinds: Vec<&'static str>,
+    pub components: Vec<(&'static str, &'static str)>,
     erasers: bool,
     distribution: bool,
-    layers: Vec<&'static str>,
+    pub layers: Vec<&'static str>,
     additions: usize,
     multiples: Vec<&'static str>,
 }
@@ -86,7 +86,7 @@ impl Request {
         settings
     }
 
-    fn command(&self, stage: &str, out: &Path) -> Command {
+    pub fn command(&self, stage: &str, out: &Path) -> Command {
         let mut command = pipeline();
         command.args(["run", stage, "--out"]).arg(out).stdout(Stdio::piped()).stderr(Stdio::piped());
         for setting in self.settings() {
@@ -95,14 +95,14 @@ impl Request {
         command
     }
 
-    fn run(&self, stage: &str, out: &Path) -> Output {
+    pub fn run(&self, stage: &str, out: &Path) -> Output {
         self.command(stage, out).output().unwrap()
     }
 }
 
 /// Rows of a table by what is no measured number; the numbers in the order of the columns. Which of several repairers of
 /// the same strength comes first depends on rounding, so they are told by their rank.
-fn rows(out: &Path, table: &str) -> BTreeMap<String, Vec<f64>> {
+pub fn rows(out: &Path, table: &str) -> BTreeMap<String, Vec<f64>> {
     let batch = read(&out.join("tables").join(table));
     let is_number = |t: &DataType| matches!(t, DataType::Float32);
     let by_rank = ["repairer", "repairer_layer", "repairer_head", "repairer_name", "neuron"];
@@ -370,7 +370,8 @@ fn a_run_is_replaced_once_the_new_one_is_complete() {
         std::thread::sleep(Duration::from_millis(delay));
         child.kill().unwrap();
         child.wait_with_output().unwrap();
-        if !out.join("replacement/.complete").exists() && out.join("replacement").exists() {
+        let is_there = |name: &str| out.join("replacement").join(name).exists();
+        if is_there("") && !is_there(".complete") && !is_there(".moving") {
             let kept: Vec<_> = contents(&out).into_iter().collect();
             assert!(kept == old, "the old results are there until the new ones are complete");
         }
