@@ -78,7 +78,11 @@ impl Run {
                     // Nothing of it is rounded yet.
                     0 if open.request.is_empty() => open = open.rounded(root, self.rounding()?)?,
                     0 => {}
-                    _ => self.refuse_other_rounding(&open, &format!("its {done} finished shards are"))?,
+                    _ => self.refuse_other_rounding(
+                        &open,
+                        &format!("its {done} finished shards are"),
+                        "give them up with `pipeline drop unfinished`",
+                    )?,
                 }
                 all.push(open.holds.clone());
                 todo.push(open);
@@ -95,15 +99,14 @@ impl Run {
 
     /// # Errors
     /// If a part of a piece was computed where numbers are rounded otherwise.
-    fn refuse_other_rounding(&self, open: &OpenPiece, what: &str) -> Result<()> {
+    fn refuse_other_rounding(&self, open: &OpenPiece, what: &str, else_do: &str) -> Result<()> {
         let differ = open.rounding.differences(&self.rounding()?);
         if differ.is_empty() {
             return Ok(());
         }
         let out = self.folder.root().display();
         bail!(
-            "{} of {out} was begun elsewhere ({}), and {what} rounded as there: continue it there, or give it up with \
-             `pipeline drop` (`unfinished`, or what was measured) --out {out}",
+            "{} of {out} was begun elsewhere ({}), and {what} rounded as there: continue it there, or {else_do} --out {out}",
             open.folder(),
             differ.join(", "),
         )
@@ -136,7 +139,7 @@ impl Run {
             }
             progress::line("ablate", &format!("files of piece {} are lost and are computed again", record.number));
             let piece = pieces::again(&self.identity.fingerprint, record, piece)?;
-            self.refuse_other_rounding(&piece, "its other files are")?;
+            self.refuse_other_rounding(&piece, "its other files are", "remove what it measured with `pipeline drop`")?;
             self.compute(&piece, prompts).with_context(|| format!("computing piece {} again", piece.number))?;
         }
         Ok(())

@@ -56,7 +56,7 @@ pub fn replace(config: Config, out: &Path, last: Stage) -> Result<String> {
 /// If the old run has finished a stage that the new one would not have.
 fn refuse_fewer_stages(out: &Path, last: Stage) -> Result<()> {
     let is_finished = |stage: &Stage| run_folder::manifest(out, *stage).is_some_and(|m| m.complete);
-    let lost = STAGES.into_iter().filter(|stage| *stage > last && *stage <= Stage::Ablate).find(is_finished);
+    let lost = STAGES.into_iter().filter(|stage| *stage > last && *stage <= Stage::Ablate).rfind(is_finished);
     if let Some(lost) = lost {
         bail!(
             "{} has finished {}, which `run {} --replace` would remove and not replace; run `all` or `{}`, or choose another \

@@ -20,5 +20,5 @@ cargo run --release --locked -- run all --out "$source/run" \
 
 rm -rf "$fixture"
 mkdir -p "$fixture/report"
-cp -r "$source/run/tables" "$source/run/stages" "$fixture/"
+cp -r "$source/run/tables" "$source/run/stages" "$source/run/.self-repair-run" "$fixture/"
 cp "$source/run/report/config.toml" "$fixture/report/"

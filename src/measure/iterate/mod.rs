@@ -49,7 +49,7 @@ pub fn iterate(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
         let (mut own, mut stream) = (SelfAdditions::new(context, additions), StreamAdditions::new(context, additions)?);
         for layer in 0..a.layers {
             interrupt::check()?;
-            if additions.own {
+            if additions.own && !additions.multiples.is_empty() {
                 own.measure(engine, &prompt, &outputs, layer)?;
             }
             stream.measure(engine, &prompt, &outputs, &top, layer)?;

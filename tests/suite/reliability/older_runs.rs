@@ -64,6 +64,6 @@ fn a_run_of_schema_2_can_be_queried_and_reported() {
     assert!(fs::read_to_string(to.join("index.html")).unwrap().contains("tiny-llama"));
     // Nothing is added to it or changed.
     let error = failed(run_present(out));
-    assert!(error.contains("schema 2 → 3") && error.contains("nothing was changed"), "{error}");
+    assert!(error.contains("schema version 2 → 3") && error.contains("nothing was changed"), "{error}");
     assert!(of_folder(out, "tables/") == tables);
 }

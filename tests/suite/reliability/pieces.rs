@@ -29,11 +29,11 @@ const MULTIPLES: [&str; 3] = ["1.0", "3.0", "5.0"];
 pub struct Request {
     pub kinds: Vec<&'static str>,
     pub components: Vec<(&'static str, &'static str)>,
-    erasers: bool,
-    distribution: bool,
+    pub erasers: bool,
+    pub distribution: bool,
     pub layers: Vec<&'static str>,
-    additions: usize,
-    multiples: Vec<&'static str>,
+    pub additions: usize,
+    pub multiples: Vec<&'static str>,
 }
 
 impl Request {
