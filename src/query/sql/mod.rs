@@ -6,6 +6,7 @@ mod bucket;
 mod budget;
 mod cells;
 mod errors;
+mod from_first;
 mod functions;
 mod location;
 mod output;
