@@ -5,6 +5,7 @@ mod allowed;
 mod bucket;
 mod budget;
 mod cells;
+mod csv;
 mod errors;
 mod from_first;
 mod functions;
