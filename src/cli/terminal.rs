@@ -55,17 +55,15 @@ impl fmt::Display for Status<'_> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self { position, length, unit, rate, elapsed, message } = *self;
         let mut text = format!("{}/{} {unit}", HumanCount(position), HumanCount(length));
-        let is_known = position > 0 && rate > 0.0;
-        if is_known && position < length {
-            let left = (length - position) as f64 / rate;
-            text.push_str(&match rate >= 10.0 {
-                true => format!(", {}/s", HumanCount(rate as u64)),
-                false => format!(", {rate:.1}/s"),
-            });
-            text.push_str(&format!(", {} left", seconds(left)));
-        } else {
-            text.push_str(&format!(", {}", seconds(elapsed)));
-        }
+        let left = length.saturating_sub(position) as f64 / rate;
+        // The last step may take longer than those before it; `0.1 s left` would then be wrong for long.
+        let is_known = position > 0 && rate > 0.0 && left >= 1.0;
+        text.push_str(&match rate {
+            _ if !is_known => format!(", {}", seconds(elapsed)),
+            10.0.. => format!(", {}/s, {} left", HumanCount(rate as u64), seconds(left)),
+            0.1.. => format!(", {rate:.1}/s, {} left", seconds(left)),
+            _ => format!(", {} each, {} left", seconds(rate.recip()), seconds(left)),
+        });
         if !message.is_empty() {
             text.push_str(&format!(", {message}"));
         }
@@ -145,6 +143,8 @@ mod tests {
         assert_eq!(status(1200, 1_000_000, 0.0, 9.5, ""), "1,200/1,000,000 tokens, 9.5 s");
         assert_eq!(status(250_000, 1_000_000, 2500.0, 100.0, ""), "250,000/1,000,000 tokens, 2,500/s, 5.0 min left");
         assert_eq!(status(3, 40, 0.25, 12.0, "head_summary"), "3/40 tokens, 0.2/s, 2.5 min left, head_summary");
+        assert_eq!(status(3, 40, 0.04, 75.0, ""), "3/40 tokens, 25 s each, 15.4 min left");
+        assert_eq!(status(39, 40, 3.0, 25.0, "head_summary"), "39/40 tokens, 25 s, head_summary");
         assert_eq!(status(40, 40, 3.0, 12.0, ""), "40/40 tokens, 12 s");
         let long = status(123_456_789_012, 999_999_999_999, 1_234_567.0, 1e6, "a_table_with_a_long_name");
         assert!(long.chars().count() == MOST_STATUS && long.ends_with('…'), "{long}");
