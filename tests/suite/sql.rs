@@ -225,6 +225,7 @@ fn operators_on_bits_refuse_numbers_that_are_not_whole() {
             format!("select self_repair {operator} 2 from ablations"),
             format!("select 1 {operator} self_repair from ablations"),
             format!("select layer {operator} 1.5 from ablations"),
+            format!("select cast(self_repair as decimal(5, 2)) {operator} 1 from ablations"),
             format!("select 1 from ablations where (layer + 0.5) {operator} 1 = 0"),
             format!("select (select max(self_repair {operator} 1) from ablations) as x"),
             format!("select max(a.layer) from ablations a join tokens t on a.self_repair {operator} 1 = t.prompt"),

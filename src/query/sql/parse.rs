@@ -84,15 +84,16 @@ pub fn check_bits(plan: &LogicalPlan) -> Result<(), DataFusionError> {
         step.apply_expressions(|expr| {
             expr.apply(|expr| {
                 let logical::Expr::BinaryExpr(binary) = expr else { return Ok(TreeNodeRecursion::Continue) };
-                let is_float = |side: &logical::Expr| {
-                    inputs.iter().any(|schema| side.get_type(schema.as_ref()).is_ok_and(|t| t.is_floating()))
+                let is_fraction = |side: &logical::Expr| {
+                    let mut types = inputs.iter().filter_map(|schema| side.get_type(schema.as_ref()).ok());
+                    types.any(|t| t.is_numeric() && !t.is_integer())
                 };
-                match is_bitwise(binary.op) && (is_float(&binary.left) || is_float(&binary.right)) {
+                match is_bitwise(binary.op) && (is_fraction(&binary.left) || is_fraction(&binary.right)) {
                     false => Ok(TreeNodeRecursion::Continue),
                     true => Err(DataFusionError::Plan(format!(
                         "`{}` works on integers, and `{}` is not one; cast it to an integer",
                         binary.op,
-                        if is_float(&binary.left) { &binary.left } else { &binary.right }
+                        if is_fraction(&binary.left) { &binary.left } else { &binary.right }
                     ))),
                 }
             })
