@@ -49,6 +49,11 @@ fn a_query_that_begins_with_from_selects_every_column_and_one_without_columns_is
     let expected = csv("select * from tokens order by prompt, position limit 3");
     assert_eq!(csv("from tokens order by prompt, position limit 3"), expected);
     assert_eq!(expected.lines().count(), 4);
+    assert_eq!(csv("from tokens where prompt = 0 and position < 3"), expected);
+    assert_eq!(csv("with a as (from tokens where prompt = 0) from a where position < 3"), expected);
+    // The place of an error is that in the text.
+    let error = failed(sql(dir.path(), &["from tokens where promt = 0"]));
+    assert!(error.contains("`prompt`") && error.contains("|                   ^^^^^"), "{error}");
     let error = failed(sql(dir.path(), &["select from tokens"]));
     assert!(error.contains("selects no columns") && error.contains("select * from"), "{error}");
 }
