@@ -24,7 +24,8 @@ fn elsewhere(command: &mut Command, folders: &[&Path]) -> Vec<Access> {
     assert!(!accesses.is_empty() || folders.is_empty(), "{command:?} wrote nothing, so that nothing was tested");
     let is_allowed = |access: &Access| match access {
         Access::Writes(path) => {
-            folders.iter().any(|folder| path.starts_with(folder)) || DEVICES.iter().any(|device| path == device)
+            folders.iter().any(|folder| path.starts_with(folder))
+                || DEVICES.iter().any(|device| path == Path::new(device))
         }
         Access::Connects(to) => to.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback()),
     };
@@ -37,7 +38,9 @@ fn a_run_writes_to_its_own_folders_and_asks_no_other_machine() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().canonicalize().unwrap();
     let [home, temporary, out] = ["home", "tmp", "out"].map(|name| dir.join(name));
-    [&home, &temporary].map(|folder| std::fs::create_dir(folder).unwrap());
+    for folder in [&home, &temporary] {
+        std::fs::create_dir(folder).unwrap();
+    }
     let of_out = out.to_str().unwrap();
     let settings = TINY_SETTINGS.iter().flat_map(|setting| ["--set", setting]);
     let run: Vec<&str> = ["run", "all", "--out", of_out].into_iter().chain(settings).collect();
@@ -46,12 +49,14 @@ fn a_run_writes_to_its_own_folders_and_asks_no_other_machine() {
         (&["sql", "--out", of_out, "select count(*) from ablations"], &[&temporary]),
         (&["status", "--out", of_out], &[]),
         (&["model", TINY], &[&temporary]),
-        (&["doctor"], &[&temporary]),
+        (&["doctor"], &[]),
     ];
     for (args, folders) in cases {
         let mut command = pipeline();
         command.args(args).env("HOME", &home).env("TMPDIR", &temporary).env("ORT_DYLIB_PATH", &library.path);
-        ["XDG_CACHE_HOME", "XDG_STATE_HOME", "ORT_DISABLE_TELEMETRY"].map(|name| command.env_remove(name));
+        for name in ["XDG_CACHE_HOME", "XDG_STATE_HOME", "ORT_DISABLE_TELEMETRY"] {
+            command.env_remove(name);
+        }
         let found = elsewhere(&mut command, folders);
         assert!(found.is_empty(), "{args:?}: {found:#?}");
     }
