@@ -1,19 +1,23 @@
-"""Runs a program on a pseudo-terminal, types what it is told to and waits for what it is told to expect.
+"""Runs a program on a pseudo-terminal of 80 columns, types what it is told to and waits for what it is told to expect.
 
 Reads {"argv": […], "env": {…}, "steps": [["type", TEXT] | ["expect", TEXT]]} from standard input, prints everything that
 the program wrote, and leaves with the program's status; with 99 if something expected did not come.
 """
 
+import fcntl
 import json
 import os
 import pty
 import select
+import struct
 import sys
+import termios
 import time
 
 task = json.load(sys.stdin)
 child, terminal = pty.fork()
 if child == 0:
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     os.environ.update(task["env"])
     os.execv(task["argv"][0], task["argv"])
 

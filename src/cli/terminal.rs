@@ -42,11 +42,14 @@ struct Status<'a> {
     position: u64,
     length: u64,
     unit: &'a str,
-    /// Units a second; 0 where it is not known yet.
+    /// Units a second since the bar began; 0 or no number where it is not known yet.
     rate: f64,
     elapsed: f64,
     message: &'a str,
 }
+
+/// What an earlier run did is counted within so many seconds, and tells nothing of the rate.
+const BEGINNING: f64 = 0.5;
 
 /// A line of 80 columns has a name of 8 and a bar of 10 besides.
 const MOST_STATUS: usize = 60;
@@ -55,17 +58,16 @@ impl fmt::Display for Status<'_> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Self { position, length, unit, rate, elapsed, message } = *self;
         let mut text = format!("{}/{} {unit}", HumanCount(position), HumanCount(length));
-        let is_known = position > 0 && rate > 0.0;
-        if is_known && position < length {
-            let left = (length - position) as f64 / rate;
-            text.push_str(&match rate >= 10.0 {
-                true => format!(", {}/s", HumanCount(rate as u64)),
-                false => format!(", {rate:.1}/s"),
-            });
-            text.push_str(&format!(", {} left", seconds(left)));
-        } else {
-            text.push_str(&format!(", {}", seconds(elapsed)));
-        }
+        let left = length.saturating_sub(position) as f64 / rate;
+        let is_begun = elapsed >= 30.0 || position.saturating_mul(50) >= length;
+        // The last step may take longer than those before it; `0.1 s left` would then be wrong for long.
+        let is_known = rate > 0.0 && left >= 1.0 && is_begun;
+        text.push_str(&match rate {
+            _ if !is_known => format!(", {}", seconds(elapsed)),
+            10.0.. => format!(", {}/s, {} left", HumanCount(rate as u64), seconds(left)),
+            0.1.. => format!(", {rate:.1}/s, {} left", seconds(left)),
+            _ => format!(", {} each, {} left", seconds(rate.recip()), seconds(left)),
+        });
         if !message.is_empty() {
             text.push_str(&format!(", {message}"));
         }
@@ -80,13 +82,20 @@ impl Reporter for Terminal {
     fn bar(&self, name: &str, total: u64, unit: &str) -> Box<dyn BarReporter> {
         let message = Arc::<Mutex<String>>::default();
         let (unit, note) = (unit.to_string(), message.clone());
+        let began = Arc::<Mutex<(u64, f64)>>::default();
         let status = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let (position, elapsed) = (state.pos(), state.elapsed().as_secs_f64());
+            let mut began = began.lock().unwrap_or_else(PoisonError::into_inner);
+            if elapsed < BEGINNING {
+                *began = (position, elapsed);
+            }
             let status = Status {
-                position: state.pos(),
+                position,
                 length: state.len().unwrap_or(0),
                 unit: &unit,
-                rate: state.per_sec(),
-                elapsed: state.elapsed().as_secs_f64(),
+                // Steps are long and come in groups, so that a rate of the last seconds alone would jump.
+                rate: position.saturating_sub(began.0) as f64 / (elapsed - began.1),
+                elapsed,
                 message: &note.lock().unwrap_or_else(PoisonError::into_inner),
             };
             write!(out, "{status}").ok();
@@ -143,8 +152,13 @@ mod tests {
     fn a_bar_says_what_is_left_once_it_is_known_and_fits_80_columns() {
         assert_eq!(status(0, 1_000_000, 0.0, 9.5, ""), "0/1,000,000 tokens, 9.5 s");
         assert_eq!(status(1200, 1_000_000, 0.0, 9.5, ""), "1,200/1,000,000 tokens, 9.5 s");
+        assert_eq!(status(1200, 1_000_000, 126.3, 9.5, ""), "1,200/1,000,000 tokens, 9.5 s");
+        assert_eq!(status(1200, 1_000_000, f64::NAN, 31.0, ""), "1,200/1,000,000 tokens, 31 s");
+        assert_eq!(status(1200, 1_000_000, 38.7, 31.0, ""), "1,200/1,000,000 tokens, 38/s, 7.2 h left");
         assert_eq!(status(250_000, 1_000_000, 2500.0, 100.0, ""), "250,000/1,000,000 tokens, 2,500/s, 5.0 min left");
         assert_eq!(status(3, 40, 0.25, 12.0, "head_summary"), "3/40 tokens, 0.2/s, 2.5 min left, head_summary");
+        assert_eq!(status(3, 40, 0.04, 75.0, ""), "3/40 tokens, 25 s each, 15.4 min left");
+        assert_eq!(status(39, 40, 3.0, 25.0, "head_summary"), "39/40 tokens, 25 s, head_summary");
         assert_eq!(status(40, 40, 3.0, 12.0, ""), "40/40 tokens, 12 s");
         let long = status(123_456_789_012, 999_999_999_999, 1_234_567.0, 1e6, "a_table_with_a_long_name");
         assert!(long.chars().count() == MOST_STATUS && long.ends_with('…'), "{long}");

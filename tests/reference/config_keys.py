@@ -5,13 +5,15 @@
     python tests/reference/config_keys.py phi opt    these; -v prints every change and why it is refused
 
 One change at a time is made to the config.json of a fixture: a key is dropped, set to null, to a value of another type,
-to another value, or added, in its old and its new spelling. transformers loads the same weights with it, and the logits
-of one prompt are stored; or "refused", where transformers raises an error or finds no weights for what the
-configuration asks for. tests/suite/config_keys.rs makes the same changes.
+to another value, or added, in its old and its new spelling. Keys on which no number depends are set to values of other
+types. transformers loads the same weights with it, and the logits of one prompt are stored; or "refused", where
+transformers raises an error or finds no weights for what the configuration asks for. tests/suite/config_keys.rs makes
+the same changes.
 
 Made with torch 2.15.0, transformers 5.24.0.
 """
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -113,8 +115,9 @@ SETTINGS = {
     "chunk_size_feed_forward": [1], "num_local_experts": [4], "num_experts": [4], "auto_map": [{}],
 }
 
-# No number depends on them, so nothing but transformers minds a value of the wrong type.
-UNUSED = ["architectures", "attention_dropout", "dtype", "is_decoder", "pretraining_tp", "torch_dtype", "use_cache"]
+# Of any type in transformers: it reads none of them here.
+OF_ANY_TYPE = ["architectures", "dtype", "torch_dtype"]
+OF_EVERY_FAMILY = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
 
 # Several keys at once, where one decides what the other means.
 TOGETHER = [
@@ -165,6 +168,8 @@ TOGETHER = [
     {"num_key_value_heads": 4, "num_attention_heads": 8}, {"hidden_size": 24, "n_embd": 48},
 ]
 
+OTHER_TYPES = [None, True, 7, 2.5, "text", []]
+
 
 def changes(config: dict):
     """Every change once. A change maps keys to new values, or to DROPPED."""
@@ -172,8 +177,13 @@ def changes(config: dict):
         # No prompt has a pad token; transformers minds one beyond the vocabulary, as the default may be.
         if key != "pad_token_id":
             yield {key: DROPPED}
-        if key in SETTINGS and key not in UNUSED:
-            yield from ({key: value} for value in [None, True, 7, 2.5, "text", []])
+        if key in SETTINGS and key not in OF_ANY_TYPE:
+            yield from ({key: value} for value in OTHER_TYPES)
+    # transformers minds the types of all keys of a family, also of those on which no number depends.
+    for field in dataclasses.fields(transformers.CONFIG_MAPPING[config["model_type"]]):
+        if field.name not in OF_EVERY_FAMILY:
+            yield from ({field.name: value} for value in OTHER_TYPES)
+    yield from ({"id2label": value} for value in OTHER_TYPES)
     for key, values in SETTINGS.items():
         yield from ({key: value} for value in values)
     yield from TOGETHER

@@ -154,6 +154,36 @@ fn a_gguf_with_absurd_counts_is_refused() {
     }
 }
 
+/// Libraries put one into the text of their errors where `RUST_BACKTRACE` asks for those of panics.
+#[test]
+fn an_error_is_one_line_without_a_backtrace() {
+    let dir = tempfile::tempdir().unwrap();
+    let cut = |from: &str, to: &Path| {
+        let bytes = fs::read(from).unwrap();
+        fs::write(to, &bytes[..bytes.len() / 2]).unwrap();
+    };
+    let [pickle, safetensors] = ["pickle", "safetensors"].map(|name| dir.path().join(name));
+    for folder in [&pickle, &safetensors] {
+        fs::create_dir(folder).unwrap();
+        fs::copy(Path::new(TINY).join("config.json"), folder.join("config.json")).unwrap();
+        fs::copy(Path::new(TINY).join("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+    }
+    let gguf = dir.path().join("a.gguf");
+    cut("tests/fixtures/gguf/llama3.gguf", &gguf);
+    cut("tests/fixtures/pickles/single/pytorch_model.bin", &pickle.join("pytorch_model.bin"));
+    cut("tests/fixtures/tiny-llama/model.safetensors", &safetensors.join("model.safetensors"));
+    for source in [gguf, pickle, safetensors] {
+        let mut command = pipeline();
+        command.args(["run", "export", "--out"]).arg(dir.path().join("out"));
+        let source = format!("model.source={}", source.display());
+        for setting in TINY_SETTINGS.iter().copied().chain([source.as_str()]) {
+            command.args(["--set", setting]);
+        }
+        let error = failed(command.env("RUST_BACKTRACE", "1").output().unwrap());
+        assert!(error.lines().count() == 1 && !error.contains("backtrace"), "{error}");
+    }
+}
+
 #[test]
 fn a_tokenizer_larger_than_the_embedding_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -34,3 +34,5 @@ mod support;
 mod surroundings;
 mod tables;
 mod tokenizer;
+#[cfg(target_os = "linux")]
+mod trace;

@@ -208,6 +208,40 @@ fn errors_suggest_names_and_show_the_place() {
     assert_eq!(rows, "n\n192\n", "nothing was inserted");
 }
 
+#[test]
+fn operators_on_bits_refuse_numbers_that_are_not_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("ablate", dir.path(), &[]));
+    for query in [
+        "select self_repair ^ 2 from ablations",
+        "select sqrt(avg(self_repair ^ 2)) from ablations",
+        "select 1 from ablations where layer ^ 2 > 1",
+    ] {
+        let error = failed(sql(dir.path(), &[query]));
+        assert!(error.contains("write power(x, 2)"), "{query}: {error}");
+    }
+    for operator in ["|", "&", "<<", ">>"] {
+        for query in [
+            format!("select self_repair {operator} 2 from ablations"),
+            format!("select 1 {operator} self_repair from ablations"),
+            format!("select layer {operator} 1.5 from ablations"),
+            format!("select cast(self_repair as decimal(5, 2)) {operator} 1 from ablations"),
+            format!("select 1 from ablations where (layer + 0.5) {operator} 1 = 0"),
+            format!("select (select max(self_repair {operator} 1) from ablations) as x"),
+            format!("select max(a.layer) from ablations a join tokens t on a.self_repair {operator} 1 = t.prompt"),
+        ] {
+            let error = failed(sql(dir.path(), &[&query]));
+            assert!(error.contains(&format!("`{operator}` works on integers")), "{query}: {error}");
+        }
+    }
+    assert_eq!(
+        csv(dir.path(), "select 5 | 2 as a, 5 & 4 as b, 1 << 3 as c, power(1.5, 2) as d"),
+        "a,b,c,d\n7,4,8,2.25\n"
+    );
+    let squares = csv(dir.path(), "select max(abs(power(logit, 2) - logit * logit)) < 1e-5 as same from clean");
+    assert_eq!(squares, "same\ntrue\n");
+}
+
 /// Not a benchmark: a guard against reading every footer, or building an inference session, before the first word.
 #[test]
 fn it_starts_at_once() {

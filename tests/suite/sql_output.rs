@@ -36,9 +36,10 @@ fn null_is_no_empty_text_and_numbers_stand_to_the_right_with_six_digits() {
     assert!(digits("all").contains("| 0.6666666666666666 |"), "{}", digits("all"));
     assert!(digits("2").contains("|    1 | 0.67 |"), "{}", digits("2"));
     assert!(failed(sql(dir.path(), &["--digits", "none", query])).contains("expected 1 to 17, or all"));
-    // Other formats have every digit and no word for NULL.
-    let csv = succeeded(sql(dir.path(), &["--format", "csv", query]));
-    assert_eq!(csv, "n,x,word\n1,0.6666666666666666,\n,,\n20,-0.5,a\n");
+    // Other formats have every digit and no word for NULL. In CSV it is nothing, and an empty text is quoted.
+    let csv = |query: &str| succeeded(sql(dir.path(), &["--format", "csv", query]));
+    assert_eq!(csv(query), "n,x,word\n1,0.6666666666666666,\"\"\n,,\n20,-0.5,a\n");
+    assert_eq!(csv("select '' as word union all select null order by 1 nulls last"), "word\n\"\"\n\n");
 }
 
 #[test]
@@ -48,6 +49,11 @@ fn a_query_that_begins_with_from_selects_every_column_and_one_without_columns_is
     let expected = csv("select * from tokens order by prompt, position limit 3");
     assert_eq!(csv("from tokens order by prompt, position limit 3"), expected);
     assert_eq!(expected.lines().count(), 4);
+    assert_eq!(csv("from tokens where prompt = 0 and position < 3"), expected);
+    assert_eq!(csv("with a as (from tokens where prompt = 0) from a where position < 3"), expected);
+    // The place of an error is that in the text.
+    let error = failed(sql(dir.path(), &["from tokens where promt = 0"]));
+    assert!(error.contains("`prompt`") && error.contains("|                   ^^^^^"), "{error}");
     let error = failed(sql(dir.path(), &["select from tokens"]));
     assert!(error.contains("selects no columns") && error.contains("select * from"), "{error}");
 }

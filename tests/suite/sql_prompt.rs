@@ -1,46 +1,9 @@
 //! The prompt of `pipeline sql`, driven through a pseudo-terminal as a user would.
 
-use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use serde_json::json;
-
+use crate::support::Step::{Expect, Type};
 use crate::support::*;
-
-enum Step<'a> {
-    Type(&'a str),
-    Expect(&'a str),
-}
-use Step::{Expect, Type};
-
-/// What the program shows while the steps are taken; it must leave by itself, and well.
-#[track_caller]
-fn on_a_terminal(arguments: &[&str], home: &Path, steps: &[Step]) -> String {
-    let argv: Vec<&str> = [env!("CARGO_BIN_EXE_pipeline")].into_iter().chain(arguments.iter().copied()).collect();
-    let steps: Vec<_> = steps
-        .iter()
-        .map(|step| match step {
-            Type(text) => ["type", text],
-            Expect(text) => ["expect", text],
-        })
-        .collect();
-    let env = json!({ "XDG_STATE_HOME": home, "XDG_DATA_HOME": home, "HOME": home, "TERM": "xterm" });
-    let task = json!({ "argv": argv, "env": env, "steps": steps }).to_string();
-    let mut python = Command::new("python3");
-    let mut child = python
-        .arg("tests/terminal.py")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(task.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let shown = text(&output.stdout);
-    assert!(output.status.success(), "{}\nthe terminal showed:\n{shown}", text(&output.stderr));
-    shown
-}
 
 fn finished_run() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -84,7 +47,7 @@ fn statements_go_over_lines_and_the_prompt_explains_errors_and_tables() {
             Expect("timing is on"),
             Type("select 1 as one;\r"),
             Expect("took"),
-            Type("from tokens limit 1;\r"),
+            Type("from tokens where prompt = 3 limit 1;\r"),
             Expect("| prompt |"),
             Expect("1 row"),
             Type("select 2.0 / 3 as x;\r"),

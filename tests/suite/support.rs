@@ -1,8 +1,9 @@
 //! Running the binary and reading what it wrote.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -122,6 +123,40 @@ pub fn index(batch: &RecordBatch, key: &[&str]) -> BTreeMap<Vec<String>, usize> 
         })
         .collect();
     (0..batch.num_rows()).map(|i| (columns.iter().map(|c| c[i].clone()).collect(), i)).collect()
+}
+
+/// What a user does at a terminal.
+pub enum Step<'a> {
+    Type(&'a str),
+    Expect(&'a str),
+}
+
+/// What the program shows on a terminal of 80 columns while the steps are taken; it must leave by itself, and well.
+#[track_caller]
+pub fn on_a_terminal(arguments: &[&str], home: &Path, steps: &[Step]) -> String {
+    let argv: Vec<&str> = [env!("CARGO_BIN_EXE_pipeline")].into_iter().chain(arguments.iter().copied()).collect();
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|step| match step {
+            Step::Type(text) => ["type", text],
+            Step::Expect(text) => ["expect", text],
+        })
+        .collect();
+    let env = serde_json::json!({ "XDG_STATE_HOME": home, "XDG_DATA_HOME": home, "HOME": home, "TERM": "xterm" });
+    let task = serde_json::json!({ "argv": argv, "env": env, "steps": steps }).to_string();
+    let mut python = Command::new("python3");
+    let mut child = python
+        .arg("tests/terminal.py")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(task.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{}\nthe terminal showed:\n{shown}", text(&output.stderr));
+    shown
 }
 
 /// A folder with Python packages, installed once through pip below the build folder.

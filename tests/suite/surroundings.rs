@@ -18,6 +18,35 @@ fn run_command(stage: &str, out: &Path) -> Command {
     command
 }
 
+/// What a terminal is sent, without what moves the cursor.
+fn without_escapes(shown: &str) -> String {
+    let mut parts = shown.split("\u{1b}[");
+    let first = parts.next().unwrap_or_default().to_string();
+    let after =
+        |part: &str| part.split_once(|c: char| c.is_ascii_alphabetic()).map_or("", |(_, rest)| rest).to_string();
+    first + &parts.map(after).collect::<String>()
+}
+
+#[test]
+fn bars_fit_a_terminal_of_80_columns() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out").display().to_string();
+    let settings = TINY_SETTINGS.iter().flat_map(|setting| ["--set", setting]);
+    let arguments: Vec<&str> = ["run", "all", "--out", &out].into_iter().chain(settings).collect();
+    // The cache, which has ONNX Runtime, lies there.
+    let home = std::env::var("HOME").unwrap();
+    let shown = on_a_terminal(&arguments, Path::new(&home), &[Step::Expect("report/index.html")]);
+    let shown = without_escapes(&shown);
+    // Bars that are drawn at once follow each other without a line break, since each fills its line.
+    let drawn: Vec<&str> = shown.split(['\r', '\n']).filter(|drawn| drawn.contains(['━', '─'])).collect();
+    assert!(drawn.iter().any(|drawn| drawn.contains("analyze")), "{shown}");
+    for drawn in drawn {
+        let bars = drawn.split(|c| !"━╸─".contains(c)).filter(|bar| !bar.is_empty()).count();
+        assert_eq!(drawn.trim_end().chars().count().div_ceil(80), bars, "{drawn}");
+        assert!(!drawn.contains(" 0.0 s left"), "{drawn}");
+    }
+}
+
 /// Nobody needs to read what a run says of its progress.
 #[test]
 fn a_run_goes_on_when_nobody_reads_its_progress() {

@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use super::Family;
 use super::common::refuse;
-use super::keys::{Kind, ROTARY, SIZES};
+use super::keys::{Kind, ROTARY, SIZES, UNUSED_BY_MOST};
 use super::llama;
 use super::rotary::{RotaryKeys, rotary};
 use crate::architecture::{Activation, Architecture, Ends, LayerWeights, Norm};
@@ -26,6 +26,7 @@ pub const FAMILY: Family = Family {
             ("tie_word_embeddings", Kind::Flag(true)),
         ],
     ],
+    unused: UNUSED_BY_MOST,
     spellings: &[],
     classes: &["GemmaForCausalLM", "GemmaModel"],
     architecture,

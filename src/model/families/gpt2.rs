@@ -26,6 +26,17 @@ pub const FAMILY: Family = Family {
         ("add_cross_attention", Kind::Flag(false)),
         ("tie_word_embeddings", Kind::Flag(true)),
     ]],
+    unused: &[
+        ("initializer_range", Kind::Float(0.02)),
+        ("resid_pdrop", Kind::Share),
+        ("embd_pdrop", Kind::Share),
+        ("attn_pdrop", Kind::Share),
+        ("summary_type", Kind::Text("cls_index")),
+        ("summary_use_proj", Kind::Flag(true)),
+        ("summary_activation", Kind::MaybeText),
+        ("summary_proj_to_labels", Kind::Flag(true)),
+        ("summary_first_dropout", Kind::Number),
+    ],
     spellings: &[
         ("hidden_size", "n_embd"),
         ("num_attention_heads", "n_head"),

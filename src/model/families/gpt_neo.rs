@@ -25,6 +25,13 @@ pub const FAMILY: Family = Family {
         ("layer_norm_epsilon", Kind::Float(1e-5)),
         ("tie_word_embeddings", Kind::Flag(true)),
     ]],
+    unused: &[
+        ("initializer_range", Kind::Float(0.02)),
+        ("resid_dropout", Kind::Share),
+        ("embed_dropout", Kind::Share),
+        ("attention_dropout", Kind::Share),
+        ("classifier_dropout", Kind::Number),
+    ],
     spellings: &[("num_attention_heads", "num_heads"), ("num_hidden_layers", "num_layers")],
     classes: &["GPTNeoForCausalLM", "GPTNeoModel"],
     architecture,

@@ -29,6 +29,13 @@ pub const FAMILY: Family = Family {
             ("tie_word_embeddings", Kind::Flag(false)),
         ],
     ],
+    unused: &[
+        ("initializer_range", Kind::Float(0.02)),
+        ("attention_dropout", Kind::Number),
+        ("hidden_dropout", Kind::Share),
+        ("classifier_dropout", Kind::Number),
+        ("is_decoder", Kind::Flag(false)),
+    ],
     spellings: &[],
     classes: &["GPTNeoXForCausalLM", "GPTNeoXModel"],
     architecture,

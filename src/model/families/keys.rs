@@ -1,7 +1,7 @@
 //! Keys of a configuration as transformers 5 takes them: the family's own defaults, types, and second spellings.
 //!
-//! A family lists the keys that it reads. Whatever else a configuration has is ignored, as transformers ignores it, but
-//! for [`REFUSED`].
+//! A family lists the keys that it reads, and those whose type alone transformers checks. Whatever else a configuration
+//! has is ignored, as transformers ignores it, but for [`REFUSED`].
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
@@ -30,6 +30,18 @@ pub enum Kind {
     Text(&'static str),
     /// Read where it is used; without a default.
     Any,
+    // Of [`Family::unused`], which need no default.
+    /// A number, with a decimal point or without.
+    Number,
+    MaybeNumber,
+    /// A number from 0 to 1.
+    Share,
+    /// The same, with a decimal point.
+    FloatShare,
+    MaybeText,
+    MaybeObject,
+    /// A whole number, a list of them, or null.
+    Ids,
 }
 
 impl Kind {
@@ -42,13 +54,17 @@ impl Kind {
             Self::Text(text) => Some(json!(text)),
             Self::MaybeWhole(None) | Self::MaybeFloat | Self::MaybeFlag | Self::MaybeList => Some(Value::Null),
             Self::Size | Self::GivenWhole | Self::Any => None,
+            Self::Number | Self::MaybeNumber | Self::Share | Self::FloatShare => None,
+            Self::MaybeText | Self::MaybeObject | Self::Ids => None,
         }
     }
 
     fn fits(self, value: &Value) -> bool {
+        let is_whole = |value: &Value| value.is_i64() || value.is_u64();
+        let is_share = || value.as_f64().is_some_and(|share| (0.0..=1.0).contains(&share));
         match self {
-            Self::Size | Self::Whole(_) | Self::GivenWhole => value.is_i64() || value.is_u64(),
-            Self::MaybeWhole(_) => value.is_i64() || value.is_u64() || value.is_null(),
+            Self::Size | Self::Whole(_) | Self::GivenWhole => is_whole(value),
+            Self::MaybeWhole(_) => is_whole(value) || value.is_null(),
             Self::Float(_) => value.is_f64(),
             Self::MaybeFloat => value.is_f64() || value.is_null(),
             Self::Flag(_) => value.is_boolean(),
@@ -56,6 +72,15 @@ impl Kind {
             Self::MaybeList => value.is_array() || value.is_null(),
             Self::Text(_) => value.is_string(),
             Self::Any => true,
+            Self::Number => value.is_number(),
+            Self::MaybeNumber => value.is_number() || value.is_null(),
+            Self::Share => is_share(),
+            Self::FloatShare => value.is_f64() && is_share(),
+            Self::MaybeText => value.is_string() || value.is_null(),
+            Self::MaybeObject => value.is_object() || value.is_null(),
+            Self::Ids => {
+                value.is_null() || is_whole(value) || value.as_array().is_some_and(|ids| ids.iter().all(is_whole))
+            }
         }
     }
 
@@ -71,6 +96,13 @@ impl Kind {
             Self::MaybeList => "a list or null",
             Self::Text(_) => "a text",
             Self::Any => "anything",
+            Self::Number => "a number",
+            Self::MaybeNumber => "a number or null",
+            Self::Share => "a number from 0 to 1",
+            Self::FloatShare => "a number from 0 to 1 with a decimal point",
+            Self::MaybeText => "a text or null",
+            Self::MaybeObject => "an object or null",
+            Self::Ids => "a whole number, a list of them, or null",
         }
     }
 }
@@ -92,6 +124,18 @@ pub const ROTARY: &[Key] = &[
     ("partial_rotary_factor", Kind::Any),
     ("original_max_position_embeddings", Kind::Any),
 ];
+
+/// As [`Family::unused`], of every family.
+const UNUSED: &[Key] = &[
+    ("use_cache", Kind::Flag(true)),
+    ("pad_token_id", Kind::MaybeWhole(None)),
+    ("bos_token_id", Kind::MaybeWhole(None)),
+    ("eos_token_id", Kind::Ids),
+    ("id2label", Kind::MaybeObject),
+];
+
+/// [`Family::unused`] of most families.
+pub const UNUSED_BY_MOST: &[Key] = &[("initializer_range", Kind::Float(0.02)), ("attention_dropout", Kind::Number)];
 
 /// Keys of any family that change the numbers, or which weights are read, and that no family handles.
 const REFUSED: [&str; 8] = [
@@ -126,6 +170,11 @@ pub fn resolve(config: &Value, family: &Family) -> Result<Map<String, Value>> {
         ensure!(!falsy.contains(value), "`is_causal` is {value}: attention to later positions is not supported");
     }
     check_class(given.get("architectures"), family)?;
+    for &(key, kind) in UNUSED.iter().chain(family.unused) {
+        if let Some(value) = given.get(key) {
+            check_type(key, kind, value)?;
+        }
+    }
 
     let mut out = Map::new();
     for &(key, kind) in family.keys.iter().copied().flatten() {
@@ -137,7 +186,7 @@ pub fn resolve(config: &Value, family: &Family) -> Result<Map<String, Value>> {
         };
         match found {
             Some(value) => {
-                ensure!(kind.fits(value), "`{name}` is {value}; expected {}", kind.expected());
+                check_type(name, kind, value)?;
                 out.insert(key.to_string(), value.clone());
             }
             None if matches!(kind, Kind::Size) => {
@@ -149,6 +198,11 @@ pub fn resolve(config: &Value, family: &Family) -> Result<Map<String, Value>> {
         }
     }
     Ok(out)
+}
+
+fn check_type(key: &str, kind: Kind, value: &Value) -> Result<()> {
+    ensure!(kind.fits(value), "`{key}` is {value}; expected {}", kind.expected());
+    Ok(())
 }
 
 /// `architectures` names the class that the weights were saved from. One of another class has the family's
@@ -205,6 +259,12 @@ mod tests {
             ("n_inner", json!("44"), "a whole number or null"),
             ("scale_attn_weights", json!(null), "true or false"),
             ("activation_function", json!(7), "a text"),
+            // No number depends on these.
+            ("use_cache", json!("yes"), "true or false"),
+            ("eos_token_id", json!(["a"]), "a whole number, a list of them"),
+            ("resid_pdrop", json!(1.5), "a number from 0 to 1"),
+            ("summary_activation", json!(true), "a text or null"),
+            ("id2label", json!([]), "an object or null"),
         ] {
             let mut config = gpt2();
             config[key] = value;

@@ -6,33 +6,40 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::common::{activation, even_share, flag, linear, norm, plain, unembedding};
-use super::keys::{Key, Kind, ROTARY, SIZES};
+use super::keys::{Key, Kind, ROTARY, SIZES, UNUSED_BY_MOST};
 use super::rotary::{RotaryKeys, rotary};
 use super::{Family, windows};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Norm, NormWeights};
 use crate::checkpoint::Checkpoint;
 
 const fn family(keys: &'static [&'static [Key]], classes: &'static [&'static str]) -> Family {
-    Family { keys, spellings: &[], classes, architecture, layer, ends }
+    Family { keys, unused: UNUSED_BY_MOST, spellings: &[], classes, architecture, layer, ends }
 }
 
-pub const LLAMA: Family = family(
-    &[
-        SIZES,
-        ROTARY,
-        &[
-            ("max_position_embeddings", Kind::Whole(2048)),
-            ("num_key_value_heads", Kind::MaybeWhole(None)),
-            ("head_dim", Kind::MaybeWhole(None)),
-            ("hidden_act", Kind::Text("silu")),
-            ("rms_norm_eps", Kind::Float(1e-6)),
-            ("attention_bias", Kind::Flag(false)),
-            ("mlp_bias", Kind::Flag(false)),
-            ("tie_word_embeddings", Kind::Flag(false)),
-        ],
+pub const LLAMA: Family = Family {
+    unused: &[
+        ("initializer_range", Kind::FloatShare),
+        ("attention_dropout", Kind::MaybeNumber),
+        ("pretraining_tp", Kind::MaybeWhole(Some(1))),
     ],
-    &["LlamaForCausalLM", "LlamaModel"],
-);
+    ..family(
+        &[
+            SIZES,
+            ROTARY,
+            &[
+                ("max_position_embeddings", Kind::Whole(2048)),
+                ("num_key_value_heads", Kind::MaybeWhole(None)),
+                ("head_dim", Kind::MaybeWhole(None)),
+                ("hidden_act", Kind::Text("silu")),
+                ("rms_norm_eps", Kind::Float(1e-6)),
+                ("attention_bias", Kind::Flag(false)),
+                ("mlp_bias", Kind::Flag(false)),
+                ("tie_word_embeddings", Kind::Flag(false)),
+            ],
+        ],
+        &["LlamaForCausalLM", "LlamaModel"],
+    )
+};
 
 pub const MISTRAL: Family = family(
     &[

@@ -29,6 +29,8 @@ pub use keys::resolve;
 pub struct Family {
     /// What it reads of the configuration, in groups.
     pub keys: &'static [&'static [Key]],
+    /// Keys on which no number depends, and whose types transformers checks all the same.
+    pub unused: &'static [Key],
     /// Second spellings of keys (`attribute_map` in transformers), and the keys they stand for.
     pub spellings: &'static [(&'static str, &'static str)],
     /// What `architectures` may name.

@@ -5,7 +5,7 @@ use ndarray::Array1;
 
 use super::Family;
 use super::common::{refuse, unembedding};
-use super::keys::{Kind, ROTARY, SIZES};
+use super::keys::{Kind, ROTARY, SIZES, UNUSED_BY_MOST};
 use super::llama;
 use super::rotary::{RotaryKeys, rotary};
 use crate::architecture::{Architecture, Ends, LayerWeights, Norm, NormWeights};
@@ -25,6 +25,7 @@ pub const FAMILY: Family = Family {
             ("tie_word_embeddings", Kind::Flag(false)),
         ],
     ],
+    unused: UNUSED_BY_MOST,
     spellings: &[],
     classes: &["OlmoForCausalLM", "OlmoModel"],
     architecture,

@@ -26,6 +26,12 @@ pub const FAMILY: Family = Family {
         ("enable_bias", Kind::Flag(true)),
         ("tie_word_embeddings", Kind::Flag(true)),
     ]],
+    unused: &[
+        ("init_std", Kind::Float(0.02)),
+        ("dropout", Kind::Share),
+        ("attention_dropout", Kind::Number),
+        ("layerdrop", Kind::Number),
+    ],
     spellings: &[],
     classes: &["OPTForCausalLM", "OPTModel"],
     architecture,

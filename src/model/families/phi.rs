@@ -24,6 +24,12 @@ pub const FAMILY: Family = Family {
             ("tie_word_embeddings", Kind::Flag(false)),
         ],
     ],
+    unused: &[
+        ("initializer_range", Kind::Float(0.02)),
+        ("attention_dropout", Kind::MaybeNumber),
+        ("resid_pdrop", Kind::Share),
+        ("embd_pdrop", Kind::Share),
+    ],
     spellings: &[],
     classes: &["PhiForCausalLM", "PhiModel"],
     architecture,

@@ -26,6 +26,11 @@ pub const FAMILY: Family = Family {
             ("tie_word_embeddings", Kind::Flag(false)),
         ],
     ],
+    unused: &[
+        ("initializer_range", Kind::Float(0.02)),
+        ("attention_dropout", Kind::Number),
+        ("hidden_dropout", Kind::Share),
+    ],
     spellings: &[],
     classes: &["StableLmForCausalLM", "StableLmModel"],
     architecture,

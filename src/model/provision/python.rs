@@ -14,8 +14,9 @@ const SAFE_FOLDER: &str = "/";
 /// or of a script), and elsewhere, so that no relative name in `PATH` or in a setting of pip leads back.
 fn isolated(python: &Path) -> Command {
     let mut command = Command::new(python);
-    // For the Pythons that pip starts.
-    command.arg("-I").env("PYTHONSAFEPATH", "1").env_remove("PYTHONPATH").current_dir(SAFE_FOLDER);
+    // It leaves no compiled modules beside those that it reads (`-B`). The variables are for the Pythons that pip starts.
+    command.args(["-I", "-B"]).env("PYTHONSAFEPATH", "1").env("PYTHONDONTWRITEBYTECODE", "1");
+    command.env_remove("PYTHONPATH").current_dir(SAFE_FOLDER);
     command.stdin(Stdio::null());
     command
 }

@@ -15,7 +15,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
-use super::cells::for_sheet;
+use super::csv;
 use super::table::{Digits, table_text};
 use super::terminal::for_terminal;
 use selfrepair_core::own_files::create_beside;
@@ -162,10 +162,9 @@ impl Target {
                 }
             }
             Format::Csv => {
-                let mut writer = arrow::csv::Writer::new(&mut out);
                 // No rows are still a header.
-                writer.write(&for_sheet(&RecordBatch::new_empty(schema.clone()))?)?;
-                rows = drain(&mut next, |batch| Ok(writer.write(&for_sheet(batch)?)?))?;
+                csv::write_header(schema, &mut out)?;
+                rows = drain(&mut next, |batch| csv::write_rows(batch, &mut out))?;
             }
             Format::Json => {
                 let mut writer = arrow::json::LineDelimitedWriter::new(&mut out);

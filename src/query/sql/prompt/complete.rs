@@ -68,7 +68,7 @@ const KEYWORDS: &[&str] = &[
 ];
 
 /// With which a statement begins.
-const STARTS: &[&str] = &["create view", "describe", "explain", "select", "show tables", "with"];
+const STARTS: &[&str] = &["create view", "describe", "explain", "from", "select", "show tables", "with"];
 
 /// What helps at the prompt. It lives as long as the prompt, beside the session.
 pub struct Assistant {
