@@ -18,7 +18,8 @@ use selfrepair_core::{plain, progress, provenance, untrusted};
 use selfrepair_model::hub::without_token;
 
 fn main() -> ExitCode {
-    send_no_usage_data();
+    // Before any other thread runs.
+    selfrepair_engine::library::send_no_usage_data();
     keep_backtraces_out_of_errors();
     provenance::built_from(env!("PIPELINE_COMMIT"));
     cli::signals::ignore_file_size_signal();
@@ -37,14 +38,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// ONNX Runtime's packages send usage data unless this variable is set before the library is loaded: creating its
-/// environment without telemetry comes too late.
-#[allow(unsafe_code)]
-fn send_no_usage_data() {
-    // SAFETY: no other thread runs yet that could read the environment.
-    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") }
 }
 
 /// Libraries put a backtrace into the text of an error where `RUST_BACKTRACE` is set. It is for panics of this program;

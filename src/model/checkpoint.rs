@@ -66,19 +66,19 @@ impl<F> Shards<F> {
         for (i, path) in weights.files.iter().enumerate() {
             let file = open(path)?;
             for name in names(&file) {
-                if let Some(other) = place.insert(name.clone(), i) {
-                    let other = weights.files[other].display();
+                if let Some(other) = place.insert(name.clone(), i).and_then(|other| weights.files.get(other)) {
+                    let other = other.display();
                     bail!("the tensor `{name}` is there twice: in {other} and in {}", path.display());
                 }
             }
             files.push(file);
         }
         for (name, shard) in &weights.index {
-            let found = place.get(name).map(|&i| &weights.files[i]);
+            let found = place.get(name).and_then(|&i| weights.files.get(i));
             ensure!(
                 found.is_some_and(|path| path.ends_with(shard)),
                 "the index of {} says that the tensor `{name}` is in {shard}, where it is not",
-                weights.files[0].parent().unwrap_or(Path::new("")).display()
+                weights.files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).display()
             );
         }
         Ok(Self { files, place })
@@ -297,11 +297,10 @@ impl Checkpoint {
         let values = without_panic(|| self.values(stored, shape)).with_context(|| {
             format!("{}: the tensor `{name}` cannot be read{}", self.path.display(), self.asked_for())
         })?;
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+        if let Some((i, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
             bail!(
-                "{}: the tensor `{name}` has {} at element {i}; weights must be finite",
-                self.path.display(),
-                values[i]
+                "{}: the tensor `{name}` has {value} at element {i}; weights must be finite",
+                self.path.display()
             );
         }
         Ok(values)
@@ -314,7 +313,7 @@ impl Checkpoint {
             Tensors::Pickle(shards) => {
                 let file = shards.of(name).context("it is missing")?;
                 // Before memory is taken for it: the sizes are what the file says.
-                let found = file.tensor_infos()[name].layout.dims();
+                let found = file.tensor_infos().get(name).context("it is missing")?.layout.dims();
                 ensure!(found == shape, "its shape is {found:?}; the configuration asks for {shape:?}");
                 file.get(name)?.context("it vanished")?
             }

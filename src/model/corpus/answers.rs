@@ -142,8 +142,8 @@ pub fn whole(key: &str, value: &Value) -> Result<i64> {
 
 fn shown(value: &Value) -> String {
     let text = value.to_string();
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
+    match text.char_indices().nth(80).and_then(|(end, _)| text.get(..end)) {
+        Some(beginning) => format!("{beginning}…"),
         None => text,
     }
 }

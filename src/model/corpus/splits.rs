@@ -136,8 +136,8 @@ impl Place {
 fn has_word(name: &str, keyword: &str, place: Place) -> bool {
     let separates = |c: char| c.is_ascii_digit() || "-._ ".contains(c);
     name.match_indices(keyword).any(|(at, _)| {
-        let before = name[..at].chars().next_back();
-        let after = name[at + keyword.len()..].chars().next();
+        let before = name.get(..at).and_then(|text| text.chars().next_back());
+        let after = name.get(at + keyword.len()..).and_then(|text| text.chars().next());
         let found = match (before, after) {
             (None, None) => Place::Whole,
             (None, Some(_)) => Place::Beginning,
@@ -263,11 +263,11 @@ fn header(readme: &str) -> Option<&str> {
     let rest = readme.trim_start_matches('\u{feff}').trim_start().strip_prefix("---")?;
     let rest = rest.strip_prefix('\r').unwrap_or(rest).strip_prefix('\n')?;
     let is_end = |at: &usize| {
-        let after = &rest[at + "\n---".len()..];
+        let after = rest.get(at + "\n---".len()..).unwrap_or_default();
         after.is_empty() || after.starts_with('\n') || after.starts_with("\r\n")
     };
     let end = rest.match_indices("\n---").map(|(at, _)| at).find(is_end)?;
-    Some(&rest[..end])
+    rest.get(..end)
 }
 
 /// Values that are being read.

@@ -164,7 +164,7 @@ impl DataSet {
             let entries: Vec<Value> = self.web.json(answer).map_err(|f| self.failed(doing, &f))?;
             for entry in entries.iter().filter(|e| e["type"] == "file") {
                 let Some(path) = entry["path"].as_str().filter(|p| p.len() <= LONGEST_PATH) else { continue };
-                files.insert(path.to_string(), entry["lfs"]["oid"].as_str().map(str::to_string));
+                files.insert(path.to_string(), entry.pointer("/lfs/oid").and_then(Value::as_str).map(str::to_string));
             }
         }
         Ok(files)
