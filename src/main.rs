@@ -1,6 +1,19 @@
 //! The program `pipeline`: its commands are in `cli/`, one file each. Everything process-wide is here and in
 //! `cli/signals.rs`: the allocator, the panic hook, signals and exit codes.
 
+// What is read here comes from outside: it is an error where it is wrong, and no panic.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::get_unwrap
+    )
+)]
+
 mod allocator;
 mod bench;
 mod cli;

@@ -11,7 +11,7 @@ use selfrepair_core::config::{Config, CorpusConfig, Mode, ModelConfig};
 use selfrepair_model::corpus;
 use selfrepair_model::corpus::TextTokenizer;
 use selfrepair_model::{GgufFile, Model, ModelSource};
-use selfrepair_query::sql::Tables;
+use selfrepair_query::sql::{Rights, Tables};
 use selfrepair_store::run_folder::{self, STAGES};
 use selfrepair_store::{locks, pieces, prompt_tables, records};
 
@@ -272,4 +272,30 @@ fn tables_of_a_run_folder() {
         let rows = tables.collect("select count(text), max(token), min(document) from tokens", &[]);
         rows.map(drop).with_context(|| path.display().to_string())
     });
+}
+
+/// Statements of words that fit together more often than not.
+#[test]
+fn statements() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("corpus", dir.path(), &[]));
+    let tables = Tables::of_runs_with(&[dir.path().to_path_buf()], Rights::Tables, 200 << 20).unwrap();
+    let words = "select select from from from tokens tokens targets where and or not token prompt position text * , , ( ) ( ) \
+                 = < > + - / || 1 0 -1 1e9 9223372036854775807 'a' '' null case when then else end in between is like group \
+                 by order limit join on with as a b union all except distinct count sum avg min max repeat lpad abs \
+                 generate_series unnest array_agg over partition cast int varchar timestamp interval exists lateral \
+                 explain create view insert drop copy set show describe values ; -- /* \" ` $a [ ] { } . :: é \0";
+    let words: Vec<String> = words.split_whitespace().map(String::from).collect();
+    let statement = prop::collection::vec(prop::sample::select(words), 1..25).prop_map(|words| words.join(" "));
+    let (count, before) = (executions(200, 20_000), peak());
+    let answered = std::cell::Cell::new(0);
+    let result = runner(Dice::new().0, count as u32).run(&statement, |words| {
+        for sql in [words.clone(), format!("select {words} from tokens"), format!("select * from tokens where {words}")] {
+            answered.set(answered.get() + usize::from(tables.collect(&sql, &[]).is_ok()));
+        }
+        prop_assert!(peak() < before + MOST_MEMORY, "memory grew from {before} to {} bytes", peak());
+        Ok(())
+    });
+    assert!(result.is_ok(), "{:?}", result.map_err(|e| shortened(&e.to_string())));
+    println!("statements: {} cases, {} answered", 3 * count, answered.get());
 }

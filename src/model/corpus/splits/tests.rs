@@ -185,3 +185,29 @@ fn patterns_match_as_those_of_paths_do() {
         assert_eq!(Pattern::new(pattern).unwrap().matches_with(path, options), expected, "{pattern} {path}");
     }
 }
+
+/// Words of YAML in any order.
+#[test]
+fn any_readme_is_followed_or_refused() {
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config as Cases, TestRunner};
+
+    let count = std::env::var("PIPELINE_FUZZ_EXECUTIONS").map_or(500, |count| count.parse().unwrap());
+    let words = [
+        "---\n", "configs:\n", "- ", "config_name: a\n", "  data_files:\n", "  - split: train\n", "    path: ", "train", "/",
+        "*", "**", "?", "[", "]", "[!a-z]", "{", "}", "'", "\"", ":", ": ", ", ", "\n", "\n  ", "\t", "#", "&a ", "*a", "!!str ",
+        "|\n", ">-\n", "? ", "%", "\u{feff}", "\r\n", "é", "\0", "...\n", "data_dir: x\n", "default: true\n", "0x1f", "~", "://",
+    ];
+    let text = prop::collection::vec(prop::sample::select(words.to_vec()), 0..60).prop_map(|words| words.concat());
+    let files: Vec<String> = ["train.txt", "a/train-0.parquet", "a/b/test.jsonl", "é/x.txt"].map(String::from).to_vec();
+    let mut runner = TestRunner::new(Cases { cases: count, failure_persistence: None, ..Cases::default() });
+    let followed = std::cell::Cell::new(0);
+    let result = runner.run(&(text, any::<bool>()), |(text, card)| {
+        let readme = if card { format!("---\nconfigs:\n- config_name: a\n  data_files: {text}\n---\n") } else { text };
+        followed.set(followed.get() + u32::from(training_files(&files, Some(&readme)).is_ok()));
+        Ok(())
+    });
+    result.unwrap();
+    assert!(followed.get() > 0, "every README was refused");
+    println!("README: {count} cases, {} followed", followed.get());
+}
