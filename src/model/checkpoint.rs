@@ -157,9 +157,8 @@ impl Checkpoint {
     }
 
     pub fn model_type(&self) -> Result<&str> {
-        self.config["model_type"]
-            .as_str()
-            .with_context(|| format!("{}: the configuration has no `model_type`", self.path.display()))
+        let named = self.config.get("model_type").and_then(Value::as_str);
+        named.with_context(|| format!("{}: the configuration has no `model_type`", self.path.display()))
     }
 
     /// A whole number of the configuration.
@@ -236,7 +235,8 @@ impl Checkpoint {
             }
             Tensors::Gguf(file) => file.dtype(name).with_context(missing),
             Tensors::Absent => {
-                let named = self.config["dtype"].as_str().or(self.config["torch_dtype"].as_str());
+                let text = |key: &str| self.config.get(key).and_then(Value::as_str);
+                let named = text("dtype").or(text("torch_dtype"));
                 Ok(named.unwrap_or("unknown").to_string())
             }
         }
@@ -298,10 +298,7 @@ impl Checkpoint {
             format!("{}: the tensor `{name}` cannot be read{}", self.path.display(), self.asked_for())
         })?;
         if let Some((i, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
-            bail!(
-                "{}: the tensor `{name}` has {value} at element {i}; weights must be finite",
-                self.path.display()
-            );
+            bail!("{}: the tensor `{name}` has {value} at element {i}; weights must be finite", self.path.display());
         }
         Ok(values)
     }

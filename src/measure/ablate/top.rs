@@ -138,7 +138,8 @@ fn read_effects(context: &MeasureContext, best: &mut [Best]) -> Result<usize> {
     let mut tokens = 0;
     for batch in context.sink.read(&DIRECT_EFFECTS, None, &columns, 64 * components_of_token)? {
         let batch = batch?;
-        let (prompts, positions) = (numbers::<Int32Type>(&batch, 0)?.values(), numbers::<Int32Type>(&batch, 1)?.values());
+        let (prompts, positions) =
+            (numbers::<Int32Type>(&batch, 0)?.values(), numbers::<Int32Type>(&batch, 1)?.values());
         let effects = numbers::<Float32Type>(&batch, 2)?.values();
         ensure!(effects.len() % components_of_token == 0, "direct_effects has a token with missing components");
         for (i, effects) in effects.chunks_exact(components_of_token).enumerate() {

@@ -261,9 +261,9 @@ impl PathPattern {
 fn configs(readme: &str) -> Result<Vec<Config>> {
     let Some(header) = header(readme) else { return Ok(vec![]) };
     let header = without_panic(|| yaml(header)).context("its YAML header")?;
-    let list = match &header["configs"] {
-        Value::Null => return Ok(vec![]),
-        Value::Array(list) => list,
+    let list = match header.get("configs") {
+        None | Some(Value::Null) => return Ok(vec![]),
+        Some(Value::Array(list)) => list,
         _ => bail!("`configs` is not a list"),
     };
     list.iter().map(config).collect()

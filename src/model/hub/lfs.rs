@@ -40,7 +40,8 @@ impl DataSet {
         let answer = self.ask(doing, &format!("datasets/{}.git/info/lfs/objects/batch", self.name), LFS, &asked)?;
         let mut stored = 0;
         for file in files {
-            let told = answer["objects"].as_array().into_iter().flatten().find(|o| o["oid"] == file.sha256.as_str());
+            let mut objects = answer.get("objects").and_then(Value::as_array).into_iter().flatten();
+            let told = objects.find(|o| o["oid"] == file.sha256.as_str());
             let told =
                 told.with_context(|| format!("hf:{}: the hub gives no upload address for {}", self.name, file.path))?;
             if let Some(message) = told.pointer("/error/message").and_then(Value::as_str) {

@@ -290,7 +290,8 @@ fn statements() {
     let (count, before) = (executions(200, 20_000), peak());
     let answered = std::cell::Cell::new(0);
     let result = runner(Dice::new().0, count as u32).run(&statement, |words| {
-        for sql in [words.clone(), format!("select {words} from tokens"), format!("select * from tokens where {words}")] {
+        for sql in [words.clone(), format!("select {words} from tokens"), format!("select * from tokens where {words}")]
+        {
             answered.set(answered.get() + usize::from(tables.collect(&sql, &[]).is_ok()));
         }
         prop_assert!(peak() < before + MOST_MEMORY, "memory grew from {before} to {} bytes", peak());

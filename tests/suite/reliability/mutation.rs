@@ -191,7 +191,8 @@ struct Kept {
 
 impl Kept {
     fn of(what: &str) -> Self {
-        let name: String = what.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+        let name: String =
+            what.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
         let path = Path::new("tests/fixtures/fuzz").join(format!("{name}.txt"));
         let text = fs::read_to_string(&path).unwrap_or_default();
         Self { path, seeds: text.lines().map(|line| line.parse().unwrap()).collect(), ends: BTreeSet::new() }
