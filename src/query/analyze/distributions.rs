@@ -143,7 +143,7 @@ impl Layer<'_> {
         // Stable: tokens of equal effect stay in the order of the table.
         sorted.sort_by(|a, b| a.direct_effect.total_cmp(&b.direct_effect));
         let parts: Vec<(usize, Decile)> = (0..PARTS)
-            .map(|d| (d + 1, &sorted[d * sorted.len() / PARTS..(d + 1) * sorted.len() / PARTS]))
+            .map(|d| (d + 1, sorted.get(d * sorted.len() / PARTS..(d + 1) * sorted.len() / PARTS).unwrap_or_default()))
             .filter(|(_, part)| !part.is_empty())
             .map(|(d, part)| (d, Decile::of(part)))
             .collect();
