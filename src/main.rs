@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     // Before any other thread runs.
     selfrepair_engine::library::send_no_usage_data();
     keep_backtraces_out_of_errors();
+    keep_stacks_large_enough();
     provenance::built_from(env!("PIPELINE_COMMIT"));
     cli::signals::ignore_file_size_signal();
     silence_guarded_panics();
@@ -60,6 +61,20 @@ fn keep_backtraces_out_of_errors() {
     if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
         // SAFETY: no other thread runs yet that could read the environment.
         unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") }
+    }
+}
+
+/// The stack of a thread, if nothing says otherwise.
+const STACK: usize = 2 << 20;
+
+/// A thread whose stack is smaller than Rust's usual one, as `RUST_MIN_STACK` may ask for, would overflow it.
+#[allow(unsafe_code)]
+fn keep_stacks_large_enough() {
+    const NAME: &str = "RUST_MIN_STACK";
+    let given = std::env::var_os(NAME).map(|given| given.to_str().and_then(|n| n.parse::<usize>().ok()));
+    if given.is_some_and(|bytes| bytes.is_none_or(|bytes| bytes < STACK)) {
+        // SAFETY: no other thread runs yet that could read the environment.
+        unsafe { std::env::remove_var(NAME) }
     }
 }
 

@@ -102,6 +102,15 @@ fn variables_that_say_how_many_threads_are_numbers_or_errors() {
     assert!(error.contains("TOKIO_WORKER_THREADS"), "{error}");
 }
 
+/// `RUST_MIN_STACK` says how large the stacks of threads are.
+#[test]
+fn threads_have_stacks_that_are_large_enough() {
+    for bytes in ["1", "0", "x", "65536", "99999999999999999999"] {
+        let dir = tempfile::tempdir().unwrap();
+        succeeded(run_command("all", dir.path()).env("RUST_MIN_STACK", bytes).output().unwrap());
+    }
+}
+
 /// A user who may start so many processes and threads, in all.
 fn with_threads(limit: usize, command: &Command) -> Option<Output> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
