@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use selfrepair_core::interrupt::is_interruption;
-use selfrepair_core::{plain, progress, provenance, untrusted};
+use selfrepair_core::{plain, progress, provenance, threads, untrusted};
 use selfrepair_model::hub::without_token;
 
 fn main() -> ExitCode {
@@ -64,15 +64,12 @@ fn keep_backtraces_out_of_errors() {
     }
 }
 
-/// The stack of a thread, if nothing says otherwise.
-const STACK: usize = 2 << 20;
-
 /// A thread whose stack is smaller than Rust's usual one, as `RUST_MIN_STACK` may ask for, would overflow it.
 #[allow(unsafe_code)]
 fn keep_stacks_large_enough() {
     const NAME: &str = "RUST_MIN_STACK";
     let given = std::env::var_os(NAME).map(|given| given.to_str().and_then(|n| n.parse::<usize>().ok()));
-    if given.is_some_and(|bytes| bytes.is_none_or(|bytes| bytes < STACK)) {
+    if given.is_some_and(|bytes| bytes.is_none_or(|bytes| bytes < threads::STACK)) {
         // SAFETY: no other thread runs yet that could read the environment.
         unsafe { std::env::remove_var(NAME) }
     }

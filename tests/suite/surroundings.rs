@@ -148,6 +148,20 @@ fn too_few_threads_are_an_error_and_no_panic() {
     assert!(refused > 0);
 }
 
+/// Where the query engine got only some of its threads, it waited without end.
+#[test]
+fn too_little_address_space_for_threads_is_an_error_and_no_wait() {
+    let mut refused = 0;
+    for kilobytes in (180_000..400_000).step_by(20_000) {
+        let script =
+            format!("ulimit -v {kilobytes}; exec timeout 50 {} sql 'select 1 as one'", env!("CARGO_BIN_EXE_pipeline"));
+        let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+        assert_ne!(output.status.code(), Some(124), "{kilobytes} kB: it waits");
+        refused += usize::from(text(&output.stderr).contains("cannot start a thread"));
+    }
+    assert!(refused > 0);
+}
+
 const HOSTILE: &str = "\u{1b}]52;c;cHduZWQ=\u{7}\u{9b}2J\u{202e}";
 
 /// No control character but the line break, and no line that only looks like one of the program's.

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result};
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config as Cases, RngAlgorithm, TestRng, TestRunner};
 
 use super::{Dice, cases};
