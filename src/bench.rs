@@ -125,8 +125,9 @@ fn operators(config: &Config, folder: &Path) -> Result<Vec<(String, f64)>> {
             serde_json::from_str(&text).with_context(|| format!("{} is not a profile", path.display()))?;
         for event in events {
             let op = event.pointer("/args/op_name").and_then(|op| op.as_str());
-            if let (Some("Node"), Some(op)) = (event["cat"].as_str(), op) {
-                *times.entry(op.to_string()).or_default() += event["dur"].as_f64().unwrap_or(0.0);
+            if let (Some("Node"), Some(op)) = (event.get("cat").and_then(|cat| cat.as_str()), op) {
+                *times.entry(op.to_string()).or_default() +=
+                    event.get("dur").and_then(|dur| dur.as_f64()).unwrap_or(0.0);
             }
         }
     }
