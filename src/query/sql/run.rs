@@ -78,7 +78,7 @@ impl Run {
                 })?;
                 frame.with_param_values(scalars(&numbers(&parameters(&self.analysis))))?.into_view()
             }
-            None => runtime.block_on(open_table(&self.context, &self.place, name))?,
+            None => runtime.read(open_table(&self.context, &self.place, name))?,
         };
         self.context.register_table(name, table)?;
         Ok(())

@@ -152,7 +152,7 @@ impl Tables {
     /// Makes the table of that name readable (again, if it was before).
     pub fn add(&self, name: &str, out: &Path) -> Result<()> {
         self.context.deregister_table(name)?;
-        let table = self.runtime.block_on(async { open_table(&self.context, &Place::open(out).await?, name).await })?;
+        let table = self.runtime.read(async { open_table(&self.context, &Place::open(out).await?, name).await })?;
         self.context.register_table(name, table)?;
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Tables {
         if let [run] = self.runs.as_slice()
             && run.tables.contains(name)
         {
-            return self.runtime.block_on(described_schema(&run.context, &run.place, name));
+            return self.runtime.read(described_schema(&run.context, &run.place, name));
         }
         self.provide(name)?;
         let table = self.runtime.block_on(self.context.table_provider(name));
@@ -207,7 +207,7 @@ impl Tables {
     /// Bytes and rows of a table of the only run.
     pub fn size(&self, name: &str) -> Result<(u64, u64)> {
         let [run] = self.runs.as_slice() else { bail!("sizes are those of one run") };
-        let (bytes, rows) = self.runtime.block_on(run.place.size(name))?;
+        let (bytes, rows) = self.runtime.read(run.place.size(name))?;
         let count = || -> Result<u64> {
             let rows = self.collect(&format!("select count(*) from {name}"), &[])?;
             let first = rows.first().context("a count has no rows")?;

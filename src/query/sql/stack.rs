@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
 use selfrepair_core::threads::{NONE_LEFT, check_available};
-use selfrepair_core::untrusted::{caught, quiet_this_thread};
+use selfrepair_core::untrusted::{caught, quiet_this_thread, without_panic};
 
 /// Bytes of address space; memory is taken as it is used. A query as deep as is allowed needs a few percent of it.
 const PLANNING: usize = 64 << 20;
@@ -60,6 +60,11 @@ impl Workers {
     pub fn new() -> Result<Self> {
         let runtime = runtime(thread::available_parallelism().map_or(1, |n| n.get()))?;
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+
+    /// Waits for work that reads a run's files, which anything can have written.
+    pub fn read<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        without_panic(|| self.handle.block_on(work))
     }
 }
 
