@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use mimalloc::MiMalloc;
 
-use selfrepair_core::progress;
+use selfrepair_core::{memory, progress};
 
 use crate::cli::signals;
 
@@ -31,6 +31,15 @@ fn check(bytes: usize) {
     if bytes > MOST.load(Relaxed) {
         refuse(bytes);
     }
+    if !memory::may_take(bytes) {
+        refuse_file();
+    }
+}
+
+/// A library reads a file that says it is very large, which it may not be: see [`memory::with_at_most`].
+#[cold]
+fn refuse_file() -> ! {
+    signals::fail(&format!("error: {}: reading it takes more memory than any file of its kind may", memory::limited()))
 }
 
 #[cold]
@@ -52,6 +61,7 @@ unsafe impl GlobalAlloc for Guarded {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        memory::give_back(layout.size());
         unsafe { MiMalloc.dealloc(pointer, layout) }
     }
 
@@ -62,6 +72,7 @@ unsafe impl GlobalAlloc for Guarded {
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         check(bytes);
+        memory::give_back(layout.size());
         unsafe { MiMalloc.realloc(pointer, layout, bytes) }
     }
 }

@@ -124,8 +124,10 @@ fn operators(config: &Config, folder: &Path) -> Result<Vec<(String, f64)>> {
         let events: Vec<serde_json::Value> =
             serde_json::from_str(&text).with_context(|| format!("{} is not a profile", path.display()))?;
         for event in events {
-            if let (Some("Node"), Some(op)) = (event["cat"].as_str(), event["args"]["op_name"].as_str()) {
-                *times.entry(op.to_string()).or_default() += event["dur"].as_f64().unwrap_or(0.0);
+            let op = event.pointer("/args/op_name").and_then(|op| op.as_str());
+            if let (Some("Node"), Some(op)) = (event.get("cat").and_then(|cat| cat.as_str()), op) {
+                *times.entry(op.to_string()).or_default() +=
+                    event.get("dur").and_then(|dur| dur.as_f64()).unwrap_or(0.0);
             }
         }
     }

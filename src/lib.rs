@@ -25,7 +25,8 @@
 //! programs are in `examples/`.
 //!
 //! ONNX Runtime's packages send usage data unless the environment variable `ORT_DISABLE_TELEMETRY` is `1` before they
-//! are loaded. `pipeline` sets it. A program that uses this library has to set it before it opens a model.
+//! are loaded. [`Model::open`] sets it on Linux where no other thread runs. A program that has several threads by then
+//! has to set it itself.
 //!
 //! # Layers
 //!

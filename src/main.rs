@@ -1,6 +1,19 @@
 //! The program `pipeline`: its commands are in `cli/`, one file each. Everything process-wide is here and in
 //! `cli/signals.rs`: the allocator, the panic hook, signals and exit codes.
 
+// What is read here comes from outside: it is an error where it is wrong, and no panic.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::get_unwrap
+    )
+)]
+
 mod allocator;
 mod bench;
 mod cli;
@@ -14,12 +27,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use selfrepair_core::interrupt::is_interruption;
-use selfrepair_core::{plain, progress, provenance, untrusted};
+use selfrepair_core::{plain, progress, provenance, threads, untrusted};
 use selfrepair_model::hub::without_token;
 
 fn main() -> ExitCode {
-    send_no_usage_data();
+    // Before any other thread runs.
+    selfrepair_engine::library::send_no_usage_data();
     keep_backtraces_out_of_errors();
+    keep_stacks_large_enough();
     provenance::built_from(env!("PIPELINE_COMMIT"));
     cli::signals::ignore_file_size_signal();
     silence_guarded_panics();
@@ -39,14 +54,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// ONNX Runtime's packages send usage data unless this variable is set before the library is loaded: creating its
-/// environment without telemetry comes too late.
-#[allow(unsafe_code)]
-fn send_no_usage_data() {
-    // SAFETY: no other thread runs yet that could read the environment.
-    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") }
-}
-
 /// Libraries put a backtrace into the text of an error where `RUST_BACKTRACE` is set. It is for panics of this program;
 /// `RUST_LIB_BACKTRACE` asks for both.
 #[allow(unsafe_code)]
@@ -54,6 +61,17 @@ fn keep_backtraces_out_of_errors() {
     if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
         // SAFETY: no other thread runs yet that could read the environment.
         unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") }
+    }
+}
+
+/// A thread whose stack is smaller than Rust's usual one, as `RUST_MIN_STACK` may ask for, would overflow it.
+#[allow(unsafe_code)]
+fn keep_stacks_large_enough() {
+    const NAME: &str = "RUST_MIN_STACK";
+    let given = std::env::var_os(NAME).map(|given| given.to_str().and_then(|n| n.parse::<usize>().ok()));
+    if given.is_some_and(|bytes| bytes.is_none_or(|bytes| bytes < threads::STACK)) {
+        // SAFETY: no other thread runs yet that could read the environment.
+        unsafe { std::env::remove_var(NAME) }
     }
 }
 

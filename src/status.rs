@@ -93,7 +93,7 @@ fn changes(before: &Parts, now: &Parts) -> Vec<String> {
 /// A value as text; a checksum is shortened.
 fn shown(value: &str) -> String {
     match value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit()) {
-        true => value[..12].to_string(),
+        true => value.chars().take(12).collect(),
         false => value.to_string(),
     }
 }
@@ -130,9 +130,9 @@ fn disagreements(root: &Path, stage: Stage, found: &Manifest) -> Vec<String> {
 
 /// The first three, and how many more.
 fn few(items: &[String]) -> String {
-    match items.len() {
-        0..=3 => items.join(", "),
-        n => format!("{}, and {} more", items[..3].join(", "), n - 3),
+    match items.split_at_checked(3) {
+        Some((first, rest)) if !rest.is_empty() => format!("{}, and {} more", first.join(", "), rest.len()),
+        _ => items.join(", "),
     }
 }
 

@@ -40,6 +40,8 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn open_for(source: &str, longest: usize) -> Result<Self, Error> {
+        // Before anything here starts a thread.
+        selfrepair_engine::library::send_no_usage_data();
         let open = || -> anyhow::Result<Self> {
             let config = ModelConfig { source: source.into(), ..Default::default() };
             let inner = selfrepair_model::Model::open(ModelSource::resolve(&config)?)?;

@@ -68,7 +68,7 @@ pub fn run(cli: Cli) -> Result<()> {
     threads::check_environment()?;
     if !matches!(cli.command, Command::Completions(_) | Command::Man(_) | Command::Prompts(_)) {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        threads::check_available(cores + MORE_THREADS)?;
+        threads::check_available(cores + MORE_THREADS, threads::STACK)?;
     }
     match cli.command {
         Command::Run(args) => run::run(args),

@@ -14,9 +14,9 @@ pub struct Args {
     /// The task
     #[arg(value_enum)]
     task: Task,
-    /// Number of prompts
-    #[arg(long, default_value_t = 200)]
-    count: usize,
+    /// Number of prompts, at most 1000000
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    count: u32,
     /// Seed that draws names, places and things
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -37,7 +37,7 @@ const PLACE: &str = "cannot write to standard output";
 pub fn run(args: Args) -> Result<()> {
     let Task::Ioi = args.task;
     let mut stdout = std::io::BufWriter::new(Stdout);
-    for prompt in ioi::prompts(args.count, args.seed) {
+    for prompt in ioi::prompts(args.count as usize, args.seed) {
         writeln!(stdout, "{}", serde_json::to_string(&prompt)?).context(PLACE)?;
     }
     stdout.flush().context(PLACE)

@@ -133,7 +133,7 @@ pub fn run(args: Args) -> Result<()> {
         super::confirm(&format!("--fresh removes what is in {}: {lost}", args.out.display()), args.yes)?;
     }
     // The engines, and rayon's.
-    threads::check_available(2 * config.runtime.thread_count() + super::MORE_THREADS)?;
+    threads::check_available(2 * config.runtime.thread_count() + super::MORE_THREADS, threads::STACK)?;
     rayon::ThreadPoolBuilder::new().num_threads(config.runtime.thread_count()).build_global()?;
     super::signals::watch(super::RESUME.to_string())?;
     super::say(&match args.shard {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use arrow::array::RecordBatch;
 use selfrepair_core::address;
 use selfrepair_core::plain::visible;
-use selfrepair_core::untrusted::{MARK, not_utf8};
+use selfrepair_core::untrusted::{MARK, not_utf8, read_text};
 use selfrepair_query::sql::{
     DataFrame, Digits, Format, ROWS_ON_A_TERMINAL, Rights, Tables, Target, has_parameters, prompt,
 };
@@ -121,17 +121,19 @@ fn read_query(query: Option<String>, file: Option<PathBuf>) -> Result<String> {
         return Ok(query);
     }
     match file {
-        Some(path) => {
-            let place = || format!("cannot read {}", path.display());
-            text_of(std::fs::read(&path).with_context(place)?).with_context(place)
-        }
+        Some(path) => read_text(&path, LONGEST_QUERY),
         None => {
             let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes)?;
-            text_of(bytes).context("cannot read the query from the pipe")
+            std::io::stdin().take(LONGEST_QUERY + 1).read_to_end(&mut bytes)?;
+            let place = "cannot read the query from the pipe";
+            ensure!(bytes.len() as u64 <= LONGEST_QUERY, "{place}: it has more than {LONGEST_QUERY} bytes");
+            text_of(bytes).context(place)
         }
     }
 }
+
+/// Bytes of the longest query.
+const LONGEST_QUERY: u64 = 16 << 20;
 
 fn text_of(mut bytes: Vec<u8>) -> Result<String> {
     if bytes.starts_with(MARK) {

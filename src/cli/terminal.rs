@@ -71,9 +71,10 @@ impl fmt::Display for Status<'_> {
         if !message.is_empty() {
             text.push_str(&format!(", {message}"));
         }
-        match text.char_indices().nth(MOST_STATUS - 1) {
-            Some((end, c)) if end + c.len_utf8() < text.len() => write!(f, "{}…", &text[..end]),
-            _ => f.write_str(&text),
+        let cut = text.char_indices().nth(MOST_STATUS - 1).filter(|(end, c)| end + c.len_utf8() < text.len());
+        match cut.and_then(|(end, _)| text.get(..end)) {
+            Some(beginning) => write!(f, "{beginning}…"),
+            None => f.write_str(&text),
         }
     }
 }

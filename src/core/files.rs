@@ -50,7 +50,9 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// A short hash of anything that can be written as JSON: 16 hexadecimal digits of its SHA-256.
 pub fn fingerprint(parts: &impl Serialize) -> Result<String> {
-    Ok(sha256_of(&serde_json::to_vec(parts)?)[..16].to_string())
+    let mut hash = sha256_of(&serde_json::to_vec(parts)?);
+    hash.truncate(16);
+    Ok(hash)
 }
 
 /// SHA-256 in hexadecimal.

@@ -3,6 +3,7 @@
 
 mod group;
 
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::Path;
 
@@ -34,6 +35,50 @@ pub fn copied<T: Copy>(values: &[T]) -> Result<Vec<T>> {
     let mut list = try_with_capacity(values.len())?;
     list.extend_from_slice(values);
     Ok(list)
+}
+
+thread_local! {
+    /// Bytes that this thread may still take; `i64::MAX` without a limit.
+    static LEFT: Cell<i64> = const { Cell::new(i64::MAX) };
+    static LIMITED: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Runs a library that takes as much memory as a file says. On this thread it may take `most` bytes more than before; the
+/// program's allocator ends the process beyond that, with an error that has `name` in it. Another program's allocator
+/// knows no limit.
+pub fn with_at_most<T>(most: u32, name: &str, read: impl FnOnce() -> T) -> T {
+    LIMITED.with_borrow_mut(|limited| {
+        limited.clear();
+        limited.push_str(name);
+    });
+    let outer = LEFT.replace(i64::from(most));
+    let result = read();
+    LEFT.set(outer);
+    result
+}
+
+/// For an allocator: whether this thread may take so many bytes.
+pub fn may_take(bytes: usize) -> bool {
+    let left = LEFT.get();
+    if left == i64::MAX {
+        return true;
+    }
+    LEFT.set(left.saturating_sub(bytes as i64));
+    LEFT.get() >= 0
+}
+
+/// For an allocator: this thread gives bytes back.
+pub fn give_back(bytes: usize) {
+    let left = LEFT.get();
+    if left != i64::MAX {
+        LEFT.set(left.saturating_add(bytes as i64).min(i64::MAX - 1));
+    }
+}
+
+/// What this thread took more memory for than it may. There is no limit from now on.
+pub fn limited() -> String {
+    LEFT.set(i64::MAX);
+    LIMITED.with_borrow(String::clone)
 }
 
 /// Bytes that this process can still have: the machine's, its control groups' and its own limit. `None` where none of

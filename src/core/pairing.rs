@@ -10,6 +10,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 /// further on, another number for each sample. So no prompt is its own partner, every prompt is a partner exactly once
 /// a sample, and no prompt meets the same partner twice. The draw depends on the seed and the number of prompts only,
 /// never on batches or shards.
+#[expect(clippy::indexing_slicing, reason = "places on a circle of all prompts, modulo their number")]
 pub fn pairings(prompts: usize, samples: usize, seed: u64) -> Result<Vec<Vec<usize>>> {
     check(prompts, samples)?;
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -35,6 +36,7 @@ fn check(prompts: usize, samples: usize) -> Result<()> {
 }
 
 /// Pairings within each of some groups of prompts (those of equal length), as one `pairings[sample][prompt]`.
+#[expect(clippy::indexing_slicing, reason = "a pairing of a group has its places, and groups share all prompts")]
 pub fn pairings_within(groups: &[Vec<usize>], samples: usize, seed: u64) -> Result<Vec<Vec<usize>>> {
     ensure!(!groups.is_empty(), "resample ablation needs at least 2 prompts of equal length, not 0");
     // Before memory is taken for as many samples as were asked for.

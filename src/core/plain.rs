@@ -30,8 +30,9 @@ fn is_control(c: char) -> bool {
 fn escaped(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
     let Some(first) = text.find(&hidden) else { return Cow::Borrowed(text) };
     let mut out = String::with_capacity(text.len() + 8);
-    out.push_str(&text[..first]);
-    for c in text[first..].chars() {
+    let (as_it_is, rest) = text.split_at(first);
+    out.push_str(as_it_is);
+    for c in rest.chars() {
         match c {
             '\n' if hidden(c) => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),

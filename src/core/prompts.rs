@@ -49,6 +49,10 @@ pub struct TargetRow {
     pub measured: Range<usize>,
 }
 
+#[expect(
+    clippy::indexing_slicing,
+    reason = "prompts are counted by whoever asks for one, and have answers within them"
+)]
 impl Prompts {
     /// Prompts of equal length, whose every next token is measured. `tokens.len()` must be a multiple of `prompt_len`.
     pub fn packed(prompt_len: usize, tokens: Vec<u32>) -> Self {

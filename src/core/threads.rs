@@ -35,19 +35,22 @@ fn check_variable(name: &str, value: &str) -> Result<()> {
     Ok(())
 }
 
-/// Starts so many threads that do nothing, so that it is known before anything is computed whether there will be any:
+/// Bytes of a thread's stack, if nothing says otherwise.
+pub const STACK: usize = 2 << 20;
+
+/// Starts so many threads with stacks of that size that do nothing, so that it is known before anything is computed whether there will be any:
 /// libraries that get none panic.
 ///
 /// # Errors
 /// If the system does not give them.
-pub fn check_available(count: usize) -> Result<()> {
+pub fn check_available(count: usize, stack: usize) -> Result<()> {
     let gate = Arc::new(RwLock::new(()));
     let closed = gate.write().unwrap_or_else(PoisonError::into_inner);
     let mut waiting = Vec::new();
     let start = |_| {
         let gate = Arc::clone(&gate);
         let wait = move || drop(gate.read().unwrap_or_else(PoisonError::into_inner));
-        waiting.push(thread::Builder::new().spawn(wait)?);
+        waiting.push(thread::Builder::new().stack_size(stack).spawn(wait)?);
         Ok::<_, std::io::Error>(())
     };
     let started = (0..count).try_for_each(start);
@@ -75,6 +78,7 @@ mod tests {
 
     #[test]
     fn threads_that_there_are_are_found_and_given_back() {
-        check_available(20).unwrap();
+        check_available(20, STACK).unwrap();
+        assert!(check_available(1, usize::MAX / 4).is_err());
     }
 }

@@ -32,6 +32,34 @@ fn vector_instructions() -> &'static str {
     std::env::consts::ARCH
 }
 
+/// ONNX Runtime's packages send usage data unless this variable is set before the library is loaded: creating its
+/// environment without telemetry comes too late.
+const NO_USAGE_DATA: (&str, &str) = ("ORT_DISABLE_TELEMETRY", "1");
+
+/// Says to ONNX Runtime that it is to send no usage data. Must be called before the library is loaded, and does nothing
+/// where another thread runs: a program with several threads has to set `ORT_DISABLE_TELEMETRY=1` itself.
+pub fn send_no_usage_data() {
+    let (name, value) = NO_USAGE_DATA;
+    if std::env::var_os(name).is_some_and(|set| set == value) || !is_only_thread() {
+        return;
+    }
+    #[allow(unsafe_code)]
+    // SAFETY: no other thread runs that could read the environment.
+    unsafe {
+        std::env::set_var(name, value);
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn is_only_thread() -> bool {
+    std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_only_thread() -> bool {
+    false
+}
+
 /// Version and execution providers of a library, for `doctor`.
 pub fn describe(path: &Path) -> Result<(String, Vec<&'static str>)> {
     let version = version_of(path)?;
@@ -46,6 +74,7 @@ pub fn describe(path: &Path) -> Result<(String, Vec<&'static str>)> {
 
 /// What the library says its version is: `ort` reads the same string but keeps it to itself.
 fn version_of(path: &Path) -> Result<String> {
+    send_no_usage_data();
     #[allow(unsafe_code)]
     // SAFETY: loading runs the library's initialisers, as `ort` does when it loads the same file; `OrtGetApiBase` and
     // the two fields of what it returns are the part of ONNX Runtime's C interface that never changes.

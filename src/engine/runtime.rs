@@ -18,6 +18,7 @@ use super::operators;
 use super::weights::SharedWeights;
 use crate::export;
 use crate::hooks::{HookPoint, Outputs};
+use crate::library::send_no_usage_data;
 use crate::load::{self, ALIASED, Lowering, PADDING};
 use selfrepair_core::config::RuntimeConfig;
 use selfrepair_core::memory::{copied, try_with_capacity};
@@ -57,6 +58,7 @@ impl Runtime {
             Some(environment) => environment.clone(),
             None => {
                 let library = provision::locate_library()?;
+                send_no_usage_data();
                 // First of all ort calls: it decides which library the others go to.
                 let builder = ort::init_from(&library.path).map_err(|e| anyhow!("{}: {e}", library.path.display()))?;
                 // A thread has an engine of its own (see `worker_pool`), and needs no others to help.

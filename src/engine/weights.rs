@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ort::session::builder::PrepackedWeights;
 use ort::value::DynValue;
 
@@ -47,7 +47,8 @@ impl SharedWeights {
     /// Lets go of tensors that no loaded graph reads, if most graphs read them padded.
     pub fn release(&self) {
         let mut tensors = self.tensors.lock().unwrap_or_else(|e| e.into_inner());
-        tensors.retain(|place, tensor| !place.dims[0].is_multiple_of(ALIASED) || Arc::strong_count(tensor) > 1);
+        let is_aliased = |place: &Place| place.dims.first().is_some_and(|rows| rows.is_multiple_of(ALIASED));
+        tensors.retain(|place, tensor| !is_aliased(place) || Arc::strong_count(tensor) > 1);
     }
 
     fn tensor(&self, Weight { stored, lowering, is_padded }: Weight) -> Result<Arc<DynValue>> {
@@ -60,7 +61,9 @@ impl SharedWeights {
         let values = read(&path, &place)
             .with_context(|| format!("{} does not hold the tensor {}", path.display(), stored.name))?;
         let mut dims = place.dims.clone();
-        dims[0] += if is_padded { PADDING } else { 0 };
+        if let (true, Some(rows)) = (is_padded, dims.first_mut()) {
+            *rows += PADDING;
+        }
         let value = Arc::new(match lowering {
             None => tensor(&dims, values)?,
             Some(Lowering { to, native: false }) => tensor(&dims, values.into_iter().map(|v| to.round(v)).collect())?,
@@ -73,10 +76,18 @@ impl SharedWeights {
 
 /// A tensor's numbers, with zeros behind them if it is padded.
 fn read(path: &Path, place: &Place) -> Result<Vec<f32>> {
-    let count: usize = place.dims.iter().product();
-    let padding = if place.is_padded { count / place.dims[0] * PADDING } else { 0 };
+    let file = File::open(path)?;
+    let count = place.dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+    // Before memory is taken for it: the shape is what the graph's file says.
+    let end = count.and_then(|n| (n as u64).checked_mul(size_of::<f32>() as u64)?.checked_add(place.offset));
+    ensure!(end.is_some_and(|end| file.metadata().is_ok_and(|m| end <= m.len())), "its shape is {:?}", place.dims);
+    let count = count.unwrap_or(0);
+    let padding = match place.dims.first() {
+        Some(&rows) if place.is_padded && rows > 0 => count / rows * PADDING,
+        _ => 0,
+    };
     let mut values = vec![0f32; count + padding];
-    File::open(path)?.read_exact_at(bytemuck::cast_slice_mut(&mut values[..count]), place.offset)?;
+    file.read_exact_at(bytemuck::cast_slice_mut(&mut values[..count]), place.offset)?;
     // Stored as little-endian; nothing to do on a processor that is.
     for value in &mut values {
         *value = f32::from_bits(u32::from_le(value.to_bits()));

@@ -66,19 +66,19 @@ impl<F> Shards<F> {
         for (i, path) in weights.files.iter().enumerate() {
             let file = open(path)?;
             for name in names(&file) {
-                if let Some(other) = place.insert(name.clone(), i) {
-                    let other = weights.files[other].display();
+                if let Some(other) = place.insert(name.clone(), i).and_then(|other| weights.files.get(other)) {
+                    let other = other.display();
                     bail!("the tensor `{name}` is there twice: in {other} and in {}", path.display());
                 }
             }
             files.push(file);
         }
         for (name, shard) in &weights.index {
-            let found = place.get(name).map(|&i| &weights.files[i]);
+            let found = place.get(name).and_then(|&i| weights.files.get(i));
             ensure!(
                 found.is_some_and(|path| path.ends_with(shard)),
                 "the index of {} says that the tensor `{name}` is in {shard}, where it is not",
-                weights.files[0].parent().unwrap_or(Path::new("")).display()
+                weights.files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).display()
             );
         }
         Ok(Self { files, place })
@@ -157,9 +157,8 @@ impl Checkpoint {
     }
 
     pub fn model_type(&self) -> Result<&str> {
-        self.config["model_type"]
-            .as_str()
-            .with_context(|| format!("{}: the configuration has no `model_type`", self.path.display()))
+        let named = self.config.get("model_type").and_then(Value::as_str);
+        named.with_context(|| format!("{}: the configuration has no `model_type`", self.path.display()))
     }
 
     /// A whole number of the configuration.
@@ -236,7 +235,8 @@ impl Checkpoint {
             }
             Tensors::Gguf(file) => file.dtype(name).with_context(missing),
             Tensors::Absent => {
-                let named = self.config["dtype"].as_str().or(self.config["torch_dtype"].as_str());
+                let text = |key: &str| self.config.get(key).and_then(Value::as_str);
+                let named = text("dtype").or(text("torch_dtype"));
                 Ok(named.unwrap_or("unknown").to_string())
             }
         }
@@ -297,12 +297,8 @@ impl Checkpoint {
         let values = without_panic(|| self.values(stored, shape)).with_context(|| {
             format!("{}: the tensor `{name}` cannot be read{}", self.path.display(), self.asked_for())
         })?;
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            bail!(
-                "{}: the tensor `{name}` has {} at element {i}; weights must be finite",
-                self.path.display(),
-                values[i]
-            );
+        if let Some((i, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+            bail!("{}: the tensor `{name}` has {value} at element {i}; weights must be finite", self.path.display());
         }
         Ok(values)
     }
@@ -314,7 +310,7 @@ impl Checkpoint {
             Tensors::Pickle(shards) => {
                 let file = shards.of(name).context("it is missing")?;
                 // Before memory is taken for it: the sizes are what the file says.
-                let found = file.tensor_infos()[name].layout.dims();
+                let found = file.tensor_infos().get(name).context("it is missing")?.layout.dims();
                 ensure!(found == shape, "its shape is {found:?}; the configuration asks for {shape:?}");
                 file.get(name)?.context("it vanished")?
             }

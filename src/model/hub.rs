@@ -83,13 +83,13 @@ impl HubRepo {
             return Err(failed(Failure::of_status(status)));
         }
         let info: Value = web.json(answer.response).map_err(failed)?;
-        let commit = info["sha"].as_str().unwrap_or_default();
+        let commit = info.get("sha").and_then(Value::as_str).unwrap_or_default();
         ensure!(
             is_identifier(commit),
             "hf:{}: the hub names the commit `{commit}`, which is not a commit id",
             self.name
         );
-        let listed = info["siblings"].as_array().into_iter().flatten();
+        let listed = info.get("siblings").and_then(Value::as_array).into_iter().flatten();
         let files: Vec<String> = listed.filter_map(|f| f["rfilename"].as_str()).map(str::to_string).collect();
         for file in &files {
             ensure!(

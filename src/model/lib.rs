@@ -4,6 +4,19 @@
 //! configuration and tensor names to the [`Architecture`] and to [`LayerWeights`]. The later layers (export, engine) do
 //! not depend on the family.
 
+// What is read here comes from outside: it is an error where it is wrong, and no panic.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::get_unwrap
+    )
+)]
+
 mod architecture;
 mod checkpoint;
 pub mod corpus;

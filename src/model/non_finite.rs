@@ -5,13 +5,13 @@ pub fn replaced(json: &str, with: &str) -> Option<String> {
     let (mut out, mut copied, mut in_text) = (String::new(), 0, false);
     let bytes = json.as_bytes();
     let mut at = 0;
-    while at < bytes.len() {
-        match bytes[at] {
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
             b'\\' if in_text => at += 1,
             b'"' => in_text = !in_text,
             b'N' | b'I' | b'-' if !in_text => {
                 if let Some(word) = ["NaN", "Infinity", "-Infinity"].iter().find(|w| is_word(bytes, at, w)) {
-                    out.push_str(&json[copied..at]);
+                    out.push_str(json.get(copied..at)?);
                     out.push_str(with);
                     at += word.len();
                     copied = at;
@@ -22,13 +22,14 @@ pub fn replaced(json: &str, with: &str) -> Option<String> {
         }
         at += 1;
     }
-    (copied > 0).then(|| out + &json[copied..])
+    json.get(copied..).filter(|_| copied > 0).map(|rest| out + rest)
 }
 
 fn is_word(bytes: &[u8], at: usize, word: &str) -> bool {
     let is_part = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
     let before = at.checked_sub(1).and_then(|i| bytes.get(i));
-    bytes[at..].starts_with(word.as_bytes()) && !is_part(before) && !is_part(bytes.get(at + word.len()))
+    let begins = bytes.get(at..).is_some_and(|rest| rest.starts_with(word.as_bytes()));
+    begins && !is_part(before) && !is_part(bytes.get(at + word.len()))
 }
 
 /// What stands for such a value where it is no error: nothing that is asked of a configuration is an object of this kind.

@@ -106,12 +106,12 @@ impl SafetensorsFile {
         values.try_reserve_exact(left / dtype.size_in_bytes()).context("out of memory for its values")?;
         let mut bytes = vec![0; CHUNK.min(left)];
         while left > 0 {
-            let chunk = &mut bytes[..CHUNK.min(left)];
-            file.read_exact(chunk).with_context(place)?;
-            let count = chunk.len() / dtype.size_in_bytes();
-            let tensor = Tensor::from_raw_buffer(chunk, dtype, &[count], &Device::Cpu)?;
+            bytes.truncate(left);
+            file.read_exact(&mut bytes).with_context(place)?;
+            let count = bytes.len() / dtype.size_in_bytes();
+            let tensor = Tensor::from_raw_buffer(&bytes, dtype, &[count], &Device::Cpu)?;
             values.extend(tensor.to_dtype(DType::F32)?.to_vec1::<f32>()?);
-            left -= chunk.len();
+            left -= bytes.len();
         }
         Ok(values)
     }

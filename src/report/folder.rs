@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::files::put;
+use selfrepair_core::own_files;
 
 /// Lists, one a line, the files that reports wrote into the folder and may overwrite.
 const RECORD: &str = ".self-repair-report";
@@ -50,10 +51,8 @@ pub fn record(folder: &Path, files: impl IntoIterator<Item = String>) -> Result<
 }
 
 fn recorded(folder: &Path) -> BTreeSet<String> {
-    let path = folder.join(RECORD);
-    let is_file = fs::symlink_metadata(&path).is_ok_and(|m| m.is_file());
-    let text = if is_file { fs::read_to_string(path).unwrap_or_default() } else { String::new() };
-    text.lines().map(str::to_string).collect()
+    let bytes = own_files::read_record(&folder.join(RECORD)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).lines().map(str::to_string).collect()
 }
 
 /// Whether it is a file that another report is writing just now: named after what it will be called.

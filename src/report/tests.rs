@@ -15,7 +15,10 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use sha2::{Digest, Sha256};
 
 use super::{compare, report, summary, test_run};
+use selfrepair_core::config::AnalysisConfig;
 use selfrepair_core::files::files_below;
+use selfrepair_query::analyze;
+use selfrepair_store::test_tables::metadata;
 
 fn hostile() -> Vec<String> {
     let texts = [
@@ -30,16 +33,22 @@ fn hostile() -> Vec<String> {
 
 /// Gives a column of text another value where it has this one, in every table of a run.
 fn replace(out: &Path, column: &str, from: &str, to: &str) {
-    for path in files_below(&out.join("tables")).unwrap() {
+    change(&out.join("tables"), column, |array| {
+        let texts = cast(array, &DataType::Utf8).unwrap();
+        let text = |value: Option<&str>| value.map(|v| if v == from { to.to_string() } else { v.to_string() });
+        Arc::new(texts.as_string::<i32>().iter().map(text).collect::<StringArray>())
+    });
+}
+
+/// Changes a column of every table in a folder that has it.
+fn change(folder: &Path, column: &str, to: impl Fn(&ArrayRef) -> ArrayRef) {
+    for path in files_below(folder).unwrap() {
         let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&path).unwrap()).unwrap();
         let batches: Vec<RecordBatch> = reader.build().unwrap().map(Result::unwrap).collect();
         let Some((at, _)) = batches.first().and_then(|b| b.schema_ref().column_with_name(column)) else { continue };
         let changed = |batch: &RecordBatch| {
-            let texts = cast(batch.column(at), &DataType::Utf8).unwrap();
-            let text = |value: Option<&str>| value.map(|v| if v == from { to.to_string() } else { v.to_string() });
-            let texts: StringArray = texts.as_string::<i32>().iter().map(text).collect();
             let mut columns = batch.columns().to_vec();
-            columns[at] = Arc::new(texts) as ArrayRef;
+            columns[at] = to(batch.column(at));
             let fields = batch.schema_ref().fields().iter().zip(&columns);
             let fields = fields.map(|(f, c)| Field::new(f.name(), c.data_type().clone(), true));
             RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns).unwrap()
@@ -141,6 +150,39 @@ fn names_from_tables_are_text_in_page_figures_and_summary_and_choose_no_place() 
         }
         summary(&out).unwrap_or_else(|e| panic!("{text:?}: {e:#}"));
     }
+}
+
+/// Anything can have written a run's tables.
+#[test]
+fn a_column_of_another_type_is_an_error_or_read_and_no_panic() {
+    let config = AnalysisConfig { top_fraction: 1.0, ..Default::default() };
+    let mut errors = 0;
+    for (table, column, to) in [
+        ("ablations", "strength", DataType::Float32),
+        ("ablations", "hold_own_mlp", DataType::Int64),
+        ("ablations", "layer", DataType::Int64),
+        ("ablations", "layer", DataType::Utf8),
+        ("ablations", "head", DataType::Float64),
+        ("ablations", "prompt", DataType::Utf8),
+        ("ablations", "direct_effect", DataType::Float64),
+        ("ablations", "self_repair", DataType::Boolean),
+        ("ablations", "name", DataType::Int64),
+        ("model", "name", DataType::Int64),
+        ("model", "layers", DataType::Utf8),
+        ("clean", "prompt", DataType::Utf8),
+        ("top_tokens", "rank", DataType::Boolean),
+    ] {
+        let run = test_run("tiny", &["zero"]);
+        change(&run.path().join("tables").join(table), column, |array| cast(array, &to).unwrap());
+        let derive = || {
+            let tables = analyze::open(run.path(), &config)?;
+            analyze::derive(&tables, run.path(), &config, &metadata(), vec![], &|_: &str| {})
+        };
+        errors += usize::from(derive().is_err());
+        report(run.path()).ok();
+        summary(run.path()).ok();
+    }
+    assert!(errors >= 4, "{errors}");
 }
 
 #[test]

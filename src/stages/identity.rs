@@ -126,7 +126,8 @@ pub fn contradictions(root: &Path, identity: &Inputs) -> Vec<String> {
     }
     // Another version's names may mean something else.
     let of_version = |key: &str, what: &str| {
-        let (was, is) = (found.get(key).map_or("(none)", String::as_str), &identity.parts[key]);
+        let of = |parts: &Parts| parts.get(key).map_or("(none)", String::as_str).to_string();
+        let (was, is) = (of(&found), of(&identity.parts));
         (was != is).then(|| format!("{what} {was} → {is}: another version of this program made it"))
     };
     let versions = [of_version(SCHEMA, SCHEMA), of_version(MEASUREMENT, MEASUREMENT)];

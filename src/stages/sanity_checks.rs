@@ -4,13 +4,15 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use arrow::array::AsArray;
 use arrow::datatypes::Float32Type;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::Run;
+use selfrepair_core::columns::numbers;
 use selfrepair_core::config::Mode;
+use selfrepair_core::own_files::open_own;
+use selfrepair_core::untrusted::without_panic;
 use selfrepair_store::run_folder::Stage;
 
 /// A warning if the targets are less probable than under a uniform guess. Prompt sets are not checked: an answer may be
@@ -42,13 +44,16 @@ fn worse_than_a_guess(mean: f64, vocab: usize) -> Option<String> {
 }
 
 fn log_probs(path: &Path) -> Result<Vec<f32>> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path)?)?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), ["log_prob"]);
-    let mut out = Vec::new();
-    for batch in builder.with_projection(mask).build()? {
-        out.extend_from_slice(batch?.column(0).as_primitive::<Float32Type>().values());
-    }
-    Ok(out)
+    let file = open_own(path, File::options().read(true))?;
+    without_panic(|| {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
+        let mask = ProjectionMask::columns(builder.parquet_schema(), ["log_prob"]);
+        let mut out = Vec::new();
+        for batch in builder.with_projection(mask).build()? {
+            out.extend_from_slice(numbers::<Float32Type>(&batch?, 0)?.values());
+        }
+        Ok(out)
+    })
 }
 
 #[cfg(test)]

@@ -167,7 +167,7 @@ impl Hashed {
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
+        self.hasher.update(bytes.get(..written).unwrap_or(bytes));
         Ok(written)
     }
 

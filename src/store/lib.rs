@@ -2,6 +2,19 @@
 //!
 //! Stages only read and write files. A file is written under a temporary name and renamed when it is complete.
 
+// What is read here comes from outside: it is an error where it is wrong, and no panic.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::get_unwrap
+    )
+)]
+
 pub mod checksums;
 pub mod locks;
 mod overlap;
@@ -15,6 +28,7 @@ mod stage_files;
 pub mod store;
 mod table_writer;
 #[doc(hidden)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "only tests call it, with tables of their own")]
 pub mod test_tables;
 
 pub use piece_files::PieceFiles;

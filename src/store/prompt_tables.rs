@@ -71,7 +71,7 @@ pub fn read(tokens: &Path, targets: &Path) -> Result<Prompts> {
             prompts.push(vec![]);
         }
         ensure!(p + 1 == prompts.len(), place());
-        prompts[p].push(token.with_context(place)?);
+        prompts.last_mut().with_context(place)?.push(token.with_context(place)?);
     }
     let path = targets.join("targets.parquet");
     if !path.exists() {

@@ -14,6 +14,7 @@ use selfrepair_core::files::sha256_of_file;
 use selfrepair_core::own_files;
 use selfrepair_core::pieces::{Ablation, Piece, PieceText};
 use selfrepair_core::tables::{HEAD_SIMILARITY, PAIRS, ROUNDING, TOP_TOKENS, Table};
+use selfrepair_core::untrusted::without_panic;
 
 use crate::overlap::{Leave, RowKey, There, is_of_additions, keys_of, without, without_fewer_compared};
 use crate::piece_files::PieceFiles;
@@ -381,6 +382,16 @@ fn table_of(file: &FileRecord) -> Result<&'static Table> {
 
 /// Writes the rows of a file that are not about `keys` to another one. Returns its checksum, or nothing if there are none.
 fn copy_without(
+    from: &Path,
+    to: &Path,
+    table: &Table,
+    keys: &BTreeSet<RowKey>,
+    meta: &Metadata,
+) -> Result<Option<String>> {
+    without_panic(|| rewrite_without(from, to, table, keys, meta))
+}
+
+fn rewrite_without(
     from: &Path,
     to: &Path,
     table: &Table,

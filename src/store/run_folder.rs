@@ -151,6 +151,7 @@ impl RunFolder {
     }
 
     /// Checksums of what a stage wrote so far.
+    #[expect(clippy::indexing_slicing, reason = "there is one for each stage")]
     pub fn ledger(&self, stage: Stage) -> &Arc<Ledger> {
         &self.ledgers[stage as usize]
     }

@@ -4,16 +4,17 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::writer::FileWriter;
-use arrow::record_batch::RecordBatch;
+use arrow::record_batch::{RecordBatch, RecordBatchReader};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use selfrepair_core::files::{sha256_of, write_atomically};
 use selfrepair_core::own_files::{open_own, read_own};
 use selfrepair_core::sink::{Part, RowSink, RowWriter, Rows};
 use selfrepair_core::tables::Table;
+use selfrepair_core::untrusted::without_panic;
 
 use crate::checksums::{Hashed, Ledger};
 use crate::run_folder::{RunFolder, STAGES, Stage};
@@ -153,10 +154,18 @@ pub(crate) fn parquet_batches(path: &Path, columns: &[String], rows: usize) -> R
     let file = open_own(path, OpenOptions::new().read(true));
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     let damaged = format!("{} is not a complete Parquet file", path.display());
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(|| damaged.clone())?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().map(String::as_str));
-    let reader = builder.with_projection(mask).with_batch_size(rows).build()?;
-    Ok(Box::new(reader.map(move |batch| batch.with_context(|| damaged.clone()))))
+    let open = || {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
+        let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().map(String::as_str));
+        Ok(builder.with_projection(mask).with_batch_size(rows).build()?)
+    };
+    let mut reader = without_panic(open).with_context(|| damaged.clone())?;
+    let there = reader.schema();
+    if let Some(missing) = columns.iter().find(|name| there.index_of(name).is_err()) {
+        bail!("{} has no column `{missing}`", path.display());
+    }
+    let next = move || without_panic(|| Ok(reader.next().transpose()?)).with_context(|| damaged.clone()).transpose();
+    Ok(Box::new(std::iter::from_fn(next)))
 }
 
 impl RowWriter for TableWriter {

@@ -90,6 +90,23 @@ fn settings_that_do_not_fit() {
 
 /// A device has no end, and nobody writes into a FIFO.
 #[test]
+fn a_query_is_read_from_a_file_or_from_a_pipe_that_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("corpus", dir.path(), &[]));
+    let fifo = dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for (path, kind) in [(fifo.as_path(), "a FIFO"), (Path::new("/dev/zero"), "a device"), (dir.path(), "a folder")] {
+        let error = failed(pipeline().args(["sql", "--out"]).arg(dir.path()).arg("-f").arg(path).output().unwrap());
+        assert!(error.contains(&format!("{}: it is {kind}", path.display())), "{error}");
+    }
+    let mut endless = pipeline();
+    endless.args(["sql", "--out"]).arg(dir.path()).stdin(std::fs::File::open("/dev/zero").unwrap());
+    assert_says(&failed(endless.output().unwrap()), &["from the pipe", "more than 16777216 bytes"]);
+    let output = pipeline().args(["prompts", "ioi", "--count", "99999999999"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn what_is_no_file_is_an_error_and_no_wait() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = |name: &str| {

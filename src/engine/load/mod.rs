@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use prost::Message;
+use selfrepair_core::own_files::read_record;
 
 use crate::export::ExternalWeight;
 use crate::export::onnx::{ModelProto, Role};
@@ -42,7 +43,7 @@ pub struct Weight {
 /// Reads an exported graph and lowers its projections if wanted and if it has some. For a CPU, `fused` says to fuse operators, and to pad rows
 /// of a multiple of so many numbers ([`ALIASED`], but for tests).
 pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -> Result<Prepared> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = read_record(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;
     let role = model.role();
     let lowering = lowering.filter(|_| role == Role::Projections);

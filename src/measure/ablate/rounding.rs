@@ -5,7 +5,7 @@ use std::iter::repeat_n;
 use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::Float32Type;
-use selfrepair_core::columns;
+use selfrepair_core::columns::{self, numbers};
 use selfrepair_core::config::RuntimeConfig;
 use selfrepair_core::precision::Precision;
 use selfrepair_core::progress::{self, Bar};
@@ -99,10 +99,8 @@ fn compare(sink: &dyn RowSink, exact: &Shard) -> Result<(usize, Vec<(String, Dif
         let batch = batch?;
         let columns = exact.columns(rows..rows + batch.num_rows())?;
         for ((name, d), exact) in differences.iter_mut().zip(&columns) {
-            let rounded = batch.column_by_name(name).with_context(|| format!("ablations has no {name}"))?;
-            for (&x, &exact) in
-                rounded.as_primitive::<Float32Type>().values().iter().zip(exact.as_primitive::<Float32Type>().values())
-            {
+            let rounded = numbers::<Float32Type>(&batch, batch.schema().index_of(name)?)?;
+            for (&x, &exact) in rounded.values().iter().zip(exact.as_primitive::<Float32Type>().values()) {
                 let (difference, exact) = (f64::from(x) - f64::from(exact), f64::from(exact));
                 d.largest = d.largest.max(difference.abs());
                 d.squares += difference * difference;

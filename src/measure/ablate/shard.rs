@@ -10,9 +10,10 @@ use arrow::datatypes::{DataType, Field, Float32Type, Schema, UInt32Type};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
 use arrow::record_batch::RecordBatch;
-use selfrepair_core::columns::{self, floats};
+use selfrepair_core::columns::{self, floats, numbers};
 use selfrepair_core::sink::{Part, RowSink};
 use selfrepair_core::tables::{ABLATIONS, COMPONENT_REPAIRS, DISTRIBUTIONS, NEURON_REPAIRS, NEURON_TOTALS, Table};
+use selfrepair_core::untrusted::without_panic;
 
 use super::key::{TargetKey, expert_columns, repairer_columns, target_columns};
 use super::plan::{Job, Plan};
@@ -388,16 +389,20 @@ fn sample_bytes(samples: &[(u32, Vec<f32>)]) -> Result<Vec<u8>> {
 
 /// Adds the samples kept under `name` to those of each curve.
 pub fn read_samples(sink: &dyn RowSink, name: &str, samples: &mut [Vec<Vec<f32>>]) -> Result<()> {
-    let place = || format!("{name} cannot be read");
-    for batch in FileReader::try_new(Cursor::new(sink.kept(name)?), None).with_context(place)? {
-        let batch = batch.with_context(place)?;
-        let curves = batch.column(0).as_primitive::<UInt32Type>().values();
-        let lists = batch.column(1).as_fixed_size_list();
-        for (i, &curve) in curves.iter().enumerate() {
-            let values = lists.value(i);
-            let into = samples.get_mut(curve as usize).with_context(place)?;
-            into.push(values.as_primitive::<Float32Type>().values().to_vec());
+    let bytes = sink.kept(name)?;
+    let read = || {
+        for batch in FileReader::try_new(Cursor::new(bytes), None)? {
+            let batch = batch?;
+            let curves = numbers::<UInt32Type>(&batch, 0)?.values();
+            let lists = batch.columns().get(1).and_then(|c| c.as_fixed_size_list_opt()).context("it has no lists")?;
+            for (i, &curve) in curves.iter().enumerate() {
+                let values = lists.value(i);
+                let values = values.as_primitive_opt::<Float32Type>().context("its lists are not of floats")?;
+                let into = samples.get_mut(curve as usize).context("it has a curve that nobody asked for")?;
+                into.push(values.values().to_vec());
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    without_panic(read).with_context(|| format!("{name} cannot be read"))
 }

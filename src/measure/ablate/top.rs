@@ -5,10 +5,10 @@ use std::cmp::Ordering;
 use std::iter::repeat_n;
 
 use anyhow::{Result, ensure};
-use arrow::array::{ArrayRef, AsArray};
+use arrow::array::ArrayRef;
 use arrow::datatypes::{Float32Type, Int32Type};
 use arrow::record_batch::RecordBatch;
-use selfrepair_core::columns;
+use selfrepair_core::columns::{self, numbers};
 use selfrepair_core::components::{Ablatable, Component};
 use selfrepair_core::prompts::Prompts;
 use selfrepair_core::sink::Part;
@@ -44,7 +44,16 @@ impl TopTokens {
         let mut best = vec![Best::new(count); context.piece.components().len()];
         let seen = read_effects(context, &mut best)?;
         ensure!(seen == measured, "direct_effects has {seen} tokens, but the corpus has {measured}; run with --fresh");
-        Ok(Self::new(best.into_iter().map(Best::ranked).collect()))
+        let ranked: Vec<_> = best.into_iter().map(Best::ranked).collect();
+        let is_measured = |t: &TopToken| {
+            let prompt = t.prompt as usize;
+            prompt < prompts.count() && prompts.measured(prompt).contains(&(t.position as usize))
+        };
+        ensure!(
+            ranked.iter().flatten().all(is_measured),
+            "direct_effects has a token that the corpus does not have; run with --fresh"
+        );
+        Ok(Self::new(ranked))
     }
 
     fn new(ranked: Vec<Vec<TopToken>>) -> Self {
@@ -129,9 +138,9 @@ fn read_effects(context: &MeasureContext, best: &mut [Best]) -> Result<usize> {
     let mut tokens = 0;
     for batch in context.sink.read(&DIRECT_EFFECTS, None, &columns, 64 * components_of_token)? {
         let batch = batch?;
-        let ints = |i: usize| batch.column(i).as_primitive::<Int32Type>().values();
-        let (prompts, positions) = (ints(0), ints(1));
-        let effects = batch.column(2).as_primitive::<Float32Type>().values();
+        let (prompts, positions) =
+            (numbers::<Int32Type>(&batch, 0)?.values(), numbers::<Int32Type>(&batch, 1)?.values());
+        let effects = numbers::<Float32Type>(&batch, 2)?.values();
         ensure!(effects.len() % components_of_token == 0, "direct_effects has a token with missing components");
         for (i, effects) in effects.chunks_exact(components_of_token).enumerate() {
             let row = i * components_of_token;

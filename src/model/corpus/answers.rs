@@ -142,8 +142,8 @@ pub fn whole(key: &str, value: &Value) -> Result<i64> {
 
 fn shown(value: &Value) -> String {
     let text = value.to_string();
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
+    match text.char_indices().nth(80).and_then(|(end, _)| text.get(..end)) {
+        Some(beginning) => format!("{beginning}…"),
         None => text,
     }
 }
@@ -180,7 +180,7 @@ fn inside(tokenizer: &Tokenizer) -> Result<Cow<'_, Tokenizer>> {
 
 /// A normalizer or pre-tokenizer without what it does at the beginning of a text.
 fn without_prefix(mut part: Value) -> Value {
-    match part["type"].as_str() {
+    let sets = match part.get("type").and_then(Value::as_str) {
         Some("Sequence") => {
             for key in ["normalizers", "pretokenizers"] {
                 if let Some(parts) = part.get_mut(key).and_then(Value::as_array_mut) {
@@ -188,12 +188,16 @@ fn without_prefix(mut part: Value) -> Value {
                     *parts = changed.collect();
                 }
             }
+            None
         }
         Some("Prepend") => return Value::Null,
-        Some("Metaspace") => part["prepend_scheme"] = "never".into(),
-        Some("ByteLevel") => part["add_prefix_space"] = false.into(),
-        Some("Strip") => part["strip_left"] = false.into(),
-        _ => {}
+        Some("Metaspace") => Some(("prepend_scheme", "never".into())),
+        Some("ByteLevel") => Some(("add_prefix_space", false.into())),
+        Some("Strip") => Some(("strip_left", false.into())),
+        _ => None,
+    };
+    if let (Some((key, value)), Some(part)) = (sets, part.as_object_mut()) {
+        part.insert(key.into(), value);
     }
     part
 }

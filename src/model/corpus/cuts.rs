@@ -93,11 +93,13 @@ impl Cuts {
     pub fn find(&self, text: &str, from: usize) -> Option<Cut> {
         let rule = self.rule.as_ref()?;
         let from = (from..text.len()).find(|&i| text.is_char_boundary(i))?;
-        let mut before = text[..from].chars().next_back()?;
-        for (at, c) in text[from..].char_indices() {
+        let (already, rest) = text.split_at_checked(from)?;
+        let mut before = already.chars().next_back()?;
+        let mut chars = rest.char_indices().peekable();
+        while let Some((at, c)) = chars.next() {
             let end = from + at;
             let next = end + c.len_utf8();
-            if rule.allows(before, c, text[next..].chars().next()) {
+            if rule.allows(before, c, chars.peek().map(|&(_, after)| after)) {
                 return Some(Cut { end, next: if rule.drop_space.is_some() { next } else { end } });
             }
             before = c;
@@ -154,7 +156,7 @@ fn rule(tokenizer: &Tokenizer, normalizers: &[&Value], pre_tokenizers: &[&Value]
         let matches = pre_tokenizers.iter().any(|p| splits_at_words(p));
         // Behind a part that writes `Ġ` for a space, no other sees one.
         let splitter = pre_tokenizers.iter().position(|p| splits_at_words(p) || splits_at_spaces(p))?;
-        let writes = pre_tokenizers[..splitter].iter().any(|p| p["type"] == "ByteLevel");
+        let writes = pre_tokenizers.iter().take(splitter).any(|p| p["type"] == "ByteLevel");
         if writes || !pre_tokenizers.iter().all(|p| is_known(p)) {
             return None;
         }
@@ -174,7 +176,7 @@ fn prepends(normalizers: &[&Value]) -> Option<bool> {
     for (i, normalizer) in normalizers.iter().enumerate() {
         match normalizer["type"].as_str()? {
             "NFC" | "NFD" | "NFKC" | "NFKD" | "Lowercase" => {}
-            "Replace" if normalizer["pattern"]["String"] == " " && normalizer["content"] == "▁" => {}
+            "Replace" if pattern(normalizer, "String") == " " && normalizer["content"] == "▁" => {}
             "Prepend" if i == 0 && normalizer["prepend"] == "▁" => prepends = true,
             _ => return None,
         }
@@ -191,7 +193,12 @@ fn is_whole_metaspace(pre_tokenizers: &[&Value]) -> bool {
 /// Gemma's, after its normalizer left no spaces; and `Metaspace` that does not split.
 fn is_split_at_space(pre_tokenizer: &Value) -> bool {
     is_whole_metaspace(&[pre_tokenizer])
-        || (pre_tokenizer["type"] == "Split" && pre_tokenizer["pattern"]["String"] == " ")
+        || (pre_tokenizer["type"] == "Split" && pattern(pre_tokenizer, "String") == " ")
+}
+
+/// The pattern of a part, if it is of that kind.
+fn pattern<'a>(part: &'a Value, kind: &str) -> &'a Value {
+    part["pattern"].get(kind).unwrap_or(&Value::Null)
 }
 
 /// Whether it matches one of the patterns.
@@ -199,7 +206,7 @@ fn splits_at_words(pre_tokenizer: &Value) -> bool {
     match pre_tokenizer["type"].as_str() {
         Some("ByteLevel") => pre_tokenizer["use_regex"] != false,
         Some("Split") => {
-            let pattern = pre_tokenizer["pattern"]["Regex"].as_str();
+            let pattern = pattern(pre_tokenizer, "Regex").as_str();
             let behavior = (pre_tokenizer["behavior"].as_str(), pre_tokenizer["invert"].as_bool());
             pattern.is_some_and(|p| [GPT2, CL100K, CL100K_DIGITS, O200K].contains(&p))
                 && matches!(behavior, (Some("Isolated"), Some(false)) | (Some("Removed"), Some(true)))
@@ -276,7 +283,7 @@ fn growth(part: &Value) -> usize {
             let inside = keys.iter().filter_map(|key| part[*key].as_array()).flatten();
             inside.fold(1, |product, part| product.saturating_mul(growth(part)))
         }
-        Some("Replace") => match length(&part["pattern"]["String"]) {
+        Some("Replace") => match length(pattern(part, "String")) {
             0 => 1 + length(&part["content"]),
             n => length(&part["content"]).div_ceil(n).max(1),
         },

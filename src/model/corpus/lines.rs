@@ -1,6 +1,6 @@
 //! Lines of a file. Long lines are read in parts.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -19,18 +19,7 @@ impl<R: Read> Read for WithoutMark<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.first.is_none() {
             let mut first = Vec::new();
-            while first.len() < MARK.len() {
-                let mut bytes = [0; MARK.len()];
-                match self.inner.read(&mut bytes[first.len()..]) {
-                    Ok(0) => break,
-                    Ok(n) => {
-                        let from = first.len();
-                        first.extend_from_slice(&bytes[from..from + n]);
-                    }
-                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    Err(e) => return Err(e),
-                }
-            }
+            (&mut self.inner).take(MARK.len() as u64).read_to_end(&mut first)?;
             if first == MARK {
                 first.clear();
             }

@@ -46,12 +46,14 @@ impl<'a, I: Iterator<Item = Result<Part>>> Pieces<'a, I> {
     /// The next piece, or `None` at the end.
     fn advance(&mut self) -> Result<Option<Piece>> {
         loop {
-            let text = &self.text[self.start..];
+            let text = self.text.get(self.start..).unwrap_or_default();
             if self.complete && text.len() <= PIECE {
                 return Ok(Some(self.finish()));
             }
-            if let Some(cut) = self.cuts.find(text, PIECE) {
-                let text = text[..cut.end].to_string();
+            if let Some(cut) = self.cuts.find(text, PIECE)
+                && let Some(text) = text.get(..cut.end)
+            {
+                let text = text.to_string();
                 self.start += cut.next;
                 return Ok(Some(Piece { document: self.document, text }));
             }

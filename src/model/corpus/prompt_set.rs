@@ -81,7 +81,7 @@ fn prompt(
     );
     let given = |key: &str| row.json.get(key).filter(|value| !value.is_null());
     let position = position(given("position"), length, given("answer").is_some())?;
-    let read = &tokens[tokens.len().min(usize::from(bos.is_some()))..=position];
+    let read = tokens.get(usize::from(bos.is_some())..=position).unwrap_or_default();
     let text = match position + 1 == length {
         true => Some(text.to_string()),
         // Of a part of the prompt, the text is known if it is made of the same tokens.

@@ -18,6 +18,7 @@ use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use super::json_text::{Under, no_key, not_json, text_under};
 use super::lines::Lines;
 use crate::non_finite::{self, MARKED};
+use selfrepair_core::memory::with_at_most;
 use selfrepair_core::untrusted::{not_utf8, open_file, without_panic};
 
 /// A document, or a part of one that is too long to be read at once.
@@ -38,6 +39,9 @@ const MOST_LINE: usize = 256 << 20;
 
 /// The most bytes that a row of a prompt set may have.
 const MOST_ROW: usize = 16 << 20;
+
+/// The most memory that decoding some rows of a Parquet file may take.
+const MOST_DECODED: u32 = 512 << 20;
 
 /// Rows without a text, which are left out and counted.
 #[derive(Debug, Default)]
@@ -226,7 +230,13 @@ fn open_parquet(path: &Path, file: File) -> Result<ParquetRecordBatchReaderBuild
         let metadata = ArrowReaderMetadata::try_new(plain.metadata().clone(), options)?;
         Ok(ParquetRecordBatchReaderBuilder::new_with_metadata(file.try_clone()?, metadata))
     };
-    without_panic(open).with_context(|| format!("{} is not a complete Parquet file", path.display()))
+    decoding(path, open).with_context(|| format!("{} is not a complete Parquet file", path.display()))
+}
+
+/// Calls the Parquet library, which decodes a page as a whole: its header may speak of gigabytes, and a few bytes may
+/// decompress to as many.
+fn decoding<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    with_at_most(MOST_DECODED, &path.display().to_string(), || without_panic(read))
 }
 
 fn parquet_rows(
@@ -251,8 +261,9 @@ fn parquet_rows(
     let mask = ProjectionMask::roots(builder.parquet_schema(), [index]);
     let rows = rows_at_once(builder.metadata(), column);
     let builder = builder.with_projection(mask).with_batch_size(rows);
-    let mut batches = without_panic(|| Ok(builder.build()?)).with_context(|| format!("{name}: cannot be read"))?;
-    let batches = std::iter::from_fn(move || without_panic(|| Ok(batches.next().transpose()?)).transpose());
+    let mut batches = decoding(path, || Ok(builder.build()?)).with_context(|| format!("{name}: cannot be read"))?;
+    let file = path.to_path_buf();
+    let batches = std::iter::from_fn(move || decoding(&file, || Ok(batches.next().transpose()?)).transpose());
     Ok(batches.flat_map(move |batch| {
         let rows = match batch.with_context(|| format!("{name}: cannot be read")) {
             Ok(batch) => (Some(batch.column(0).clone()), batch.num_rows(), None),
@@ -355,7 +366,7 @@ fn parquet_as_json(path: &Path, file: File) -> Result<Vec<u8>> {
         writer.finish()?;
         Ok(writer.into_inner().0)
     };
-    without_panic(read).with_context(|| format!("{} cannot be read as a prompt set", path.display()))
+    decoding(path, read).with_context(|| format!("{} cannot be read as a prompt set", path.display()))
 }
 
 /// Bytes as texts. Those that are none are an error.

@@ -1,10 +1,10 @@
 //! Which files of a data set of the hub are its training split: those that its README names, else by the names of
 //! folders and files. These are the rules of Hugging Face's `datasets`.
 
-use std::path::Path;
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail, ensure};
-use glob::{MatchOptions, Pattern};
+use glob::Pattern;
 use serde_json::{Map, Value};
 
 use selfrepair_core::untrusted::without_panic;
@@ -23,6 +23,9 @@ const FORMATS: [&[&str]; 3] = [&[".parquet"], &[".jsonl", ".jsonl.gz", ".jsonl.z
 
 /// Advice where the data set does not say which files are meant.
 const CHOOSE: &str = "download the file you mean and name it in corpus.source";
+
+/// Patterns of a README times files of the data set: each is tried with each.
+const MOST_TRIED: usize = 10_000_000;
 
 /// The files to read, in order. `readme` is the data set's README.md.
 ///
@@ -136,8 +139,8 @@ impl Place {
 fn has_word(name: &str, keyword: &str, place: Place) -> bool {
     let separates = |c: char| c.is_ascii_digit() || "-._ ".contains(c);
     name.match_indices(keyword).any(|(at, _)| {
-        let before = name[..at].chars().next_back();
-        let after = name[at + keyword.len()..].chars().next();
+        let before = name.get(..at).and_then(|text| text.chars().next_back());
+        let after = name.get(at + keyword.len()..).and_then(|text| text.chars().next());
         let found = match (before, after) {
             (None, None) => Place::Whole,
             (None, Some(_)) => Place::Beginning,
@@ -183,9 +186,15 @@ fn default_config(configs: Vec<Config>) -> Result<Option<Config>> {
 }
 
 fn named_splits(files: &[String], named: &[(String, Vec<String>)], folder: &str) -> Result<Splits> {
+    let count: usize = named.iter().map(|(_, patterns)| patterns.len()).sum();
+    ensure!(
+        count.saturating_mul(files.len()) <= MOST_TRIED,
+        "README.md has {count} patterns for {} files; {CHOOSE}",
+        files.len()
+    );
     let mut splits = Splits::new();
     for (split, patterns) in named {
-        let mut found: Vec<String> = Vec::new();
+        let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
         for pattern in patterns {
             let of_pattern = matching(files, pattern, folder)?;
             // Of the other splits, nothing is read.
@@ -194,7 +203,7 @@ fn named_splits(files: &[String], named: &[(String, Vec<String>)], folder: &str)
                 !of_pattern.is_empty() || !is_needed,
                 "README.md says that the split {split} is `{pattern}`, which is no file of the data set"
             );
-            found.extend(of_pattern.into_iter().filter(|file| !found.contains(file)).collect::<Vec<_>>());
+            found.extend(of_pattern.into_iter().filter(|file| seen.insert(file.clone())));
         }
         splits.push((split.clone(), found));
     }
@@ -207,25 +216,54 @@ fn matching(files: &[String], pattern: &str, folder: &str) -> Result<Vec<String>
         "README.md says that the data set is in `{pattern}`, outside its repository; {CHOOSE}"
     );
     let asks_for_hidden = is_hidden(pattern.trim_start_matches("./"));
-    let parsed = Pattern::new(pattern.trim_start_matches("./"));
+    let parsed = PathPattern::new(pattern.trim_start_matches("./"));
     let parsed = parsed.with_context(|| format!("README.md has the pattern `{pattern}` of files; {CHOOSE}"))?;
-    let options = MatchOptions { require_literal_separator: true, ..MatchOptions::default() };
     let matches = |f: &&String| {
         let inside = below(folder, f).filter(|f| asks_for_hidden || !is_hidden(f));
-        inside.is_some_and(|f| parsed.matches_path_with(Path::new(f), options))
+        inside.is_some_and(|f| parsed.matches(f))
     };
     let mut found: Vec<String> = files.iter().filter(matches).cloned().collect();
     found.sort();
     Ok(found)
 }
 
+/// A pattern of paths, by component; `None` is `**`. As a whole, the library would try every way to share a path between
+/// several `*`, which takes time without end for some.
+struct PathPattern(Vec<Option<Pattern>>);
+
+impl PathPattern {
+    fn new(pattern: &str) -> Result<Self> {
+        let part = |part| if part == "**" { Ok(None) } else { Ok(Some(Pattern::new(part)?)) };
+        pattern.split('/').map(part).collect::<Result<_>>().map(Self)
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        let names: Vec<&str> = path.split('/').collect();
+        // How many names the parts so far can stand for.
+        let mut ends = BTreeSet::from([0]);
+        for (i, part) in self.0.iter().enumerate() {
+            // At its end, `**` stands for at least one.
+            let least = usize::from(i + 1 == self.0.len());
+            ends = match (part, ends.first()) {
+                (_, None) => return false,
+                (None, Some(first)) => (first + least..=names.len()).collect(),
+                (Some(part), _) => {
+                    let fits = |&&at: &&usize| names.get(at).is_some_and(|name| part.matches(name));
+                    ends.iter().filter(fits).map(|at| at + 1).collect()
+                }
+            };
+        }
+        ends.contains(&names.len())
+    }
+}
+
 /// The `configs` of a README's YAML header.
 fn configs(readme: &str) -> Result<Vec<Config>> {
     let Some(header) = header(readme) else { return Ok(vec![]) };
     let header = without_panic(|| yaml(header)).context("its YAML header")?;
-    let list = match &header["configs"] {
-        Value::Null => return Ok(vec![]),
-        Value::Array(list) => list,
+    let list = match header.get("configs") {
+        None | Some(Value::Null) => return Ok(vec![]),
+        Some(Value::Array(list)) => list,
         _ => bail!("`configs` is not a list"),
     };
     list.iter().map(config).collect()
@@ -263,12 +301,15 @@ fn header(readme: &str) -> Option<&str> {
     let rest = readme.trim_start_matches('\u{feff}').trim_start().strip_prefix("---")?;
     let rest = rest.strip_prefix('\r').unwrap_or(rest).strip_prefix('\n')?;
     let is_end = |at: &usize| {
-        let after = &rest[at + "\n---".len()..];
+        let after = rest.get(at + "\n---".len()..).unwrap_or_default();
         after.is_empty() || after.starts_with('\n') || after.starts_with("\r\n")
     };
     let end = rest.match_indices("\n---").map(|(at, _)| at).find(is_end)?;
-    Some(&rest[..end])
+    rest.get(..end)
 }
+
+/// Levels of lists and objects. A data set's card has about six.
+const MOST_NESTED: usize = 100;
 
 /// Values that are being read.
 enum Open {
@@ -281,6 +322,7 @@ fn yaml(text: &str) -> Result<Value> {
     use saphyr_parser::{Event, Parser};
     let (mut open, mut root) = (Vec::<Open>::new(), Value::Null);
     for event in Parser::new_from_str(text) {
+        ensure!(open.len() <= MOST_NESTED, "it nests deeper than {MOST_NESTED} levels");
         let value = match event?.0 {
             Event::Scalar(text, ..) => Value::String(text.into_owned()),
             Event::SequenceStart(..) => {

@@ -112,18 +112,16 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
 /// Sizes that are each plausible can still make a model that no machine holds.
 fn check_parameters(a: &Architecture) -> Result<()> {
     let wide = |x: usize| x as u128;
-    let matrices = [
-        ("the embedding", wide(a.vocab) * wide(a.d_model)),
-        ("a layer's attention", wide(a.d_model) * wide(a.d_head) * wide(a.heads)),
-        ("a layer's MLP", wide(a.d_model) * wide(a.d_mlp)),
-    ];
-    for (what, numbers) in matrices {
+    let embedding = wide(a.vocab) * wide(a.d_model);
+    let attention = wide(a.d_model) * wide(a.d_head) * wide(a.heads);
+    let mlp = wide(a.d_model) * wide(a.d_mlp);
+    for (what, numbers) in [("the embedding", embedding), ("a layer's attention", attention), ("a layer's MLP", mlp)] {
         ensure!(
             numbers <= MOST_IN_MATRIX,
             "the configuration says that a matrix of {what} has {numbers} numbers; expected at most {MOST_IN_MATRIX}"
         );
     }
-    let all: u128 = matrices[0].1 + wide(a.layers) * (4 * matrices[1].1 + 3 * matrices[2].1);
+    let all = embedding + wide(a.layers) * (4 * attention + 3 * mlp);
     ensure!(all <= MOST_PARAMETERS, "the configuration speaks of {all} parameters; expected at most {MOST_PARAMETERS}");
     Ok(())
 }

@@ -78,6 +78,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
 }
 
 /// The columns of q (0), k (1) or v (2): head h has its three parts side by side.
+#[expect(clippy::indexing_slicing, reason = "`qkv` has the columns of all heads: it was read with that shape")]
 fn part(a: &Architecture, qkv: &Linear, which: usize) -> Linear {
     let column = |i: usize| (i / a.d_head * 3 + which) * a.d_head + i % a.d_head;
     let width = a.heads * a.d_head;

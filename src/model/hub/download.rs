@@ -196,12 +196,13 @@ impl Source<'_> {
                 Ok(read) => read.map_err(|e| self.web.broken(&e))?,
                 Err(_) => return Err(Failure::lasting("the answer is malformed".into())),
             };
-            if read == 0 {
+            let bytes = buffer.get(..read).unwrap_or_default();
+            if bytes.is_empty() {
                 let text = format!("the connection ended after {have} of {} bytes", pinned.size);
                 return Err(Failure { again: Again::Soon, ..Failure::lasting(text) });
             }
-            part.write_all(&buffer[..read]).map_err(|e| local(&e))?;
-            have += read as u64;
+            part.write_all(bytes).map_err(|e| local(&e))?;
+            have += bytes.len() as u64;
             bar.set_position(have >> 10);
         }
         Ok(())

@@ -40,20 +40,22 @@ impl DataSet {
         let answer = self.ask(doing, &format!("datasets/{}.git/info/lfs/objects/batch", self.name), LFS, &asked)?;
         let mut stored = 0;
         for file in files {
-            let told = answer["objects"].as_array().into_iter().flatten().find(|o| o["oid"] == file.sha256.as_str());
+            let mut objects = answer.get("objects").and_then(Value::as_array).into_iter().flatten();
+            let told = objects.find(|o| o["oid"] == file.sha256.as_str());
             let told =
                 told.with_context(|| format!("hf:{}: the hub gives no upload address for {}", self.name, file.path))?;
-            if let Some(message) = told["error"]["message"].as_str() {
+            if let Some(message) = told.pointer("/error/message").and_then(Value::as_str) {
                 bail!("hf:{}: the hub does not take {}: {}", self.name, file.path, self.quoted(message));
             }
             bar.set_message(&file.path);
             // Without actions, the store has it.
-            let actions = &told["actions"];
-            if let Some(href) = actions["upload"]["href"].as_str() {
-                self.upload(file, href, &actions["upload"]["header"])?;
+            let action = |name: &str| told["actions"].get(name).unwrap_or(&Value::Null);
+            let upload = action("upload");
+            if let Some(href) = upload["href"].as_str() {
+                self.upload(file, href, &upload["header"])?;
                 stored += file.size;
             }
-            if let Some(href) = actions["verify"]["href"].as_str() {
+            if let Some(href) = action("verify")["href"].as_str() {
                 let doing = format!("verifying {}", file.path);
                 let asked = json!({ "oid": file.sha256, "size": file.size }).to_string();
                 let answer = self.post(&doing, &self.address(&doing, href)?, LFS, &asked, QUESTION)?;

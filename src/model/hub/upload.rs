@@ -95,10 +95,10 @@ impl DataSet {
         }
         let doing = "creating the data set";
         let (owner, name) = self.name.split_once('/').unwrap_or_default();
-        let mut asked = json!({ "name": name, "organization": owner, "type": "dataset" });
-        if private {
-            asked["visibility"] = "private".into();
-        }
+        let asked = match private {
+            true => json!({ "name": name, "organization": owner, "type": "dataset", "visibility": "private" }),
+            false => json!({ "name": name, "organization": owner, "type": "dataset" }),
+        };
         let answer = self.post_at_hub(doing, "api/repos/create", "application/json", &asked.to_string())?;
         // 409: somebody else created it in between.
         if answer.status() != 409 {
@@ -164,7 +164,7 @@ impl DataSet {
             let entries: Vec<Value> = self.web.json(answer).map_err(|f| self.failed(doing, &f))?;
             for entry in entries.iter().filter(|e| e["type"] == "file") {
                 let Some(path) = entry["path"].as_str().filter(|p| p.len() <= LONGEST_PATH) else { continue };
-                files.insert(path.to_string(), entry["lfs"]["oid"].as_str().map(str::to_string));
+                files.insert(path.to_string(), entry.pointer("/lfs/oid").and_then(Value::as_str).map(str::to_string));
             }
         }
         Ok(files)
@@ -228,8 +228,8 @@ impl DataSet {
         }
         let path = format!("api/datasets/{}/preupload/main", self.name);
         let answer = self.ask(doing, &path, "application/json", &json!({ "files": asked }))?;
-        let modes: BTreeMap<&str, &str> = answer["files"]
-            .as_array()
+        let listed = answer.get("files").and_then(Value::as_array);
+        let modes: BTreeMap<&str, &str> = listed
             .into_iter()
             .flatten()
             .filter_map(|f| Some((f["path"].as_str()?, f["uploadMode"].as_str()?)))
@@ -269,7 +269,7 @@ impl DataSet {
         let answer = self.post(doing, &self.web.at_hub(&path)?, "application/x-ndjson", &body, TOTAL)?;
         let answer: Value = self.web.json(self.checked(doing, answer)?).map_err(|f| self.failed(doing, &f))?;
         ensure!(
-            answer.is_object() && answer["success"] != false,
+            answer.is_object() && answer.get("success") != Some(&Value::Bool(false)),
             "hf:{}: {doing}: the answer is not what a hub says of a commit",
             self.name
         );

@@ -111,8 +111,7 @@ impl<'a> Machine<'a> {
     /// The last `count` objects become one.
     fn join(&mut self, kind: Kind, count: usize) -> Result<()> {
         let first = self.stack.len().checked_sub(count).context("it takes what is not there")?;
-        let whole = Object::of(kind, &self.stack[first..]);
-        self.stack.truncate(first);
+        let whole = Object::of(kind, &self.stack.split_off(first));
         self.count(&Object { text: 0, ..whole }, 1)?;
         self.stack.push(whole);
         Ok(())
@@ -150,7 +149,7 @@ impl<'a> Machine<'a> {
 
     /// One operation; whether it was the last.
     fn step(&mut self) -> Result<bool> {
-        let operation = self.take(1)?[0];
+        let operation = self.number(1)? as u8;
         match operation {
             b'.' => return Ok(true),
             0x80 => self.take(1).map(drop)?,
@@ -236,7 +235,7 @@ impl<'a> Machine<'a> {
     }
 
     fn reduce(&mut self) -> Result<()> {
-        let callable = self.stack.len().checked_sub(2).map(|at| self.stack[at].kind);
+        let callable = self.last_two().map(|[callable, _]| callable.kind);
         self.join(Kind::Other, 2)?;
         if callable == Some(Kind::DictClass) {
             self.stack.pop();
@@ -247,8 +246,12 @@ impl<'a> Machine<'a> {
 
     /// A dictionary takes in another; anything else becomes a pair.
     fn build(&mut self) -> Result<()> {
-        let both = self.stack.len().checked_sub(2).map(|at| self.stack[at..].iter().all(|o| o.kind == Kind::Dict));
-        self.join(if both == Some(true) { Kind::Dict } else { Kind::Other }, 2)
+        let both = self.last_two().is_some_and(|objects| objects.iter().all(|o| o.kind == Kind::Dict));
+        self.join(if both { Kind::Dict } else { Kind::Other }, 2)
+    }
+
+    fn last_two(&self) -> Option<&[Object; 2]> {
+        self.stack.last_chunk()
     }
 }
 

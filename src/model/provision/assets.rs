@@ -151,11 +151,12 @@ impl Asset {
         let mut buffer = vec![0; 1 << 20];
         loop {
             let n = entry.read(&mut buffer)?;
-            if n == 0 {
+            let bytes = buffer.get(..n).unwrap_or_default();
+            if bytes.is_empty() {
                 break;
             }
-            hasher.update(&buffer[..n]);
-            out.write_all(&buffer[..n]).with_context(|| format!("cannot write {}", partial.display()))?;
+            hasher.update(bytes);
+            out.write_all(bytes).with_context(|| format!("cannot write {}", partial.display()))?;
             bar.inc(n as u64 >> 10);
         }
         bar.finish();

@@ -1,10 +1,15 @@
 //! The user's own Python: the folders of its packages, and `pip download`.
 
+use std::fs;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use selfrepair_core::{interrupt, own_files, progress};
 use serde::Deserialize;
 
 /// Where Python runs: only the system's owner can put a file here for it to find.
@@ -83,7 +88,8 @@ pub struct Wheel {
     pub platform: String,
 }
 
-/// Downloads one wheel (`package==version`) into `folder`. pip's own progress bar goes to standard error.
+/// Downloads one wheel (`package==version`) into `folder`, in which nothing else lies. On a terminal, pip draws its bar;
+/// elsewhere, lines say how far it is.
 pub fn pip_download(requirement: &str, wheel: Option<&Wheel>, folder: &Path) -> Result<()> {
     let python = interpreter()?;
     pip_version()?;
@@ -94,13 +100,85 @@ pub fn pip_download(requirement: &str, wheel: Option<&Wheel>, folder: &Path) -> 
         command.args(["--implementation", "cp", "--python-version", &wheel.python]);
         command.args(["--abi", &wheel.abi, "--platform", &wheel.platform]);
     }
-    command.arg("--dest").arg(folder).arg(requirement);
+    // What is on its way lies there, too.
+    let parts = folder.join("parts");
+    fs::create_dir_all(&parts).with_context(|| format!("cannot create {}", parts.display()))?;
+    command.env("TMPDIR", parts);
+    command.arg("--dest").arg(&folder).arg(requirement);
     // pip writes its bar to standard output; this program keeps that for results.
     command.stdout(std::io::stderr());
-    let status = command.status().with_context(|| format!("cannot start {}", python.display()))?;
+    let pip = command.spawn().with_context(|| format!("cannot start {}", python.display()))?;
+    let status = Download { pip, folder: &folder, requirement }.wait()?;
     ensure!(
         status.success(),
         "`pip download {requirement}` failed ({status}); is there a network, and does the index have this package?"
     );
     Ok(())
+}
+
+/// A download by pip that is under way.
+struct Download<'a> {
+    pip: Child,
+    folder: &'a Path,
+    requirement: &'a str,
+}
+
+/// pip gives up on a server that is silent for so many of its timeouts (it tries again five times).
+const TIMEOUTS: u64 = 12;
+
+/// pip's own timeout, if `PIP_DEFAULT_TIMEOUT` does not say another.
+const TIMEOUT: u64 = 15;
+
+/// Bytes a second that are not waited for any more.
+const SLOWEST: u64 = 1000;
+
+/// The largest wheel.
+const MOST_BYTES: u64 = 4 << 30;
+
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+impl Download<'_> {
+    /// Waits for the end, unless pip gets nothing, next to nothing, or more than any wheel has.
+    fn wait(mut self) -> Result<ExitStatus> {
+        let named = std::env::var("PIP_DEFAULT_TIMEOUT").ok().and_then(|seconds| seconds.parse().ok());
+        let patience = named.unwrap_or(TIMEOUT).clamp(1, 3600) * TIMEOUTS;
+        let (mut since, mut before, mut told) = (Instant::now(), 0, Instant::now());
+        loop {
+            if let Some(status) = self.pip.try_wait().context("waiting for pip")? {
+                return Ok(status);
+            }
+            let have = self.bytes();
+            if since.elapsed() >= Duration::from_secs(patience) {
+                if have.saturating_sub(before) < patience * SLOWEST {
+                    return self.give_up(&format!("it received less than 1 kB per second for {patience} s"));
+                }
+                (since, before) = (Instant::now(), have);
+            }
+            if have > MOST_BYTES {
+                return self.give_up(&format!("it received {}, more than a wheel has", progress::bytes(have)));
+            }
+            if let Err(interrupted) = interrupt::check() {
+                self.give_up("interrupted").ok();
+                return Err(interrupted);
+            }
+            if told.elapsed() >= BETWEEN_LINES && !std::io::stderr().is_terminal() {
+                progress::line("get", &format!("{}: {} so far", self.requirement, progress::bytes(have)));
+                told = Instant::now();
+            }
+            thread::sleep(BETWEEN_LOOKS);
+        }
+    }
+
+    /// Bytes on the disk so far.
+    fn bytes(&self) -> u64 {
+        let files = own_files::walk(self.folder).unwrap_or_default();
+        files.iter().filter_map(|(path, _)| path.symlink_metadata().ok()).map(|metadata| metadata.len()).sum()
+    }
+
+    fn give_up(&mut self, why: &str) -> Result<ExitStatus> {
+        self.pip.kill().context("ending pip")?;
+        self.pip.wait().context("waiting for pip")?;
+        bail!("`pip download {}` was given up: {why}", self.requirement)
+    }
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use arrow::array::{ArrayRef, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type};
-use selfrepair_core::columns::{flags, settings, texts};
+use selfrepair_core::columns::{flags, numbers, settings, texts, truths};
 use selfrepair_core::tables::{Column, Type};
 
 use super::Tables;
@@ -40,13 +40,14 @@ impl Condition {
             let text = |column: usize, row: usize| -> Result<String> {
                 Ok(cast(batch.column(column), &DataType::Utf8)?.as_string::<i32>().value(row).to_string())
             };
+            let (strength, hold_own_mlp) = (numbers::<Float64Type>(&batch, 1)?, truths(&batch, 4)?);
             for row in 0..batch.num_rows() {
                 all.push(Self {
                     ablation: text(0, row)?,
-                    strength: batch.column(1).as_primitive::<Float64Type>().value(row),
+                    strength: strength.value(row),
                     hold: text(2, row)?,
                     hold_value: text(3, row)?,
-                    hold_own_mlp: batch.column(4).as_boolean().value(row),
+                    hold_own_mlp: hold_own_mlp.value(row),
                     component: text(5, row)?,
                 });
             }

@@ -4,8 +4,8 @@ use std::iter::repeat_n;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
-use arrow::array::{ArrayRef, AsArray, Float32Array, RecordBatch};
+use anyhow::{Error, Result};
+use arrow::array::{ArrayRef, Float32Array, RecordBatch};
 use arrow::datatypes::{Float32Type, Int32Type};
 
 use super::condition::{ABLATION, COMPONENT, Condition, HOLD, HOLD_OWN_MLP, HOLD_VALUE, STRENGTH, WHERE};
@@ -72,7 +72,7 @@ pub fn write(tables: &Tables, out: &Path, meta: &Metadata) -> Result<()> {
     for condition in Condition::all(tables)? {
         let layers = format!("select distinct layer from ablations where {WHERE} and layer is not null order by layer");
         for batch in tables.collect_values(&layers, &condition.parameters())? {
-            for &layer in batch.column(0).as_primitive::<Int32Type>().values() {
+            for &layer in columns::numbers::<Int32Type>(&batch, 0)?.values() {
                 let layer = Layer { condition: &condition, layer };
                 let tokens = layer.tokens(tables)?;
                 deciles.write(&layer.deciles(&tokens)?)?;
@@ -110,13 +110,13 @@ impl Layer<'_> {
         let rows = tables.collect_values(&sql, &of_layer)?;
         let mut tokens = Vec::with_capacity(rows.iter().map(RecordBatch::num_rows).sum());
         for batch in rows {
-            let column = |i: usize| batch.column(i).as_primitive::<Float32Type>().values();
-            let (effect, drop, repair, change) = (column(0), column(1), column(2), column(3));
-            tokens.extend((0..batch.num_rows()).map(|i| Token {
-                direct_effect: effect[i],
-                drop: drop[i],
-                self_repair: repair[i],
-                logit_change: change[i],
+            let column = |i: usize| Ok::<_, Error>(columns::numbers::<Float32Type>(&batch, i)?.values());
+            let values = column(0)?.iter().zip(column(1)?).zip(column(2)?.iter().zip(column(3)?));
+            tokens.extend(values.map(|((&direct_effect, &drop), (&self_repair, &logit_change))| Token {
+                direct_effect,
+                drop,
+                self_repair,
+                logit_change,
             }));
         }
         Ok(tokens)
@@ -143,7 +143,7 @@ impl Layer<'_> {
         // Stable: tokens of equal effect stay in the order of the table.
         sorted.sort_by(|a, b| a.direct_effect.total_cmp(&b.direct_effect));
         let parts: Vec<(usize, Decile)> = (0..PARTS)
-            .map(|d| (d + 1, &sorted[d * sorted.len() / PARTS..(d + 1) * sorted.len() / PARTS]))
+            .map(|d| (d + 1, sorted.get(d * sorted.len() / PARTS..(d + 1) * sorted.len() / PARTS).unwrap_or_default()))
             .filter(|(_, part)| !part.is_empty())
             .map(|(d, part)| (d, Decile::of(part)))
             .collect();

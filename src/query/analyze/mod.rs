@@ -1,5 +1,9 @@
 //! The `analyze` stage: derived tables and checks with DataFusion; quantiles with polars.
 
+#[expect(
+    clippy::indexing_slicing,
+    reason = "columns of a query have as many rows as each other; draws are of all prompts"
+)]
 mod bootstrap;
 mod condition;
 mod distributions;

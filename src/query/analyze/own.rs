@@ -59,13 +59,10 @@ pub fn check_columns(query: &Query, schema: &SchemaRef) -> Result<()> {
     let described = query.columns();
     let missing: Vec<&str> =
         schema.fields().iter().map(|f| f.name().as_str()).filter(|name| !described.contains_key(*name)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
+    let Some(first) = missing.first() else { return Ok(()) };
     bail!(
-        "{}: the header does not describe {}; add a line `-- {}: what it is [unit]`",
+        "{}: the header does not describe {}; add a line `-- {first}: what it is [unit]`",
         query.file,
-        missing.iter().map(|m| format!("`{m}`")).collect::<Vec<_>>().join(", "),
-        missing[0]
+        missing.iter().map(|m| format!("`{m}`")).collect::<Vec<_>>().join(", ")
     )
 }

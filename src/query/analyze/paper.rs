@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{cast, concat_batches, filter_record_batch};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Int32Type, SchemaRef};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::queries::PAPER;
 use super::{Tables, write};
+use selfrepair_core::columns::numbers;
 use selfrepair_core::config::AnalysisConfig;
 use selfrepair_store::Metadata;
 
@@ -92,10 +93,11 @@ fn published(tables: &Tables) -> Result<Option<&'static str>> {
         &[],
     )?;
     let Some(row) = rows.iter().find(|r| r.num_rows() > 0) else { return Ok(None) };
-    let text = |i: usize| row.column(i).as_string::<i32>().value(0);
-    let number = |i: usize| row.column(i).as_primitive::<arrow::datatypes::Int32Type>().value(0) as u32;
-    let shape = [number(3), number(4), number(5)];
-    Ok(PUBLISHED.iter().find(|p| p.is(text(0), text(1), text(2), shape)).map(|p| p.name))
+    let text = |i: usize| Ok::<_, Error>(cast(row.column(i), &DataType::Utf8)?.as_string::<i32>().value(0).to_string());
+    let number = |i: usize| Ok::<_, Error>(numbers::<Int32Type>(row, i)?.value(0) as u32);
+    let (name, source, architecture) = (text(0)?, text(1)?, text(2)?);
+    let shape = [number(3)?, number(4)?, number(5)?];
+    Ok(PUBLISHED.iter().find(|p| p.is(&name, &source, &architecture, shape)).map(|p| p.name))
 }
 
 impl Published {

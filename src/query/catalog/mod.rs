@@ -120,7 +120,7 @@ fn columns_of(schema: &Schema, described: impl Fn(&str) -> Option<(String, Strin
 fn columns<'a>(header: &[&[&'a str]], rows: impl Iterator<Item = Vec<&'a str>>) -> String {
     let rows: Vec<Vec<&str>> = header.iter().map(|h| h.to_vec()).chain(rows).collect();
     let count = rows.first().map_or(0, Vec::len);
-    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0);
+    let width = |i: usize| rows.iter().filter_map(|r| r.get(i)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count.saturating_sub(1)).map(width).collect();
     let indent: usize = widths.iter().map(|w| w + 2).sum();
     let line = |row: &Vec<&str>| {

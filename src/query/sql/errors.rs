@@ -159,10 +159,9 @@ fn place_of(word: &str, sql: &str) -> Option<(usize, usize, usize)> {
     for (i, line) in sql.lines().enumerate() {
         let lower = line.to_ascii_lowercase();
         for (at, _) in lower.match_indices(&word.to_ascii_lowercase()) {
-            let before = line[..at].chars().next_back().is_some_and(part_of_a_name);
-            let after = line[at + word.len()..].chars().next().is_some_and(part_of_a_name);
-            if !before && !after {
-                places.push((i + 1, line[..at].chars().count() + 1, word.chars().count()));
+            let (Some(before), Some(after)) = (line.get(..at), line.get(at + word.len()..)) else { continue };
+            if !before.ends_with(part_of_a_name) && !after.starts_with(part_of_a_name) {
+                places.push((i + 1, before.chars().count() + 1, word.chars().count()));
             }
         }
     }

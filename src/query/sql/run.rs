@@ -78,7 +78,7 @@ impl Run {
                 })?;
                 frame.with_param_values(scalars(&numbers(&parameters(&self.analysis))))?.into_view()
             }
-            None => runtime.block_on(open_table(&self.context, &self.place, name))?,
+            None => runtime.read(open_table(&self.context, &self.place, name))?,
         };
         self.context.register_table(name, table)?;
         Ok(())
@@ -172,7 +172,7 @@ pub(super) fn run_names(folders: &[PathBuf]) -> Vec<String> {
     let tail = |path: &Path, parts: usize| {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         let all: Vec<_> = path.iter().map(|p| p.to_string_lossy().into_owned()).collect();
-        all[all.len().saturating_sub(parts)..].join("/")
+        all.split_at(all.len().saturating_sub(parts)).1.join("/")
     };
     for parts in 1..8 {
         let names: Vec<String> = folders.iter().map(|f| tail(f, parts)).collect();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::{Int64Type, SchemaRef};
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
@@ -32,6 +32,7 @@ use super::stack::{FAULT, Workers, on_large_stack};
 use super::terminal::ONE_ROW_FOR;
 use super::{errors, functions, size};
 use crate::analyze::{VIEWS, kind_and_grain, parameters};
+use selfrepair_core::columns::numbers as numbers_of;
 use selfrepair_core::config::AnalysisConfig;
 use selfrepair_core::untrusted::caught;
 
@@ -136,9 +137,10 @@ impl Tables {
         let place = runtime.block_on(Place::open(out))?;
         let run = Run { name, place, tables, context: context.clone(), analysis };
         let tables = Self { context, runtime, runs: vec![run], rights: Rights::Tables, budget, _scratch: scratch };
-        let there = tables.runtime.block_on(tables.runs[0].place.tables())?;
+        let run = tables.runs.first().context("there is no run")?;
+        let there = tables.runtime.block_on(run.place.tables())?;
         for table in selfrepair_core::tables::MEASURED {
-            let has_files = || tables.runtime.block_on(tables.runs[0].place.has_files(table.name));
+            let has_files = || tables.runtime.block_on(run.place.has_files(table.name));
             match there.contains(table.name) && has_files()? {
                 true => tables.add(table.name, out)?,
                 // What was not measured in this run is there without rows, so that every query can be asked.
@@ -151,7 +153,7 @@ impl Tables {
     /// Makes the table of that name readable (again, if it was before).
     pub fn add(&self, name: &str, out: &Path) -> Result<()> {
         self.context.deregister_table(name)?;
-        let table = self.runtime.block_on(async { open_table(&self.context, &Place::open(out).await?, name).await })?;
+        let table = self.runtime.read(async { open_table(&self.context, &Place::open(out).await?, name).await })?;
         self.context.register_table(name, table)?;
         Ok(())
     }
@@ -200,7 +202,7 @@ impl Tables {
         if let [run] = self.runs.as_slice()
             && run.tables.contains(name)
         {
-            return self.runtime.block_on(described_schema(&run.context, &run.place, name));
+            return self.runtime.read(described_schema(&run.context, &run.place, name));
         }
         self.provide(name)?;
         let table = self.runtime.block_on(self.context.table_provider(name));
@@ -216,10 +218,11 @@ impl Tables {
     /// Bytes and rows of a table of the only run.
     pub fn size(&self, name: &str) -> Result<(u64, u64)> {
         let [run] = self.runs.as_slice() else { bail!("sizes are those of one run") };
-        let (bytes, rows) = self.runtime.block_on(run.place.size(name))?;
+        let (bytes, rows) = self.runtime.read(run.place.size(name))?;
         let count = || -> Result<u64> {
             let rows = self.collect(&format!("select count(*) from {name}"), &[])?;
-            Ok(rows[0].column(0).as_primitive::<Int64Type>().value(0) as u64)
+            let first = rows.first().context("a count has no rows")?;
+            Ok(numbers_of::<Int64Type>(first, 0)?.value(0) as u64)
         };
         Ok((bytes, rows.map_or_else(count, Ok)?))
     }

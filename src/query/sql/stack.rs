@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
-use selfrepair_core::threads::NONE_LEFT;
-use selfrepair_core::untrusted::{caught, quiet_this_thread};
+use selfrepair_core::threads::{NONE_LEFT, check_available};
+use selfrepair_core::untrusted::{caught, quiet_this_thread, without_panic};
 
 /// Bytes of address space; memory is taken as it is used. A query as deep as is allowed needs a few percent of it.
 const PLANNING: usize = 64 << 20;
@@ -61,6 +61,11 @@ impl Workers {
         let runtime = runtime(thread::available_parallelism().map_or(1, |n| n.get()))?;
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
+
+    /// Waits for work that reads a run's files, which anything can have written.
+    pub fn read<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        without_panic(|| self.handle.block_on(work))
+    }
 }
 
 impl Deref for Workers {
@@ -82,6 +87,7 @@ impl Drop for Workers {
 pub fn runtime(count: usize) -> Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(count).thread_stack_size(WORKING).on_thread_start(quiet_this_thread).enable_all();
-    // tokio panics where it cannot start a thread.
+    // Where tokio gets only some of its threads, it waits for those without end; where it gets none, it panics.
+    check_available(count, WORKING)?;
     caught(|| builder.build()).context(NONE_LEFT)?.context(NONE_LEFT)
 }

@@ -140,7 +140,7 @@ pub fn text(columns: &[Column]) -> String {
     add_row(&mut out, columns, &widths, |column| &column.name);
     out.push_str(&format!("+{rule}+\n"));
     for row in 0..columns.first().map_or(0, |column| column.cells.len()) {
-        add_row(&mut out, columns, &widths, |column| &column.cells[row]);
+        add_row(&mut out, columns, &widths, |column| column.cells.get(row).map_or("", String::as_str));
     }
     out.push_str(&format!("+{rule}+"));
     out

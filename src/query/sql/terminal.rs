@@ -55,7 +55,8 @@ fn lines(columns: &[Column]) -> Result<String> {
     for row in 0..columns.first().map_or(0, |column| column.cells.len()) {
         writeln!(text, "─[ row {} ]{}", row + 1, "─".repeat(width.saturating_sub(8)))?;
         for column in columns {
-            writeln!(text, "{:width$} │ {}", column.name, column.cells[row].replace('\n', &next_line))?;
+            let cell = column.cells.get(row).map_or("", String::as_str);
+            writeln!(text, "{:width$} │ {}", column.name, cell.replace('\n', &next_line))?;
         }
     }
     text.truncate(text.trim_end().len());

@@ -55,12 +55,12 @@ fn pieces(word: &str, size: f64, most: f64) -> Vec<&str> {
     for (at, c) in word.char_indices() {
         let advance = advance(c) * size;
         if wide + advance > most {
-            out.push(&word[from..at]);
+            out.extend(word.get(from..at));
             (from, wide) = (at, 0.0);
         }
         wide += advance;
     }
-    out.push(&word[from..]);
+    out.extend(word.get(from..));
     out
 }
 

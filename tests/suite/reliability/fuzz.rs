@@ -5,133 +5,18 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use proptest::prelude::*;
-use proptest::test_runner::{Config as Cases, FileFailurePersistence, RngAlgorithm, TestRng, TestRunner};
 use selfrepair_core::config::{Config, CorpusConfig, Mode, ModelConfig};
 use selfrepair_model::corpus;
 use selfrepair_model::corpus::TextTokenizer;
 use selfrepair_model::{GgufFile, Model, ModelSource};
+use selfrepair_query::sql::{Rights, Tables};
+use selfrepair_store::run_folder::{self, STAGES};
+use selfrepair_store::{locks, pieces, prompt_tables, records, test_tables};
 
+use super::mutation::{MOST_MEMORY, executions, fuzz, peak, runner, shortened};
 use super::*;
-
-/// A run of small files may make a process grow by this much, and not more.
-pub const MOST_MEMORY: u64 = 1 << 30;
-
-/// One change to a file.
-#[derive(Debug, Clone)]
-enum Edit {
-    Flip(usize, u8),
-    Insert(usize, Vec<u8>),
-    Remove(usize, usize),
-    Cut(usize),
-    /// A number as lengths and counts are stored, of a size that hurts.
-    Number(usize, u64),
-    /// A few bytes, written so many times: what nests, repeats or grows.
-    Repeat(usize, usize, usize),
-}
-
-fn edit() -> impl Strategy<Value = Edit> {
-    // Half of the places near the beginning, where headers are.
-    let place = prop_oneof![0usize..600, any::<u32>().prop_map(|n| n as usize)];
-    let numbers = [0, 1, 0xff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 1 << 40, u64::MAX / 2, u64::MAX];
-    prop_oneof![
-        4 => (place.clone(), any::<u8>()).prop_map(|(at, by)| Edit::Flip(at, by)),
-        1 => (place.clone(), prop::collection::vec(any::<u8>(), 1..9)).prop_map(|(at, what)| Edit::Insert(at, what)),
-        1 => (place.clone(), 1usize..40).prop_map(|(at, n)| Edit::Remove(at, n)),
-        1 => place.clone().prop_map(Edit::Cut),
-        2 => (place.clone(), prop::sample::select(numbers.to_vec())).prop_map(|(at, n)| Edit::Number(at, n)),
-        1 => (place, 1usize..9, 1usize..300_000).prop_map(|(at, n, times)| Edit::Repeat(at, n, times)),
-    ]
-}
-
-fn apply(bytes: &mut Vec<u8>, edit: &Edit) {
-    let within = |at: usize| at % bytes.len().max(1);
-    match edit {
-        _ if bytes.is_empty() => {}
-        Edit::Flip(at, by) => {
-            let at = within(*at);
-            bytes[at] ^= by;
-        }
-        Edit::Insert(at, what) => {
-            let at = within(*at);
-            bytes.splice(at..at, what.iter().copied());
-        }
-        Edit::Remove(at, n) => {
-            let at = within(*at);
-            bytes.drain(at..(at + n).min(bytes.len()));
-        }
-        Edit::Cut(at) => bytes.truncate(within(*at)),
-        Edit::Number(at, n) => {
-            let at = within(*at);
-            let end = (at + 8).min(bytes.len());
-            bytes[at..end].copy_from_slice(&n.to_le_bytes()[..end - at]);
-        }
-        Edit::Repeat(at, n, times) => {
-            let at = within(*at);
-            let what = bytes[at..(at + n).min(bytes.len())].repeat(*times);
-            bytes.splice(at..at, what);
-        }
-    }
-}
-
-/// Valid bytes with some edits, or bytes that are nothing.
-fn corrupted(valid: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
-    let mutated = prop::collection::vec(edit(), 1..6).prop_map(move |edits| {
-        let mut bytes = valid.clone();
-        edits.iter().for_each(|e| apply(&mut bytes, e));
-        bytes
-    });
-    prop_oneof![9 => mutated, 1 => prop::collection::vec(any::<u8>(), 0..300)]
-}
-
-/// The most memory this process had so far, where the system says it.
-pub fn peak() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0");
-    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
-}
-
-/// Has `read` read every corrupt version of the file `name` in `folder`.
-fn fuzz(what: &str, folder: &Path, name: &str, read: impl Fn(&Path) -> Result<()>) {
-    let path = folder.join(name);
-    let valid = fs::read(&path).unwrap();
-    read(&path).unwrap_or_else(|e| panic!("the valid {name}: {e:#}"));
-    let cases = cases(60, 2000);
-    let config = Cases {
-        cases: cases as u32,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
-        ..Cases::default()
-    };
-    let before = peak();
-    let refused = std::cell::Cell::new(0);
-    // The quick version tries the same cases every time; the long one others.
-    let mut runner = match std::env::var_os("PIPELINE_LONG").is_some() {
-        true => TestRunner::new(config),
-        false => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
-    };
-    let result = runner.run(&corrupted(valid.clone()), |bytes| {
-        fs::write(&path, &bytes).unwrap();
-        if let Err(error) = read(&path) {
-            refused.set(refused.get() + 1);
-            let said = format!("{error:#}");
-            prop_assert!(said.contains(name) || said.contains(&*folder.to_string_lossy()), "names no file: {said}");
-        }
-        prop_assert!(peak() < before + MOST_MEMORY, "memory grew from {before} to {} bytes", peak());
-        Ok(())
-    });
-    fs::write(&path, valid).unwrap();
-    if let Err(error) = result {
-        panic!("{what}: {}", shortened(&error.to_string()));
-    }
-    println!("{what}: {cases} cases, {} refused", refused.get());
-}
-
-/// Enough of a failing case to see what it is about; its bytes may be a megabyte.
-pub fn shortened(text: &str) -> String {
-    let (head, tail) = (text.chars().take(1500), text.chars().skip(text.chars().count().saturating_sub(300)));
-    head.chain("…".chars()).chain(tail).collect()
-}
 
 /// Everything that a run reads of a model.
 pub fn read_model(source: &Path) -> Result<()> {
@@ -295,14 +180,8 @@ fn configurations_and_settings() {
         any::<String>(),
     ];
     let setting = (prop::sample::select(keys.to_vec()), value, any::<bool>());
-    let count = cases(300, 100_000);
-    let config = Cases { cases: count as u32, failure_persistence: None, ..Cases::default() };
-    // The quick version tries the same cases every time; the long one others.
-    let mut runner = match std::env::var_os("PIPELINE_LONG").is_some() {
-        true => TestRunner::new(config),
-        false => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
-    };
-    let result = runner.run(&setting, |(key, value, whole)| {
+    let count = executions(300, 100_000);
+    let result = runner(Dice::new().0, count as u32).run(&setting, |(key, value, whole)| {
         let setting = if whole { format!("{key}={value}") } else { value };
         if let Ok(config) = Config::load(None, &[setting]) {
             // What follows from it is worked out, or refused, too.
@@ -344,4 +223,130 @@ fn files_that_once_did_harm() {
     }
     assert!(seen > 0, "no such files are there");
     assert!(peak() < before + MOST_MEMORY, "memory grew from {before} to {} bytes", peak());
+}
+
+/// What commands read of a run folder before they read its tables.
+fn read_records(out: &Path) -> Result<()> {
+    let identity = run_folder::manifest(out, run_folder::Stage::Corpus).map(|m| m.fingerprint).unwrap_or_default();
+    let read = || -> Result<()> {
+        records::check(out)?;
+        for stage in STAGES {
+            records::sound_manifest(out, stage)?;
+            records::foreign_in(out, stage, &[out.join("tables")])?;
+        }
+        records::foreign(out)?;
+        pieces::coverage(out)?.lines();
+        pieces::numbers(out)?;
+        pieces::open(out, &identity)?;
+        locks::holders(out)?;
+        run_folder::warnings(out);
+        Ok(())
+    };
+    read().with_context(|| out.display().to_string())
+}
+
+#[test]
+fn records_of_a_run_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    succeeded(run_tiny("all", &out, &["ablation.heads=[\"L0H1\"]"]));
+    let of_pieces =
+        files(&out.join("work/ablate")).into_iter().map(|p| p.strip_prefix(&out).unwrap().display().to_string());
+    let (plans, others): (Vec<_>, Vec<_>) = of_pieces.partition(|name| name.ends_with("plan.json"));
+    let names = ["stages/corpus.json", "stages/ablate.json", "stages/trace.sha256"].map(String::from);
+    assert!(!plans.is_empty() && !others.is_empty());
+    // What the records list is looked at each time; without most of it, each case takes less.
+    for folder in ["figures", "model", "report", "tables/ablations", "tables/component_repairs"] {
+        std::fs::remove_dir_all(out.join(folder)).unwrap();
+    }
+    for name in names.into_iter().chain(plans.into_iter().take(1)).chain(others.into_iter().take(1)) {
+        let file = Path::new(&name).file_name().unwrap().to_string_lossy().into_owned();
+        fuzz(&format!("record {file}"), &out, &name, |_| read_records(&out));
+    }
+}
+
+#[test]
+fn tables_of_a_run_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    let row = |i: usize| format!("{} {} {i} w{i} {} 0", i / 16, i % 16, i + 1);
+    test_tables::table(
+        out,
+        "tokens",
+        "prompt position token text next_token document",
+        &(0..64).map(row).collect::<Vec<_>>(),
+    );
+    let (tokens, targets) = (out.join("tables/tokens"), out.join("tables/targets"));
+    fuzz("table tokens as prompts", out, "tables/tokens/tokens.parquet", |_| {
+        prompt_tables::read(&tokens, &targets).map(drop).with_context(|| tokens.display().to_string())
+    });
+    fuzz("table tokens in SQL", out, "tables/tokens/tokens.parquet", |path| {
+        let tables = Tables::open(out).with_context(|| path.display().to_string())?;
+        let rows = tables.collect("select count(text), max(token), min(document) from tokens", &[]);
+        rows.map(drop).with_context(|| path.display().to_string())
+    });
+}
+
+/// An expression of SQL, of values that are far from each other in size and type.
+fn expression() -> impl Strategy<Value = String> {
+    let leaves = "token prompt position text 0 1 -1 9223372036854775807 -9223372036854775808 1e308 'a' '' 'é' null true \
+                  now() [1,2] [] {} '1970-01-01' '-1' 'x%_' $1 @ ;";
+    let leaves: Vec<String> = leaves.split_whitespace().map(String::from).collect();
+    let names = "abs lpad rpad repeat substr split_part replace reverse chr ascii round power sqrt ln factorial gcd lcm \
+                 to_timestamp date_trunc date_bin date_part array_repeat array_slice array_resize array_concat range \
+                 generate_series cardinality nullif coalesce greatest concat concat_ws regexp_replace regexp_match md5 \
+                 encode translate overlay strpos to_hex initcap count sum avg min max array_agg string_agg stddev \
+                 approx_distinct nth_value ntile lag row_number unnest list_sort flatten struct make_array";
+    let names: Vec<String> = names.split_whitespace().map(String::from).collect();
+    let operators = ["+", "-", "*", "/", "%", "||", "=", "<", "and", "or", "like", "~", "&", "<<", "is distinct from"];
+    let types =
+        ["int", "bigint", "double", "varchar", "boolean", "date", "timestamp", "decimal(38,10)", "interval", "int[]"];
+    prop::sample::select(leaves).prop_recursive(4, 20, 3, move |inner| {
+        let (operator, kind) = (prop::sample::select(operators.to_vec()), prop::sample::select(types.to_vec()));
+        let arguments = prop::collection::vec(inner.clone(), 0..4).prop_map(|list| list.join(", "));
+        prop_oneof![
+            4 => (prop::sample::select(names.clone()), arguments).prop_map(|(name, list)| format!("{name}({list})")),
+            4 => (inner.clone(), operator, inner.clone()).prop_map(|(a, op, b)| format!("({a} {op} {b})")),
+            2 => (inner.clone(), kind).prop_map(|(a, kind)| format!("cast({a} as {kind})")),
+            1 => (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("case when {a} then {b} end")),
+            1 => (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a} in ({b}, 1))")),
+            1 => inner.clone().prop_map(|a| format!("sum({a}) over (partition by prompt order by {a})")),
+            1 => inner.prop_map(|a| format!("(select max({a}) from tokens)")),
+        ]
+    })
+}
+
+#[test]
+fn statements() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeded(run_tiny("corpus", dir.path(), &[]));
+    let tables = Tables::of_runs_with(&[dir.path().to_path_buf()], Rights::Tables, 200 << 20).unwrap();
+    let (count, before) = (executions(200, 20_000), peak());
+    let (answered, slowest) = (std::cell::Cell::new(0), std::cell::Cell::new(std::time::Duration::ZERO));
+    let result = runner(Dice::new().0, count as u32).run(&(expression(), expression()), |(a, b)| {
+        for sql in [
+            format!("select {a} from tokens where {b}"),
+            format!("select {a}, count(*) from tokens group by 1 order by {b}"),
+        ] {
+            let start = std::time::Instant::now();
+            match tables.collect(&sql, &[]) {
+                Ok(_) => answered.set(answered.get() + 1),
+                Err(error) => {
+                    let said = format!("{error:#}");
+                    prop_assert!(!said.contains("panicked"), "{sql}: {said}");
+                }
+            }
+            slowest.set(slowest.get().max(start.elapsed()));
+            prop_assert!(start.elapsed().as_secs() < 60, "{sql}: {:?}", start.elapsed());
+            prop_assert!(peak() < before + MOST_MEMORY, "{sql}: memory grew from {before} to {} bytes", peak());
+        }
+        Ok(())
+    });
+    assert!(result.is_ok(), "{:?}", result.map_err(|e| shortened(&e.to_string())));
+    println!(
+        "statements: {} cases, {} answered, {:.1} s at most",
+        2 * count,
+        answered.get(),
+        slowest.get().as_secs_f64()
+    );
 }

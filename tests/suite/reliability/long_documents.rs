@@ -96,6 +96,68 @@ fn a_text_that_a_dictionary_repeats_is_there_once() {
     assert!(error.contains("a.parquet"), "{error}");
 }
 
+/// Where the header of the first page says how large the page is decompressed, in a varint of five bytes.
+fn page_size(path: &Path, bytes: &[u8]) -> usize {
+    let file = fs::File::open(path).unwrap();
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let start = reader.metadata().row_group(0).column(0).data_page_offset() as usize;
+    // Field 1 is the kind of page, and field 2 that size, in Thrift's compact form.
+    assert_eq!(bytes[start..start + 3], [0x15, 0, 0x15]);
+    assert!(bytes[start + 3..start + 7].iter().all(|b| b & 0x80 != 0) && bytes[start + 7] & 0x80 == 0);
+    start + 3
+}
+
+/// One page of `pieces` texts of 16 MiB each.
+fn page_of(path: &Path, compression: parquet::basic::Compression, pieces: usize) {
+    let properties = parquet::file::properties::WriterProperties::builder()
+        .set_compression(compression)
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(parquet::file::properties::EnabledStatistics::None)
+        .set_data_page_size_limit(1 << 30)
+        .build();
+    let text = Arc::new(StringArray::from(vec!["a".repeat(16 << 20)]));
+    let batch = RecordBatch::try_from_iter([("text", text as _)]).unwrap();
+    let file = fs::File::create(path).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+    (0..pieces).for_each(|_| writer.write(&batch).unwrap());
+    writer.close().unwrap();
+}
+
+/// Whatever the header of a page says of its size, and whatever its bytes decompress to.
+#[test]
+fn a_page_that_would_take_gigabytes_is_refused() {
+    use parquet::basic::Compression;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let refused = || {
+        for mode in ["packed", "prompts"] {
+            let error = failed(corpus(&path, &dir.path().join("out"), &[&format!("corpus.mode={mode}")]));
+            assert!(error.contains("a.parquet: reading it takes more memory than any file of its kind"), "{error}");
+        }
+    };
+    // 700 MB in one page.
+    page_of(&path, Compression::GZIP(Default::default()), 42);
+    assert!(path.metadata().unwrap().len() < 1_000_000);
+    refused();
+    // Each codec takes memory in another way. Two gigabytes less one byte is the most that a header can say.
+    for compression in [Compression::ZSTD(Default::default()), Compression::SNAPPY, Compression::UNCOMPRESSED] {
+        page_of(&path, compression, 9);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = page_size(&path, &bytes);
+        bytes[at..at + 5].copy_from_slice(&[0xfe, 0xff, 0xff, 0xff, 0x0f]);
+        fs::write(&path, bytes).unwrap();
+        match compression {
+            // Nothing is decompressed, so that the size does not matter.
+            Compression::UNCOMPRESSED => {
+                let output = corpus(&path, &dir.path().join("out"), &[]);
+                assert!(output.status.code().is_some(), "{output:?}");
+            }
+            _ => refused(),
+        }
+    }
+}
+
 /// Forty texts of 64 megabytes: more than one array of texts can hold.
 #[test]
 fn parquet_with_more_than_two_gigabytes_of_text_is_read() {

@@ -10,6 +10,7 @@ mod hostile;
 mod interruptions;
 mod long_documents;
 mod memory;
+mod mutation;
 mod numbers;
 mod odd_values;
 mod older_runs;

@@ -11,7 +11,8 @@ use selfrepair_model::GgufFile;
 use selfrepair_model::corpus::TextTokenizer;
 use serde_json::{Value, json};
 
-use super::fuzz::{MOST_MEMORY, folder_with, peak, read_model, read_tokenizer, shortened};
+use super::fuzz::{folder_with, read_model, read_tokenizer};
+use super::mutation::{MOST_MEMORY, peak, shortened};
 use super::*;
 
 /// What no number, flag, name or list of a file should be.

@@ -86,4 +86,9 @@ fn no_usage_data_is_kept() {
         succeeded(command.env_remove("XDG_CACHE_HOME").env_remove("ORT_DISABLE_TELEMETRY").output().unwrap());
         assert!(files(home.path()).is_empty(), "{args:?}: {:?}", files(home.path()));
     }
+    // A program that uses the library and has one thread.
+    let mut command = Command::new(crate::examples::path("one_head"));
+    command.args([TINY, "L0H1", "the cat sat"]).env("HOME", home.path()).env("ORT_DYLIB_PATH", &library.path);
+    succeeded(command.env_remove("XDG_CACHE_HOME").env_remove("ORT_DISABLE_TELEMETRY").output().unwrap());
+    assert!(files(home.path()).is_empty(), "{:?}", files(home.path()));
 }

@@ -140,7 +140,114 @@ fn readmes_that_cannot_be_followed_are_refused_with_the_reason() {
         assert!(said.contains("README.md") || said.contains("configurations"), "{said}");
         assert!(said.contains(words), "{header}: {said}");
     }
-    // Deep ones take no stack.
-    let said = error(&format!("a: {}", "[".repeat(100_000)));
-    assert!(said.contains("YAML header"), "{said}");
+    // Deep ones take no stack, closed or not.
+    for (opened, closed) in [("[", ""), ("[", "]"), ("{a: ", "}"), ("- ", "")] {
+        let said = error(&format!("a:\n {}x{}", opened.repeat(100_000), closed.repeat(100_000)));
+        assert!(said.contains("YAML header"), "{opened}: {said}");
+    }
+}
+
+/// A pattern with many `*` and a name that almost fits it.
+#[test]
+fn patterns_that_can_share_a_name_in_many_ways_take_no_time() {
+    let name = format!("{}/x.parquet", "a".repeat(200));
+    let files = vec![name; 1000];
+    let start = std::time::Instant::now();
+    for pattern in ["*a".repeat(30) + "b*/x.parquet", "**/".repeat(30) + "y", "*a".repeat(30) + "*/*/x.parquet"] {
+        let readme = format!("---\nconfigs:\n- config_name: a\n  data_files: '{pattern}'\n---\n");
+        let said = format!("{:#}", training_files(&files, Some(&readme)).unwrap_err());
+        assert!(said.contains("which is no file"), "{said}");
+    }
+    let many = "  - a\n".repeat(20_000);
+    let readme = format!("---\nconfigs:\n- config_name: a\n  data_files:\n{many}---\n");
+    assert!(format!("{:#}", training_files(&files, Some(&readme)).unwrap_err()).contains("20000 patterns"));
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}
+
+#[test]
+fn patterns_match_as_those_of_paths_do() {
+    for (pattern, path, expected) in [
+        ("a/*.parquet", "a/b.parquet", true),
+        ("a/*.parquet", "a/b/c.parquet", false),
+        ("**/*.parquet", "c.parquet", true),
+        ("**/*.parquet", "a/b/c.parquet", true),
+        ("a/**", "a", false),
+        ("a/**", "a/b/c", true),
+        ("a/**/c", "a/c", true),
+        ("a/**/c", "a/b/b/c", true),
+        ("a/**/c", "a/c/d", false),
+        ("train-?[0-9].txt", "train-01.txt", true),
+        ("train-?[!0-9].txt", "train-01.txt", false),
+        ("*", ".x", true),
+    ] {
+        assert_eq!(PathPattern::new(pattern).unwrap().matches(path), expected, "{pattern} {path}");
+        let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
+        assert_eq!(Pattern::new(pattern).unwrap().matches_with(path, options), expected, "{pattern} {path}");
+    }
+}
+
+/// Words of YAML in any order.
+#[test]
+fn any_readme_is_followed_or_refused() {
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config as Cases, TestRunner};
+
+    let count = std::env::var("PIPELINE_FUZZ_EXECUTIONS").map_or(500, |count| count.parse().unwrap());
+    let words = [
+        "---\n",
+        "configs:\n",
+        "- ",
+        "config_name: a\n",
+        "  data_files:\n",
+        "  - split: train\n",
+        "    path: ",
+        "train",
+        "/",
+        "*",
+        "**",
+        "?",
+        "[",
+        "]",
+        "[!a-z]",
+        "{",
+        "}",
+        "'",
+        "\"",
+        ":",
+        ": ",
+        ", ",
+        "\n",
+        "\n  ",
+        "\t",
+        "#",
+        "&a ",
+        "*a",
+        "!!str ",
+        "|\n",
+        ">-\n",
+        "? ",
+        "%",
+        "\u{feff}",
+        "\r\n",
+        "é",
+        "\0",
+        "...\n",
+        "data_dir: x\n",
+        "default: true\n",
+        "0x1f",
+        "~",
+        "://",
+    ];
+    let text = prop::collection::vec(prop::sample::select(words.to_vec()), 0..60).prop_map(|words| words.concat());
+    let files: Vec<String> = ["train.txt", "a/train-0.parquet", "a/b/test.jsonl", "é/x.txt"].map(String::from).to_vec();
+    let mut runner = TestRunner::new(Cases { cases: count, failure_persistence: None, ..Cases::default() });
+    let followed = std::cell::Cell::new(0);
+    let result = runner.run(&(text, any::<bool>()), |(text, card)| {
+        let readme = if card { format!("---\nconfigs:\n- config_name: a\n  data_files: {text}\n---\n") } else { text };
+        followed.set(followed.get() + u32::from(training_files(&files, Some(&readme)).is_ok()));
+        Ok(())
+    });
+    result.unwrap();
+    assert!(followed.get() > 0, "every README was refused");
+    println!("README: {count} cases, {} followed", followed.get());
 }

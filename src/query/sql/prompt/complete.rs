@@ -95,13 +95,12 @@ impl Assistant {
     /// Completions of the word that ends at `position`, and where it starts.
     fn completions(&self, line: &str, position: usize) -> (usize, Vec<Pair>) {
         let part_of_a_name = |c: char| c.is_alphanumeric() || c == '_';
-        let text = &line[..position];
+        let text = line.get(..position).unwrap_or(line);
         if text.starts_with('\\') && !text.contains(' ') {
             let commands: BTreeSet<&str> = COMMANDS.iter().filter_map(|(c, _)| c.split(' ').next()).collect();
             return (0, matching(text, commands.into_iter()));
         }
-        let start =
-            text.rfind(|c| !part_of_a_name(c)).map_or(0, |i| i + text[i..].chars().next().map_or(1, char::len_utf8));
+        let start = text.trim_end_matches(part_of_a_name).len();
         let (before, word) = text.split_at(start);
         let previous = before.split_whitespace().next_back().unwrap_or_default().to_ascii_lowercase();
         if before.starts_with('\\') || ["from", "join", "describe", "table"].contains(&previous.as_str()) {
