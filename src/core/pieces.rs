@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-pub use crate::additions::Additions;
 use crate::additions;
+pub use crate::additions::Additions;
 use crate::components::{Ablatable, Component, Hold};
 use crate::config::{Config, Kind};
 
@@ -190,8 +190,7 @@ impl Coverage {
 
     /// Whether all of a piece's ablations and additions are here.
     pub fn covers(&self, piece: &Piece) -> bool {
-        piece.ablations.iter().all(|a| self.has(a, &piece.outputs))
-            && self.missing_additions(piece).is_empty()
+        piece.ablations.iter().all(|a| self.has(a, &piece.outputs)) && self.missing_additions(piece).is_empty()
     }
 
     /// Whether an ablation has all of those outputs that it can have.
@@ -406,7 +405,10 @@ mod tests {
         let begun = &missing[0];
         assert!(have.can_finish(begun, &of(4, "[1, 3, 5]")));
         assert!(!have.can_finish(begun, &of(4, "[1, 3]")), "nobody asks for it");
-        assert!(!Coverage::default().can_finish(&Coverage::of([&of(1, "[5]")]).missing(&of(2, "[5]")).unwrap()[0], &of(2, "[5]")));
+        assert!(
+            !Coverage::default()
+                .can_finish(&Coverage::of([&of(1, "[5]")]).missing(&of(2, "[5]")).unwrap()[0], &of(2, "[5]"))
+        );
         assert!(!Coverage::of([&of(4, "[1, 3]"), &of(1, "[5]")]).can_finish(begun, &of(4, "[5]")), "a part is there");
     }
 

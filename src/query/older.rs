@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int32Type};
+use datafusion::common::internal_err;
 use datafusion::error::Result as DataFusionResult;
 use datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf};
 use tempfile::TempDir;
@@ -40,7 +41,10 @@ pub fn as_present(out: &Path) -> Result<Option<TempDir>> {
 }
 
 fn rewritten(out: &Path) -> Result<TempDir> {
-    progress::line("report", &format!("{} has schema 2; its tables are read as schema {SCHEMA_VERSION}", out.display()));
+    progress::line(
+        "report",
+        &format!("{} has schema 2; its tables are read as schema {SCHEMA_VERSION}", out.display()),
+    );
     let folder = interrupt::scratch_folder("self-repair-report-")?;
     let tables = Tables::open_in_order(out)?;
     tables.add_function(component_name());
@@ -52,7 +56,8 @@ fn rewritten(out: &Path) -> Result<TempDir> {
     for table in MEASURED {
         let query = SCHEMA_2.iter().find(|query| query.name == table.name);
         if is_there(&tables, table)? {
-            rewrite(&tables, table, query, folder.path(), &meta).with_context(|| format!("the table {}", table.name))?;
+            rewrite(&tables, table, query, folder.path(), &meta)
+                .with_context(|| format!("the table {}", table.name))?;
         }
     }
     // The report says what was asked for.
@@ -100,13 +105,14 @@ fn component_name() -> ScalarUDF {
     let types = vec![DataType::Utf8, DataType::Int32, DataType::Int32];
     let names = |arguments: &[ColumnarValue]| -> DataFusionResult<ColumnarValue> {
         let columns = ColumnarValue::values_to_arrays(arguments)?;
-        let (component, layer, head) =
-            (columns[0].as_string::<i32>(), columns[1].as_primitive::<Int32Type>(), columns[2].as_primitive::<Int32Type>());
-        let number = |column: &dyn Array, value: i32, row: usize| column.is_valid(row).then_some(value as usize);
-        let name = |row: usize| {
-            let layer = number(layer, layer.value(row), row);
-            named(component.value(row), layer, number(head, head.value(row), row))
+        let [component, layer, head] = &columns[..] else {
+            return internal_err!("component_name takes three arguments");
         };
+        let number = |column: &ArrayRef, row: usize| {
+            let column = column.as_primitive::<Int32Type>();
+            column.is_valid(row).then(|| column.value(row) as usize)
+        };
+        let name = |row: usize| named(component.as_string::<i32>().value(row), number(layer, row), number(head, row));
         Ok(ColumnarValue::Array(Arc::new(StringArray::from_iter_values((0..component.len()).map(name)))))
     };
     create_udf("component_name", types, DataType::Utf8, Volatility::Immutable, Arc::new(names))

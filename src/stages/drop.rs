@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
+use super::replace;
 use anyhow::{Context, Result, bail, ensure};
 use selfrepair_core::additions;
 use selfrepair_core::components::{Ablatable, Component};
 use selfrepair_core::pieces::{Ablation, Coverage, Piece};
 use selfrepair_store::pieces;
 use selfrepair_store::records;
-use super::replace;
 use selfrepair_store::run_folder::{self, Inputs, RunFolder, Stage, manifest};
 
 /// What is dropped.
@@ -149,7 +149,10 @@ pub fn drop_from(out: &Path, what: &What) -> Result<String> {
     let found = what.found(out)?;
     let begun = records::sound_manifest(out, Stage::Ablate)?;
     let begun = begun.with_context(|| {
-        format!("stages/ablate.json of {} is lost or corrupt; `pipeline run ablate` finds the pieces again", out.display())
+        format!(
+            "stages/ablate.json of {} is lost or corrupt; `pipeline run ablate` finds the pieces again",
+            out.display()
+        )
     })?;
     folder.run_id = run_id(&begun.fingerprint)?;
     let identity = Inputs { parts: begun.parts, fingerprint: begun.fingerprint };

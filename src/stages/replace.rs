@@ -139,11 +139,14 @@ pub fn put_in_place(folder: &RunFolder, wanted: &Inputs) -> Result<()> {
 /// If a file of the replacement would overwrite one that is not the old run's. Nothing is removed then.
 fn refuse_to_overwrite(root: &Path, aside: &Path) -> Result<()> {
     let known = records::recorded_by_all(root)?;
-    for (from, _) in OWNED.iter().map(|owned| own_files::walk(&aside.join(owned))).collect::<Result<Vec<_>>>()?.concat() {
+    for (from, _) in OWNED.iter().map(|owned| own_files::walk(&aside.join(owned))).collect::<Result<Vec<_>>>()?.concat()
+    {
         let name = from.strip_prefix(aside)?;
         let is_record = name.starts_with("stages");
         ensure!(
-            is_record || name.to_str().is_some_and(|n| known.contains(n)) || root.join(name).symlink_metadata().is_err(),
+            is_record
+                || name.to_str().is_some_and(|n| known.contains(n))
+                || root.join(name).symlink_metadata().is_err(),
             "{} was not written by this run, and the replacement has a file of that name: move it elsewhere; nothing was \
              removed",
             root.join(name).display()

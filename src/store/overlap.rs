@@ -8,10 +8,10 @@ use arrow::array::{ArrayRef, AsArray, BooleanArray};
 use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::record_batch::RecordBatch;
+use selfrepair_core::additions::{Additions, compared_prompts};
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::Kind;
 use selfrepair_core::own_files;
-use selfrepair_core::additions::{Additions, compared_prompts};
 use selfrepair_core::pieces::{Ablation, Coverage, Outputs, Piece};
 use selfrepair_core::tables::{
     DISTRIBUTIONS, HEAD_SIMILARITY, NEURON_CURVES, NEURON_REPAIRS, NEURON_TOTALS, PAIRS, ROUNDING, SELF_ADDITIONS,

@@ -16,7 +16,11 @@ fn older_run() -> tempfile::TempDir {
 }
 
 fn run_present(out: &Path) -> Output {
-    pipeline().args(["run", "all", "--config", &format!("{FIXTURE}/report/config.toml"), "--out"]).arg(out).output().unwrap()
+    pipeline()
+        .args(["run", "all", "--config", &format!("{FIXTURE}/report/config.toml"), "--out"])
+        .arg(out)
+        .output()
+        .unwrap()
 }
 
 fn of_folder(out: &Path, folder: &str) -> Vec<(String, Vec<u8>)> {
@@ -29,7 +33,8 @@ fn a_run_of_schema_2_has_the_rows_of_one_of_the_present_schema() {
     succeeded(run_present(present.path()));
     let mapped = older::as_present(older.path()).unwrap().expect("another schema");
     assert_same_rows(&MEASURED, mapped.path(), present.path(), "schema 2");
-    let others = ["model", "clean", "direct_effects", "head_summary", "layer_summary", "hold_summary", "addition_summary"];
+    let others =
+        ["model", "clean", "direct_effects", "head_summary", "layer_summary", "hold_summary", "addition_summary"];
     assert_same_rows(&others, mapped.path(), present.path(), "schema 2");
     for table in MEASURED.iter().chain(&others).chain(&["tokens"]) {
         let types = |out: &Path| {

@@ -88,12 +88,21 @@ fn what_was_dropped_does_not_come_back_with_a_lost_file() {
         same(&format!("{table} was lost"));
     }
     // Everything at once.
-    MEASURED.iter().filter(|table| !table.contains("additions") && !["distributions", "head_similarity"].contains(table)).for_each(|t| lose(out, t));
+    MEASURED
+        .iter()
+        .filter(|table| !table.contains("additions") && !["distributions", "head_similarity"].contains(table))
+        .for_each(|t| lose(out, t));
     succeeded(rest.run("ablate", out));
     same("all tables were lost");
     // The last of a run: its tables are there without rows.
     succeeded(drop_from(out, "ablation=zero"));
-    let count = succeeded(pipeline().args(["sql", "select count(*) as n from ablations", "--format", "csv", "--out"]).arg(out).output().unwrap());
+    let count = succeeded(
+        pipeline()
+            .args(["sql", "select count(*) as n from ablations", "--format", "csv", "--out"])
+            .arg(out)
+            .output()
+            .unwrap(),
+    );
     assert_eq!(count.trim(), "n\n0");
 }
 
