@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use serde_json::Value;
 
 use crate::pieces::{self, PieceRecord};
 use crate::run_folder::{Manifest, STAGES, Stage};
@@ -90,12 +91,29 @@ pub fn any_manifest(root: &Path, stage: Stage) -> Result<Option<Manifest>> {
     }
 }
 
-/// The checksum of what a manifest lists of `ablate`.
+/// The checksum of what a manifest lists of `ablate`. Numbers with a fraction count to nine digits, and the time not at
+/// all: what is read back of a record may differ in the last digit.
 ///
 /// # Errors
 /// If it cannot be written as JSON.
 pub(crate) fn checksum_of(pieces: &[PieceRecord], files: &[(String, u64)]) -> Result<String> {
+    let told = |record: &PieceRecord| {
+        let PieceRecord { number, piece, computed, rounding, seconds: _ } = record;
+        Ok(rounded(serde_json::to_value((number, piece, computed, rounding))?))
+    };
+    let pieces: Vec<Value> = pieces.iter().map(told).collect::<Result<_>>()?;
     fingerprint(&(pieces, files))
+}
+
+fn rounded(value: Value) -> Value {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            Value::String(format!("{:.8e}", number.as_f64().unwrap_or_default()))
+        }
+        Value::Array(items) => items.into_iter().map(rounded).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, rounded(value))).collect(),
+        other => other,
+    }
 }
 
 /// As [`any_manifest`], but only if its fingerprint is that of the parts it lists, and its checksum that of its pieces and
@@ -228,6 +246,26 @@ mod tests {
                 assert!(error.contains(&format!("{}.sha256 lists `{name}`", stage.name())), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn a_checksum_is_that_of_what_is_read_back() {
+        let text = |seconds: f64| {
+            let piece = r#"{"ablations": [], "outputs": {"effects": false, "distribution": false, "neuron_layers": []},
+                "additions": {"prompts": 2, "multiples": [0.1, 0.30000000000000004, 1e-7], "heads": []}}"#;
+            let rounding = r#"{"onnxruntime": "1", "device": "cpu", "instructions": "avx2", "rows": 6}"#;
+            format!(r#"{{"number": 1, "piece": {piece}, "rounding": {rounding}, "seconds": {seconds}}}"#)
+        };
+        let files = [("tables/pairs/00001.parquet".to_string(), 9)];
+        for i in 0..1000 {
+            let record: PieceRecord = serde_json::from_str(&text(f64::from(i) / 7.3)).unwrap();
+            let again: PieceRecord = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
+            let sums = [record, again].map(|record| checksum_of(&[record], &files).unwrap());
+            assert_eq!(sums[0], sums[1]);
+        }
+        let one: PieceRecord = serde_json::from_str(&text(1.0)).unwrap();
+        let other: PieceRecord = serde_json::from_str(&text(1.0).replace("\"number\": 1", "\"number\": 2")).unwrap();
+        assert_ne!(checksum_of(&[one], &files).unwrap(), checksum_of(&[other], &files).unwrap());
     }
 
     #[test]

@@ -311,6 +311,9 @@ fn a_check_that_fails_stops_the_run_and_shows_the_rows() {
     edit(&dir.path().join("stages/ablate.sha256"), &sum, &sha256_of_file(&path).unwrap());
     let manifest = dir.path().join("stages/ablate.json");
     edit(&manifest, &size.to_string(), &fs::metadata(&path).unwrap().len().to_string());
+    let mut told: serde_json::Value = serde_json::from_str(&fs::read_to_string(&manifest).unwrap()).unwrap();
+    assert!(told.as_object_mut().unwrap().remove("checksum").is_some());
+    fs::write(&manifest, told.to_string()).unwrap();
 
     let error = failed(run_tiny("analyze", dir.path(), &[]));
     assert_says(&error, &["causes_sum_to_self_repair failed on 1 row", "99.0"]);

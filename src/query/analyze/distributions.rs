@@ -199,6 +199,7 @@ impl Decile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arrow::array::AsArray;
 
     fn condition() -> Condition {
         Condition::of("head")
