@@ -125,7 +125,7 @@ fn call_that_begins(process: pid_t) -> Option<(c_long, [u64; 6])> {
     unsafe {
         let info = info.assume_init();
         let is_entry = info.op == libc::PTRACE_SYSCALL_INFO_ENTRY;
-        is_entry.then(|| (info.u.entry.nr as c_long, info.u.entry.args))
+        is_entry.then_some((info.u.entry.nr as c_long, info.u.entry.args))
     }
 }
 
