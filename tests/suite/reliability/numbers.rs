@@ -140,7 +140,8 @@ fn a_failed_check_leaves_no_derived_table() {
         let record = dir.path().join("stages").join(record);
         let text = fs::read_to_string(&record).unwrap();
         assert!(text.contains(&from));
-        fs::write(&record, text.replace(&from, &to)).unwrap();
+        // Without its checksum, as the manifest of an earlier program.
+        fs::write(&record, text.replace(&from, &to).replace("\"checksum\"", "\"left out\"")).unwrap();
     }
     // Part of the derived tables is lost, so that they are made again under the same fingerprint.
     fs::remove_file(&files(&dir.path().join("tables/head_summary"))[0]).unwrap();
