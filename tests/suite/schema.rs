@@ -184,24 +184,3 @@ fn of_schema_2(out: &Path) {
     writer.write(&batch).unwrap();
     writer.close().unwrap();
 }
-
-#[test]
-fn a_run_of_an_earlier_schema_is_read_under_its_own_names() {
-    let dir = tempfile::tempdir().unwrap();
-    of_schema_2(dir.path());
-    let sql = |query: &str| {
-        let mut command = pipeline();
-        command.args(["sql", "--format", "csv", query, "--out"]).arg(dir.path()).output().unwrap()
-    };
-    let rows = "layer,self_repair\n3,0.25\n4,0.5\n";
-    assert_eq!(succeeded(sql("select layer, self_repair from head_summary order by layer")), rows);
-    let columns =
-        succeeded(sql("select count(*) as n from information_schema.columns where table_name = 'head_summary'"));
-    assert_eq!(columns, "n\n7\n", "views that do not fit the run do not break other queries");
-    let error = failed(sql("select * from heads"));
-    assert!(error.contains("the view heads does not fit this run's tables"), "{error}");
-    let error = failed(pipeline().arg("report").arg("--out").arg(dir.path()).output().unwrap());
-    for words in ["schema version 2", &format!("version {SCHEMA_VERSION}"), "pipeline run all"] {
-        assert!(error.contains(words), "{words}: {error}");
-    }
-}
