@@ -27,7 +27,7 @@ const MOST_KEPT: usize = 100;
 /// How often a reader is called: as often as `PIPELINE_FUZZ_EXECUTIONS` says, if it says it.
 pub fn executions(quick: usize, long: usize) -> usize {
     let given = std::env::var("PIPELINE_FUZZ_EXECUTIONS").ok();
-    given.map_or_else(|| cases(quick, long), |count| count.parse().expect("PIPELINE_FUZZ_EXECUTIONS is no number"))
+    given.map_or_else(|| cases(quick, long), |count| count.parse().expect("PIPELINE_FUZZ_EXECUTIONS must be a number"))
 }
 
 /// Runs `cases` cases, which follow from `seed`.
