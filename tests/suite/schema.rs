@@ -162,7 +162,7 @@ fn differences_of_keys_are_right_in_every_engine() {
 }
 
 /// A run as an earlier version wrote it: no names, unsigned keys.
-fn of_schema_2(out: &Path) {
+fn of_schema(version: &str, out: &Path) {
     let keys: ArrayRef = Arc::new(UInt16Array::from(vec![3, 4]));
     let text = |text: &str| -> ArrayRef { Arc::new(StringArray::from(vec![text; 2])) };
     let columns = [
@@ -175,7 +175,7 @@ fn of_schema_2(out: &Path) {
         ("self_repair", Arc::new(Float32Array::from(vec![0.25, 0.5])) as ArrayRef),
     ];
     let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let said = vec![KeyValue::new("pipeline.schema_version".to_string(), "2".to_string())];
+    let said = vec![KeyValue::new("pipeline.schema_version".to_string(), version.to_string())];
     let properties = WriterProperties::builder().set_key_value_metadata(Some(said)).build();
     let folder = out.join("tables/head_summary");
     std::fs::create_dir_all(&folder).unwrap();
@@ -183,4 +183,36 @@ fn of_schema_2(out: &Path) {
     let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
+}
+
+#[test]
+fn a_run_of_an_earlier_schema_is_read_under_its_own_names() {
+    let dir = tempfile::tempdir().unwrap();
+    of_schema("2", dir.path());
+    let sql = |query: &str| {
+        let mut command = pipeline();
+        command.args(["sql", "--format", "csv", query, "--out"]).arg(dir.path()).output().unwrap()
+    };
+    let rows = "layer,self_repair\n3,0.25\n4,0.5\n";
+    assert_eq!(succeeded(sql("select layer, self_repair from head_summary order by layer")), rows);
+    let columns =
+        succeeded(sql("select count(*) as n from information_schema.columns where table_name = 'head_summary'"));
+    assert_eq!(columns, "n\n7\n", "views that do not fit the run do not break other queries");
+    let error = failed(sql("select * from heads"));
+    assert!(error.contains("the view heads does not fit this run's tables"), "{error}");
+}
+
+/// Reports of schema 2 are tested on a stored run, in `reliability/older_runs.rs`.
+#[test]
+fn a_report_of_an_unknown_schema_is_refused() {
+    for version in ["1", "4"] {
+        let dir = tempfile::tempdir().unwrap();
+        of_schema(version, dir.path());
+        let error = failed(pipeline().arg("report").arg("--out").arg(dir.path()).output().unwrap());
+        for words in
+            [format!("schema version {version}"), format!("versions 2 and {SCHEMA_VERSION}"), "pipeline sql".into()]
+        {
+            assert!(error.contains(&words), "{words}: {error}");
+        }
+    }
 }
