@@ -118,7 +118,8 @@ fn a_stale_stage_says_what_changed() {
     let plan = dry_run("all", dir.path(), &["iterative.prompts=2", "ablation.mlps=[\"L1\"]"]);
     for words in [
         "trace is up to date",
-        "ablate would add mean: 1 MLP (layer 1); resample: 1 MLP (layer 1); zero: 1 MLP (layer 1); additions on 2 prompts",
+        "ablate would add mean: 1 MLP (layer 1); resample: 1 MLP (layer 1); zero: 1 MLP (layer 1); additions of 1, 3, 5 \
+         times a head's output on 2 prompts",
         "analyze would run again on what is added",
         "there mean: 12 heads (layers 0 to 2)",
     ] {
