@@ -14,6 +14,10 @@ use crate::support::*;
 /// Devices that keep nothing.
 const DEVICES: [&str; 2] = ["/dev/null", "/dev/tty"];
 
+/// Sockets of this machine's own name service, which the C library asks for the user's name and home. A `python3` that is
+/// a shell script (pyenv's) starts a shell, and the shell asks.
+const NAME_SERVICE: [&str; 2] = ["/var/run/nscd/socket", "/run/nscd/socket"];
+
 /// What a command accessed outside of these folders.
 fn elsewhere(command: &mut Command, folders: &[&Path]) -> Vec<Access> {
     let output = tempfile::NamedTempFile::new().unwrap();
@@ -27,7 +31,10 @@ fn elsewhere(command: &mut Command, folders: &[&Path]) -> Vec<Access> {
             folders.iter().any(|folder| path.starts_with(folder))
                 || DEVICES.iter().any(|device| path == Path::new(device))
         }
-        Access::Connects(to) => to.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback()),
+        Access::Connects(to) => {
+            to.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
+                || NAME_SERVICE.contains(&to.as_str())
+        }
     };
     accesses.into_iter().filter(|access| !is_allowed(access)).collect()
 }
