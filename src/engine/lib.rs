@@ -25,7 +25,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ort::value::DynValue;
 
-pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept};
+pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, WriteScales};
 pub use iterate::{Addition, Response};
 pub use next_readers::HeadChange;
 use next_readers::{Combined, FirstReaders};
@@ -140,16 +140,21 @@ impl Engine {
     /// The model's logits, [S · vocab], of one prompt.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let target = TargetRow { answer: tokens.to_vec(), wrong: None, measured: 0..tokens.len() };
-        let directions = self.directions(&[target])?;
-        let clean = self.clean(&[tokens], &directions, &[])?;
+        let mut directions = self.directions(&[target])?;
+        let clean = self.clean(&[tokens], &mut directions, &[])?;
         let targets = self::clean::token_tensor(&[tokens])?;
         self.unembed((&clean.residual_final).into(), &targets, HookPoint::Logits)
     }
 
-    /// w = W_out u of the neurons of a layer, [P, S, M].
+    /// w = W_out u of the neurons of a layer, [P, S, M], after a clean pass. In a model that norms what the MLP writes,
+    /// W_out (γ_post ⊙ u) over that norm's clean scale.
     pub fn neuron_directions(&mut self, layer: usize, directions: &Directions) -> Result<DynValue> {
         let graph = self.neuron_directions[layer].as_mut().context("this engine was not loaded for neurons")?;
-        graph.run(vec![(HookPoint::U, Input::from(&directions.u))], &[HookPoint::W])?.take(HookPoint::W)
+        let mut w = graph.run(vec![(HookPoint::U, Input::from(&directions.u))], &[HookPoint::W])?.take(HookPoint::W)?;
+        if let Some(scale) = directions.write_scales.mlp.get(layer) {
+            clean::divide_rows(runtime::view_mut(&mut w)?, scale);
+        }
+        Ok(w)
     }
 
     /// Log-probability of the targets and Kullback-Leibler divergence, each \[S\], of one ablated run's final stream
@@ -209,10 +214,10 @@ mod tests {
             let mut engine = Engine::load_shared(a, folder, &runtime, &weights, &combined, &needs).unwrap();
             let tokens: Vec<u32> = (3..19).collect();
             let target = TargetRow { answer: tokens.clone(), wrong: None, measured: 0..tokens.len() };
-            let directions = engine.directions(&[target]).unwrap();
+            let mut directions = engine.directions(&[target]).unwrap();
             let within = Keep { z: true, attention_out: true, mlp_out: true, post: true, ..Default::default() };
             let keep = vec![Keep { mid: true, residual_post: true, ..within }; a.layers];
-            let clean = engine.clean(&[&tokens], &directions, &keep).unwrap();
+            let clean = engine.clean(&[&tokens], &mut directions, &keep).unwrap();
             let of_layer = &clean.layers[1];
             let (place, base) = match a.parallel {
                 true => (Place::Post, of_layer.residual_post.as_ref().unwrap()),

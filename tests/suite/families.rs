@@ -59,6 +59,8 @@ macro_rules! families {
 
 families! {
     gemma: "gemma",
+    gemma_2: "gemma2",
+    gemma_3: "gemma3",
     gpt2: "gpt2",
     gpt2_of_stanford: "gpt2-stanford",
     gpt_neo: "gpt_neo",
@@ -67,6 +69,8 @@ families! {
     llama_3: "llama3",
     mistral: "mistral",
     olmo: "olmo",
+    olmo_2: "olmo2",
+    olmo_3: "olmo3",
     opt: "opt",
     phi: "phi",
     qwen2: "qwen2",

@@ -5,12 +5,14 @@
 
 mod common;
 mod gemma;
+mod gemma2;
 mod gpt2;
 mod gpt_neo;
 mod gpt_neox;
 mod keys;
 mod llama;
 mod olmo;
+mod olmo2;
 mod opt;
 mod phi;
 mod rotary;
@@ -40,13 +42,14 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str =
-    "gemma, gpt2, gpt_neo, gpt_neox (Pythia), llama, mistral, olmo, opt, phi, qwen2, qwen3, smollm3, stablelm";
+const NAMES: &str = "gemma, gemma2, gemma3, gpt2, gpt_neo, gpt_neox (Pythia), llama, mistral, olmo, olmo2, olmo3, opt, phi, qwen2, qwen3, smollm3, stablelm";
 
 /// The family of a `model_type`.
 pub fn find(model_type: &str) -> Result<&'static Family> {
     Ok(match model_type {
         "gemma" => &gemma::FAMILY,
+        "gemma2" => &gemma2::GEMMA2,
+        "gemma3_text" => &gemma2::GEMMA3,
         "gpt2" => &gpt2::FAMILY,
         "gpt_neo" => &gpt_neo::FAMILY,
         "gpt_neox" => &gpt_neox::FAMILY,
@@ -56,14 +59,11 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "qwen3" => &llama::QWEN3,
         "smollm3" => &llama::SMOLLM3,
         "olmo" => &olmo::FAMILY,
+        "olmo2" => &olmo2::OLMO2,
+        "olmo3" => &olmo2::OLMO3,
         "opt" => &opt::FAMILY,
         "phi" => &phi::FAMILY,
         "stablelm" => &stablelm::FAMILY,
-        // They norm what a block writes, so the direct effect as defined here does not sum to the logit.
-        "gemma2" | "gemma3" | "gemma3_text" | "olmo2" | "olmo3" => bail!(
-            "`model_type`: `{model_type}` normalizes the output of each block; direct effects of such models are not supported yet. \
-            Supported: {NAMES}"
-        ),
         other => bail!("`model_type`: the architecture `{other}` is not supported yet; supported: {NAMES}"),
     })
 }
