@@ -170,8 +170,8 @@ class Measurement:
     @torch.no_grad()
     def run(self, tokens, edits=None):
         """tokens [B, S]; edits: by (part, layer), a function from what the part writes to what takes its place. The
-        parts are `stream` (what the block reads), `z` (of all heads, without b_V'), `attention` and `mlp` (what they
-        add to the stream). What is seen of `z`, `mlp` and `post` (neurons) is after these edits."""
+        parts are `stream` (what the block reads), `z` (of all heads, without b_V'), `linear` (what attention gives
+        before a norm on what it writes), `attention` and `mlp` (what they add to the stream). What is seen of `z`, `mlp` and `post` (neurons) is after these edits."""
         edits = edits or {}
         seen = {part: [None] * self.layers for part in ["stream", "z", "mlp", "post"]}
         seen["write_scales"] = [None] * self.layers, [None] * self.layers
@@ -192,8 +192,8 @@ class Measurement:
                 return (z + self.value_bias[layer],)
             return hook
 
-        def after_output(layer):
-            return lambda _, __, output: edited("attention", layer, output)
+        def after_output(part, layer):
+            return lambda _, __, output: edited(part, layer, output)
 
         def before_down(layer):
             def hook(_, args):
@@ -217,8 +217,9 @@ class Measurement:
         for l in range(self.layers):
             handles.append(self.blocks[l].register_forward_pre_hook(before_block(l)))
             handles.append(self.part(l, "output").register_forward_pre_hook(before_output(l)))
+            handles.append(self.part(l, "output").register_forward_hook(after_output("linear", l)))
             writes = self.write_modules[l][0] if self.write_modules[l] else self.part(l, "output")
-            handles.append(writes.register_forward_hook(after_output(l)))
+            handles.append(writes.register_forward_hook(after_output("attention", l)))
             for which, module in enumerate(self.write_modules[l]):
                 handles.append(module.register_forward_pre_hook(before_write_norm(l, which)))
             handles.append(self.part(l, "down").register_forward_pre_hook(before_down(l)))
@@ -355,7 +356,10 @@ class Effects:
 
     def write_norm_changes(self, seen, heads, mlps):
         """What the scales of the norms on what attentions and MLPs write add to the logit, [2, layers, B, positions];
-        `heads` and `mlps` as `parts` gives them."""
+        `heads` and `mlps` as `parts` gives them. None in a model without such norms."""
+        if not self.m.write_norms[0]:
+            return None
+
         def ratio(which, layer):
             before, after = self.clean["write_scales"][which][layer], seen["write_scales"][which][layer]
             return self.targets.at(before / after)
@@ -391,7 +395,7 @@ class Effects:
             d_heads, d_mlps = heads - self.heads, mlps - self.mlps
             d_heads[layer, ..., head] = 0
             own = self.heads[layer, ..., head], heads[layer, ..., head]
-            norms = self.write_norm_changes(ablated, heads, mlps) if self.m.write_norms[0] else None
+            norms = self.write_norm_changes(ablated, heads, mlps)
             outcomes.append(self.outcome(ablated, *own, d_heads, d_mlps, norms, layer))
         return average(outcomes)
 
