@@ -45,6 +45,7 @@ LAYOUTS = {
     "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "self_attn_layer_norm",
                   output="self_attn.out_proj", mlp="fc2", down="fc2"),
     "gemma2": AFTER_BOTH, "gemma3_text": AFTER_BOTH,
+    "gemma3": replace(AFTER_BOTH, blocks="model.language_model.layers", final_norm="model.language_model.norm"),
     "olmo2": replace(AFTER_BOTH, attention_norm=None), "olmo3": replace(AFTER_BOTH, attention_norm=None),
     "phi": Layout(final_norm="model.final_layernorm", output="self_attn.dense", down="mlp.fc2"),
 }
@@ -112,8 +113,8 @@ class Measurement:
     """One model; a forward pass that can replace what its parts write, and says what every component wrote."""
 
     def __init__(self, model):
-        self.model, c = model, model.config
-        self.layout = LAYOUTS.get(c.model_type, Layout())
+        self.model, c = model, model.config.get_text_config()
+        self.layout = LAYOUTS.get(model.config.model_type, Layout())
         self.blocks = model.get_submodule(self.layout.blocks)
         self.layers, self.heads, self.width = len(self.blocks), c.num_attention_heads, c.hidden_size
         self.norm_module = model.get_submodule(self.layout.final_norm)
@@ -327,7 +328,7 @@ class Effects:
     def centred_logit(self, seen):
         """[B, positions]: the target's logit less the mean logit, both before any soft-capping."""
         logits = self.targets.at(seen["logits"])
-        cap = getattr(self.m.model.config, "final_logit_softcapping", None)
+        cap = getattr(self.m.model.config.get_text_config(), "final_logit_softcapping", None)
         if cap:
             logits = cap * torch.atanh(logits / cap)
         return self.targets.pick(logits - logits.mean(-1, keepdim=True))
