@@ -58,6 +58,8 @@ pub enum Norm {
 pub struct Rotary {
     /// Radians a position, by pair of dimensions.
     pub inverse_frequencies: Vec<f64>,
+    /// What cos and sin are multiplied by, and so the turned dimensions of queries and of keys.
+    pub attention_factor: f64,
 }
 
 /// What differs between the attentions of one model's layers.
@@ -78,6 +80,8 @@ pub enum Activation {
     /// The tanh approximation of GELU.
     GeluTanh,
     Relu,
+    /// relu(x)²
+    ReluSquared,
 }
 
 /// Which biases the checkpoint has.

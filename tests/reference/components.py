@@ -44,7 +44,7 @@ class Extended(Effects):
         """Those whose prompts the means are over: more than this one if prompts differ in length."""
         parallel = getattr(m.model.config, "use_parallel_residual", m.model.config.model_type == "phi")
         self.mlp_reads_attention = not parallel
-        self.w_out = [weight_of(m.part(l, "down")) for l in range(m.layers)]
+        self.w_out = [m.multiplier * weight_of(m.part(l, "down")) for l in range(m.layers)]
 
     # What there is to ablate, and what takes its place.
 
