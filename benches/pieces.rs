@@ -14,7 +14,7 @@ use selfrepair_core::columns;
 use selfrepair_core::config::ModelConfig;
 use selfrepair_core::prompts::Stream;
 use selfrepair_core::tables::ABLATIONS;
-use selfrepair_engine::{Ablated, CleanEffects};
+use selfrepair_engine::{Ablated, CleanEffects, WriteScales};
 use selfrepair_measure::{AblatedComponent, Slots, repair};
 use selfrepair_model::corpus::TextTokenizer;
 use selfrepair_model::{Model, ModelSource};
@@ -46,18 +46,20 @@ fn repair_of_a_token(bencher: Bencher) {
         constant: vec![0.0],
         dot: vec![10.0],
         norm_scale: vec![5.0],
+        write_scales: WriteScales::default(),
     };
     // Nothing reacts, so that the causes add up: the logit falls by what the head wrote.
     let ablated = Ablated {
         head_effects: after,
         first_mlp: 0,
         mlp_effects: mlps,
+        write_scales: WriteScales::default(),
         posts: vec![],
         dot: vec![9.0],
         norm_scale: vec![5.0],
         residual_final: None,
     };
-    let what = AblatedComponent { layer: 0, own: 1.0, own_change: -1.0 };
+    let what = AblatedComponent { layer: 0, own: 1.0, own_change: -1.0, write_scale: None };
     let mut changes = vec![0.0; SLOTS.count()];
     bencher.counter(ItemsCount::new(1u32)).bench_local(|| repair(&clean, 0, &ablated, 0, &what, &mut changes, 1.0));
 }

@@ -10,7 +10,7 @@
 -- response: mean of logit_change - added_effect; below 0, the rest of the model works against what was added [logits]
 -- response_error: its standard error, clustered by prompt; null with fewer than two prompts
 --     [logits]
--- response_attention, response_mlp, response_norm: means of its parts [logits]
+-- response_attention, response_mlp, response_norm, response_write_norm: means of its parts [logits]
 -- own_change: mean change of the head's own direct effect; null if added after its block [logits]
 -- taken_back: -response / added_effect of the means
 with prompts as (
@@ -23,6 +23,7 @@ with prompts as (
         sum(cast(response_attention as double)) as response_attention,
         sum(cast(response_mlp as double)) as response_mlp,
         sum(cast(response_norm as double)) as response_norm,
+        sum(cast(response_write_norm as double)) as response_write_norm,
         sum(cast(own_change as double)) as own_change
     from stream_additions
     group by name, layer, head, added_at, multiple, prompt
@@ -46,6 +47,7 @@ select
     sum(response_attention) / sum(n) as response_attention,
     sum(response_mlp) / sum(n) as response_mlp,
     sum(response_norm) / sum(n) as response_norm,
+    sum(response_write_norm) / sum(n) as response_write_norm,
     sum(own_change) / sum(n) as own_change,
     -sum(response) / nullif(sum(added_effect), 0) as taken_back
 from with_mean

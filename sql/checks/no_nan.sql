@@ -42,7 +42,7 @@ where not (abs(direct_effect + new_direct_effect) < 1e30)
 union all
 select 'stream_additions', name, layer, head, prompt, position
 from stream_additions
-where not (abs(direct_effect + logit_change + response + response_attention + response_mlp + response_norm
+where not (abs(direct_effect + logit_change + response + response_attention + response_mlp + response_norm + response_write_norm
     + coalesce(own_change, 0)) < 1e30)
 union all
 select 'head_similarity', name, layer, head, null, null

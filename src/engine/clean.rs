@@ -1,6 +1,6 @@
 //! The clean pass over a batch of prompts.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use ort::value::DynValue;
 
 use super::Engine;
@@ -14,11 +14,22 @@ pub struct Directions {
     /// u = γ ⊙ Ŵ\[target\], [P, S, D].
     pub u: DynValue,
     /// W_O u of every layer, [P, S, H · d_head].
+    ///
+    /// In a model that norms what attention writes, W_O (γ_post ⊙ u), which the clean pass divides by that norm's scale.
     pub v: Vec<DynValue>,
-    /// b_O' · u, [P, S, layers]; empty for a model without such biases.
+    /// b_O' · u, [P, S, layers]; empty for a model without such biases. Normed as `v`.
     pub attention_bias: Vec<f32>,
     /// k, the part of the logit that no component writes, [P, S].
     pub constant: Vec<f32>,
+    /// The scales that a clean pass gave to the norms on what parts write, which are those of direct effects.
+    pub write_scales: WriteScales,
+}
+
+/// Scales of the norms on what parts write, by layer, [B, S] each; empty in a model without such norms.
+#[derive(Clone, Debug, Default)]
+pub struct WriteScales {
+    pub attention: Vec<Vec<f32>>,
+    pub mlp: Vec<Vec<f32>>,
 }
 
 /// The effects of every component in a clean pass over B prompts, unscaled (see the module's head).
@@ -39,6 +50,7 @@ pub struct CleanEffects {
     pub dot: Vec<f32>,
     /// Scale of the final norm, [B, S].
     pub norm_scale: Vec<f32>,
+    pub write_scales: WriteScales,
 }
 
 /// A clean pass over B prompts.
@@ -57,6 +69,7 @@ pub struct Keep {
     pub residual_pre: bool,
     pub residual_post: bool,
     pub z: bool,
+    pub attention_linear: bool,
     pub attention_out: bool,
     pub mlp_out: bool,
     pub post: bool,
@@ -73,6 +86,8 @@ pub struct Kept {
     pub residual_post: Option<DynValue>,
     /// [B, S, H · d_head]
     pub z: Option<DynValue>,
+    /// What attention gives before the norm on what it writes, [B, S, D].
+    pub attention_linear: Option<DynValue>,
     /// What attention writes, b_O' included, [B, S, D].
     pub attention_out: Option<DynValue>,
     /// What the MLP writes, its bias included, [B, S, D].
@@ -119,11 +134,14 @@ impl Engine {
             v: (0..layers).map(|l| outputs.take(HookPoint::VOfLayer(l))).collect::<Result<_>>()?,
             attention_bias: numbers(outputs.take_if(has_bias, HookPoint::AttentionBias)?)?.unwrap_or_default(),
             constant: constant.unwrap_or_else(|| vec![0.0; targets.len() * targets[0].len()]),
+            write_scales: WriteScales::default(),
         })
     }
 
-    /// Runs prompts of equal length; `keep[l]` says what to keep of layer l (nothing beyond the end of `keep`).
-    pub fn clean(&mut self, tokens: &[&[u32]], directions: &Directions, keep: &[Keep]) -> Result<CleanBatch> {
+    /// Runs prompts of equal length; `keep[l]` says what to keep of layer l (nothing beyond the end of `keep`). The
+    /// directions, fresh from [`Engine::directions`], get the scales of the norms on what parts write.
+    pub fn clean(&mut self, tokens: &[&[u32]], directions: &mut Directions, keep: &[Keep]) -> Result<CleanBatch> {
+        ensure!(directions.write_scales.attention.is_empty(), "these directions have the scales of another clean pass");
         let (prompts, positions) = (tokens.len(), tokens[0].len());
         let layers = self.architecture.layers;
         let place = position_tensor(prompts, positions)?;
@@ -134,7 +152,13 @@ impl Engine {
             let keep = keep.get(l).copied().unwrap_or_default();
             let (v, u) = (Input::from(&directions.v[l]), Input::from(&directions.u));
             let block = self.block(l, residual, &place, v, u, keep)?;
-            heads.push(copied(view(&block.head_effects)?)?);
+            let mut of_heads = copied(view(&block.head_effects)?)?;
+            if let Some((of_attention, of_mlp)) = block.write_scales {
+                divide_rows(&mut of_heads, &of_attention);
+                directions.norm_attention(l, layers, of_attention)?;
+                directions.write_scales.mlp.push(of_mlp);
+            }
+            heads.push(of_heads);
             mlps.push(copied(view(&block.mlp_effect)?)?);
             kept.push(block.kept);
             residual = block.residual;
@@ -150,6 +174,7 @@ impl Engine {
             constant: directions.constant.clone(),
             dot,
             norm_scale,
+            write_scales: directions.write_scales.clone(),
         };
         Ok(CleanBatch { effects, layers: kept, residual_final: residual })
     }
@@ -168,8 +193,7 @@ impl Engine {
         let mut out = Vec::with_capacity(last + 1);
         for (l, &keep) in keep.iter().enumerate().take(last + 1) {
             if l == last && !keep.mlp_out {
-                let mut kept = Kept::default();
-                self.attend(l, Input::from(&residual), &place, Input::from(&no_v), keep, &mut kept)?;
+                let (_, kept) = self.attend(l, Input::from(&residual), &place, Input::from(&no_v), keep)?;
                 out.push(kept);
                 break;
             }
@@ -190,23 +214,29 @@ impl Engine {
         u: Input<'_>,
         keep: Keep,
     ) -> Result<Block> {
-        let mut kept = Kept::default();
-        let (mid, head_effects) = self.attend(layer, Input::from(&residual), place, v, keep, &mut kept)?;
+        let (attended, mut kept) = self.attend(layer, Input::from(&residual), place, v, keep)?;
+        let Attended { mid, head_effects, write_scale } = attended;
         let mut wanted = vec![HookPoint::ResidPost, HookPoint::MlpEffect];
+        wanted.extend(write_scale.is_some().then_some(HookPoint::MlpWriteScale));
         wanted.extend(keep.post.then_some(HookPoint::MlpPost));
         wanted.extend(keep.mlp_out.then_some(HookPoint::MlpOut));
         let mut outputs = self.mlp(layer, &residual, &mid, u, &wanted)?;
         kept.mlp_out = outputs.take_if(keep.mlp_out, HookPoint::MlpOut)?;
         kept.post = outputs.take_if(keep.post, HookPoint::MlpPost)?;
         let mlp_effect = outputs.take(HookPoint::MlpEffect)?;
+        let of_mlp = outputs.take_if(write_scale.is_some(), HookPoint::MlpWriteScale)?;
+        let write_scales = match write_scale.zip(of_mlp) {
+            Some((of_attention, of_mlp)) => Some((copied(view(&of_attention)?)?, copied(view(&of_mlp)?)?)),
+            None => None,
+        };
         let after = outputs.take(HookPoint::ResidPost)?;
         kept.residual_pre = keep.residual_pre.then_some(residual);
         kept.mid = keep.mid.then_some(mid);
         kept.residual_post = keep.residual_post.then(|| runtime::copy(&after)).transpose()?;
-        Ok(Block { residual: after, head_effects, mlp_effect, kept })
+        Ok(Block { residual: after, head_effects, mlp_effect, write_scales, kept })
     }
 
-    /// One block's attention: the stream after it and the heads' effects.
+    /// One block's attention, and what is kept of it.
     fn attend(
         &mut self,
         layer: usize,
@@ -214,15 +244,26 @@ impl Engine {
         place: &DynValue,
         v: Input<'_>,
         keep: Keep,
-        kept: &mut Kept,
-    ) -> Result<(DynValue, DynValue)> {
+    ) -> Result<(Attended, Kept)> {
+        let is_normed = self.architecture.write_norms;
         let mut wanted = vec![HookPoint::ResidMid, HookPoint::HeadEffects];
         wanted.extend(keep.z.then_some(HookPoint::HookZ));
+        wanted.extend(keep.attention_linear.then_some(HookPoint::AttnLinear));
         wanted.extend(keep.attention_out.then_some(HookPoint::AttnOut));
+        wanted.extend(is_normed.then_some(HookPoint::AttnWriteScale));
         let mut outputs = self.attention(layer, residual, place, v, &wanted)?;
-        kept.attention_out = outputs.take_if(keep.attention_out, HookPoint::AttnOut)?;
-        kept.z = outputs.take_if(keep.z, HookPoint::HookZ)?;
-        Ok((outputs.take(HookPoint::ResidMid)?, outputs.take(HookPoint::HeadEffects)?))
+        let kept = Kept {
+            attention_linear: outputs.take_if(keep.attention_linear, HookPoint::AttnLinear)?,
+            attention_out: outputs.take_if(keep.attention_out, HookPoint::AttnOut)?,
+            z: outputs.take_if(keep.z, HookPoint::HookZ)?,
+            ..Kept::default()
+        };
+        let attended = Attended {
+            mid: outputs.take(HookPoint::ResidMid)?,
+            head_effects: outputs.take(HookPoint::HeadEffects)?,
+            write_scale: outputs.take_if(is_normed, HookPoint::AttnWriteScale)?,
+        };
+        Ok((attended, kept))
     }
 
     pub(super) fn embed(&mut self, tokens: &[&[u32]], place: &DynValue) -> Result<DynValue> {
@@ -294,10 +335,36 @@ struct Block {
     residual: DynValue,
     head_effects: DynValue,
     mlp_effect: DynValue,
+    /// Scales of the norms on what attention and the MLP write, if the model has them.
+    write_scales: Option<(Vec<f32>, Vec<f32>)>,
     kept: Kept,
 }
 
+/// What one block's attention gave.
+struct Attended {
+    mid: DynValue,
+    head_effects: DynValue,
+    write_scale: Option<DynValue>,
+}
+
+/// Divides every number of row i, of as many rows as there are scales, by scale i.
+pub(super) fn divide_rows(values: &mut [f32], scales: &[f32]) {
+    for (row, scale) in values.chunks_exact_mut(values.len() / scales.len()).zip(scales) {
+        row.iter_mut().for_each(|v| *v /= scale);
+    }
+}
+
 impl Directions {
+    /// Takes the scale of the norm on what a layer's attention writes, [P, S], into what heads are projected on.
+    fn norm_attention(&mut self, layer: usize, layers: usize, scale: Vec<f32>) -> Result<()> {
+        divide_rows(view_mut(&mut self.v[layer])?, &scale);
+        for (biases, scale) in self.attention_bias.chunks_exact_mut(layers).zip(&scale) {
+            biases[layer] /= scale;
+        }
+        self.write_scales.attention.push(scale);
+        Ok(())
+    }
+
     /// Changes the numbers of the chosen (prompt, position) by those of other directions.
     fn change(
         &mut self,

@@ -13,12 +13,18 @@ pub enum HookPoint {
     ResidPre,
     /// Each head's mixed values before W_O, [B, S, H · d_head].
     HookZ,
+    /// What attention gives before the norm on what it writes, b_O' included, [B, S, D].
+    AttnLinear,
+    /// The scale of that norm, [B, S].
+    AttnWriteScale,
     /// What attention adds to the stream, b_O' included, [B, S, D].
     AttnOut,
     /// The stream with attention added, [B, S, D].
     ResidMid,
     /// The neurons' activations before W_out, [B, S, M].
     MlpPost,
+    /// The scale of the norm on what the MLP writes, [B, S].
+    MlpWriteScale,
     /// What the MLP adds to the stream, its bias included, [B, S, D].
     MlpOut,
     /// The stream after a block, [B, S, D].
@@ -73,6 +79,8 @@ pub enum HookPoint {
     ZChange,
     /// Which head each run replaces, \[B\].
     Head,
+    /// What is added along the projection's direction, in units of its dot product with it, [B, S].
+    Along,
     /// What a projection read of the clean stream, before its bias, [P, S, N].
     CleanRead(Projection),
     /// W_O γ W of every head, [H, d_head, N].
@@ -120,9 +128,12 @@ impl HookPoint {
         Cow::Borrowed(match self {
             Self::ResidPre => "resid_pre",
             Self::HookZ => "hook_z",
+            Self::AttnLinear => "attn_linear",
+            Self::AttnWriteScale => "ln1_post.scale",
             Self::AttnOut => "attn_out",
             Self::ResidMid => "resid_mid",
             Self::MlpPost => "mlp_post",
+            Self::MlpWriteScale => "ln2_post.scale",
             Self::MlpOut => "mlp_out",
             Self::ResidPost => "resid_post",
             Self::FinalScale => "ln_final.scale",
@@ -148,6 +159,7 @@ impl HookPoint {
             Self::HeldMlpOut => "held_mlp_out",
             Self::ZChange => "z_change",
             Self::Head => "head",
+            Self::Along => "along",
             Self::CleanRead(projection) => return format!("{}_of_clean", projection.name()).into(),
             Self::OfHeads(projection) => return format!("{}_of_heads", projection.name()).into(),
             Self::Logits => "logits",

@@ -5,9 +5,9 @@ use anyhow::{Context, Result};
 use ort::value::DynValue;
 
 use super::Engine;
-use super::clean::Directions;
-use super::hooks::HookPoint;
-use super::runtime::{Input, int_tensor, rows, tensor, view};
+use super::clean::{Directions, WriteScales};
+use super::hooks::{HookPoint, Outputs};
+use super::runtime::{Input, int_tensor, tensor, view};
 
 /// A position of a prompt with something added to its stream.
 pub struct Addition {
@@ -22,6 +22,9 @@ pub struct Response {
     pub head_effects: Vec<Vec<f32>>,
     /// Of every block from there on, \[N\].
     pub mlp_effects: Vec<Vec<f32>>,
+    /// Scales of the norms on what these blocks' parts write; empty in a model without such norms. Effects of heads are by
+    /// the clean scales, those of MLPs by these.
+    pub write_scales: WriteScales,
     /// Final stream · u, \[N\].
     pub dot: Vec<f32>,
     /// Scale of the final norm, \[N\].
@@ -54,26 +57,36 @@ impl Engine {
         changed.iter_mut().zip(additions.iter().flat_map(|a| &a.added)).for_each(|(r, c)| *r += c);
         let mut changed = tensor(&[1, n, d], changed)?;
         let place_tensor = int_tensor(&[1, rows], place.iter().map(|&s| s as i64).collect())?;
-        let (mut head_effects, mut mlp_effects) = (vec![], vec![]);
+        let (mut head_effects, mut mlp_effects, mut write_scales) = (vec![], vec![], WriteScales::default());
+        let is_normed = self.architecture.write_norms;
         for (l, residual) in residuals.iter().enumerate().skip(layer) {
             let width = heads * self.architecture.d_head;
             // The clean rows' effects are not looked at.
             let v = [vec![0.0; positions * width], of_changed(view(&directions.v[l])?, width)].concat();
             let streams = tensor(&[1, rows, d], [*residual, view(&changed)?].concat())?;
             let mask = mask(positions, &place[positions..], self.architecture.attention[l].window);
-            let (mid, effects) = self.attention_masked(l, &streams, &place_tensor, v, mask)?;
-            head_effects.push(view(&effects)?[positions * heads..].to_vec());
-            let mid = tensor(&[1, n, d], view(&mid)?[positions * d..].to_vec())?;
-            let wanted = [HookPoint::ResidPost, HookPoint::MlpEffect];
+            let mut outputs = self.attention_masked(l, &streams, &place_tensor, v, mask)?;
+            head_effects.push(view(&outputs.take(HookPoint::HeadEffects)?)?[positions * heads..].to_vec());
+            let mid = tensor(&[1, n, d], view(&outputs.take(HookPoint::ResidMid)?)?[positions * d..].to_vec())?;
+            if is_normed {
+                let scale = outputs.take(HookPoint::AttnWriteScale)?;
+                write_scales.attention.push(view(&scale)?[positions..].to_vec());
+            }
+            let mut wanted = vec![HookPoint::ResidPost, HookPoint::MlpEffect];
+            wanted.extend(is_normed.then_some(HookPoint::MlpWriteScale));
             let mut outputs = self.mlp(l, &changed, &mid, Input::from(&u), &wanted)?;
             mlp_effects.push(view(&outputs.take(HookPoint::MlpEffect)?)?.to_vec());
+            if is_normed {
+                write_scales.mlp.push(view(&outputs.take(HookPoint::MlpWriteScale)?)?.to_vec());
+            }
             changed = outputs.take(HookPoint::ResidPost)?;
         }
         let (dot, norm_scale) = self.read_out(Input::from(&changed), Input::from(&u))?;
-        Ok(Response { head_effects, mlp_effects, dot, norm_scale })
+        Ok(Response { head_effects, mlp_effects, write_scales, dot, norm_scale })
     }
 
-    /// The stream after attention [B, R, D], and every head's effect [B, R, H], where `mask` [R, R] says who sees whom.
+    /// The stream after attention [B, R, D], every head's effect [B, R, H], and the scale of the norm on what attention
+    /// writes [B, R] if there is one, where `mask` [R, R] says who sees whom.
     fn attention_masked(
         &mut self,
         layer: usize,
@@ -81,7 +94,7 @@ impl Engine {
         place: &DynValue,
         v: Vec<f32>,
         mask: Vec<f32>,
-    ) -> Result<(DynValue, DynValue)> {
+    ) -> Result<Outputs> {
         let rows = streams.shape()[1] as usize;
         let v = tensor(&[1, rows, v.len() / rows], v)?;
         let mask = tensor(&[rows, rows], mask)?;
@@ -92,8 +105,9 @@ impl Engine {
             (HookPoint::V, Input::from(&v)),
             (HookPoint::Mask, Input::from(&mask)),
         ];
-        let mut outputs = graph.run(inputs, &[HookPoint::ResidMid, HookPoint::HeadEffects])?;
-        Ok((outputs.take(HookPoint::ResidMid)?, outputs.take(HookPoint::HeadEffects)?))
+        let mut wanted = vec![HookPoint::ResidMid, HookPoint::HeadEffects];
+        wanted.extend(self.architecture.write_norms.then_some(HookPoint::AttnWriteScale));
+        graph.run(inputs, &wanted)
     }
 
     /// Every head's effect at each position, [B, S, H] unscaled, after `added` [B, S, D] was put on the stream that
@@ -127,15 +141,20 @@ impl Engine {
         let place = int_tensor(&[batch, 2 * positions], place)?;
         let changed: Vec<usize> = (0..positions).collect();
         let mask = mask(positions, &changed, window);
-        let (_, effects) = self.attention_masked(layer, &streams, &place, [v, v].concat(), mask)?;
+        let mut outputs = self.attention_masked(layer, &streams, &place, [v, v].concat(), mask)?;
+        let effects = outputs.take(HookPoint::HeadEffects)?;
         let rows = view(&effects)?.chunks_exact(positions * heads);
         Ok(rows.skip(1).step_by(2).flatten().copied().collect())
     }
 
-    /// What every head of a layer writes to the stream, [1, S, H, D], of prompt `p` of a clean pass.
-    pub fn head_outputs(&mut self, layer: usize, z: &DynValue, p: usize) -> Result<DynValue> {
+    /// What every head of a layer writes to the stream, [1, S, H, D], of a clean pass over one prompt, which gave z and the
+    /// directions' scales.
+    pub fn head_outputs(&mut self, layer: usize, z: &DynValue, directions: &Directions) -> Result<DynValue> {
         let graph = self.head_outputs.get_mut(layer).context("this engine was not loaded for iterating")?;
-        let inputs = vec![(HookPoint::HookZ, rows(z, p..p + 1)?)];
+        let scale = directions.write_scales.attention.get(layer);
+        let scale = scale.map(|scale| tensor(&[1, scale.len()], scale.clone())).transpose()?;
+        let mut inputs = vec![(HookPoint::HookZ, Input::from(z))];
+        inputs.extend(scale.as_ref().map(|scale| (HookPoint::AttnWriteScale, Input::from(scale))));
         graph.run(inputs, &[HookPoint::HeadOutputs])?.take(HookPoint::HeadOutputs)
     }
 }

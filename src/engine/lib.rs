@@ -25,7 +25,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ort::value::DynValue;
 
-pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept};
+pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, WriteScales};
 pub use iterate::{Addition, Response};
 pub use next_readers::HeadChange;
 use next_readers::{Combined, FirstReaders};
@@ -140,16 +140,21 @@ impl Engine {
     /// The model's logits, [S · vocab], of one prompt.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let target = TargetRow { answer: tokens.to_vec(), wrong: None, measured: 0..tokens.len() };
-        let directions = self.directions(&[target])?;
-        let clean = self.clean(&[tokens], &directions, &[])?;
+        let mut directions = self.directions(&[target])?;
+        let clean = self.clean(&[tokens], &mut directions, &[])?;
         let targets = self::clean::token_tensor(&[tokens])?;
         self.unembed((&clean.residual_final).into(), &targets, HookPoint::Logits)
     }
 
-    /// w = W_out u of the neurons of a layer, [P, S, M].
+    /// w = W_out u of the neurons of a layer, [P, S, M], after a clean pass. In a model that norms what the MLP writes,
+    /// W_out (γ_post ⊙ u) over that norm's clean scale.
     pub fn neuron_directions(&mut self, layer: usize, directions: &Directions) -> Result<DynValue> {
         let graph = self.neuron_directions[layer].as_mut().context("this engine was not loaded for neurons")?;
-        graph.run(vec![(HookPoint::U, Input::from(&directions.u))], &[HookPoint::W])?.take(HookPoint::W)
+        let mut w = graph.run(vec![(HookPoint::U, Input::from(&directions.u))], &[HookPoint::W])?.take(HookPoint::W)?;
+        if let Some(scale) = directions.write_scales.mlp.get(layer) {
+            clean::divide_rows(runtime::view_mut(&mut w)?, scale);
+        }
+        Ok(w)
     }
 
     /// Log-probability of the targets and Kullback-Leibler divergence, each \[S\], of one ablated run's final stream
@@ -204,15 +209,17 @@ mod tests {
             change(&mut runtime);
             let weights = SharedWeights::new(folder);
             let reader = if a.parallel { 2 } else { 1 };
-            let needs = Needs { ablate: true, first_readers: vec![reader], ..Default::default() };
+            let first_readers = if a.reads_by_difference() { vec![reader] } else { vec![] };
+            let needs = Needs { ablate: true, first_readers, ..Default::default() };
             let combined = next_readers::combined(a, folder, &runtime, &weights, &needs, 1).unwrap();
             let mut engine = Engine::load_shared(a, folder, &runtime, &weights, &combined, &needs).unwrap();
             let tokens: Vec<u32> = (3..19).collect();
             let target = TargetRow { answer: tokens.clone(), wrong: None, measured: 0..tokens.len() };
-            let directions = engine.directions(&[target]).unwrap();
+            let mut directions = engine.directions(&[target]).unwrap();
             let within = Keep { z: true, attention_out: true, mlp_out: true, post: true, ..Default::default() };
-            let keep = vec![Keep { mid: true, residual_post: true, ..within }; a.layers];
-            let clean = engine.clean(&[&tokens], &directions, &keep).unwrap();
+            let around = Keep { residual_pre: true, attention_linear: a.write_norms, ..within };
+            let keep = vec![Keep { mid: true, residual_post: true, ..around }; a.layers];
+            let clean = engine.clean(&[&tokens], &mut directions, &keep).unwrap();
             let of_layer = &clean.layers[1];
             let (place, base) = match a.parallel {
                 true => (Place::Post, of_layer.residual_post.as_ref().unwrap()),
@@ -222,11 +229,21 @@ mod tests {
             let z_change = (0..size).map(|i| (i as f32).sin()).collect();
             let z_change = tensor(&[2, tokens.len(), a.d_head], z_change).unwrap();
             let heads = int_tensor(&[2], vec![0, 2]).unwrap();
-            let reads = engine.clean_reads(reader, base).unwrap().unwrap();
+            let reads = engine.clean_reads(reader, base).unwrap().unwrap_or_default();
+            let stream = match a.write_norms {
+                false => engine.replace_heads(1, base, 0..1, &heads, &z_change).unwrap(),
+                true => {
+                    let along = (0..2 * tokens.len()).map(|i| (i as f32).cos()).collect();
+                    let along = tensor(&[2, tokens.len()], along).unwrap();
+                    let changes = [&heads, &z_change, &along];
+                    engine.replace_heads_before_norm(1, of_layer, 0..1, changes, &directions).unwrap().0
+                }
+            };
+            let by_difference = by_difference && a.reads_by_difference();
             let suffix = Suffix {
                 layer: 1,
                 place,
-                stream: engine.replace_heads(1, base, 0..1, &heads, &z_change).unwrap(),
+                stream,
                 prompts: 0..1,
                 change: by_difference.then_some(HeadChange { z_change, heads, clean: base, reads: &reads }),
                 hold: None,

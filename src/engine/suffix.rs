@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use ort::value::DynValue;
 
 use super::Engine;
-use super::clean::{CleanBatch, Directions, position_tensor};
+use super::clean::{CleanBatch, Directions, Kept, WriteScales, position_tensor};
 use super::hooks::{HookPoint, Outputs};
 use super::next_readers::{HeadChange, Part};
 use super::runtime::{Input, bool_tensor, rows, rows_of, to_host, view};
@@ -51,6 +51,20 @@ impl Suffix<'_> {
     fn reads_first(&self, layer: usize) -> bool {
         layer == self.first_reader()
     }
+
+    /// Where a layer's MLP is held, what it writes was normed by the clean scale.
+    fn hold_scale(&self, layer: usize, scale: &mut [f32]) -> Result<()> {
+        let Some(masks) = self.hold else { return Ok(()) };
+        let held = masks.mlps[layer].try_extract_tensor::<bool>()?.1;
+        let clean = &self.directions.write_scales.mlp[layer];
+        let positions = clean.len() / self.clean.effects.prompts;
+        let rows = self.prompts.start * positions..self.prompts.end * positions;
+        let of_clean = held[rows.clone()].iter().zip(&clean[rows]).cycle();
+        for (scale, (_, clean)) in scale.iter_mut().zip(of_clean).filter(|(_, (held, _))| **held) {
+            *scale = *clean;
+        }
+        Ok(())
+    }
 }
 
 /// Which components are held where, for every prompt of a clean batch.
@@ -92,6 +106,9 @@ pub struct Ablated {
     pub first_mlp: usize,
     /// MLPs from there on, `mlp_effects[l − first_mlp]` [B, S].
     pub mlp_effects: Vec<Vec<f32>>,
+    /// Scales of the norms on what these heads' attentions and these MLPs write, in the same order; empty in a model
+    /// without such norms. Effects of heads are by the clean scales, those of MLPs by these.
+    pub write_scales: WriteScales,
     /// The neurons of the layers asked for (as far as they run again), [B, S, M].
     pub posts: Vec<(usize, DynValue)>,
     /// Final stream · u, [B, S].
@@ -125,12 +142,42 @@ impl Engine {
         graph.run_on_device(inputs, &[HookPoint::Ablated], &shape)?.take(HookPoint::Ablated)
     }
 
+    /// As [`Engine::replace_heads`], in a model that norms what attention writes; `kept` is what the clean pass kept of the
+    /// layer. Before that norm, `along` [B, S] is added along γ_post ⊙ u, as a dot product with it. Also gives the norm's
+    /// new scale, [B, S].
+    pub fn replace_heads_before_norm(
+        &mut self,
+        layer: usize,
+        kept: &Kept,
+        prompts: Range<usize>,
+        [heads, z_changes, along]: [&DynValue; 3],
+        directions: &Directions,
+    ) -> Result<(DynValue, Vec<f32>)> {
+        let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
+        let before = kept.residual_pre.as_ref().context("the clean pass did not keep the stream before the block")?;
+        let linear = kept.attention_linear.as_ref().context("the clean pass did not keep what attention gives")?;
+        let inputs = vec![
+            (HookPoint::ResidPre, rows(before, prompts.clone())?),
+            (HookPoint::AttnLinear, rows(linear, prompts.clone())?),
+            (HookPoint::ZChange, Input::from(z_changes)),
+            (HookPoint::Head, Input::from(heads)),
+            (HookPoint::U, rows(&directions.u, prompts)?),
+            (HookPoint::Along, Input::from(along)),
+        ];
+        let clean = before.shape();
+        let shape = [heads.shape()[0], clean[1], clean[2]];
+        let mut outputs = graph.run_on_device(inputs, &[HookPoint::Ablated, HookPoint::AttnWriteScale], &shape)?;
+        let scale = copied(view(&outputs.take(HookPoint::AttnWriteScale)?)?)?;
+        Ok((outputs.take(HookPoint::Ablated)?, scale))
+    }
+
     /// Runs what follows. The directions are read where the clean pass left them, and nothing is copied a run.
     pub fn suffix(&mut self, s: Suffix) -> Result<Ablated> {
         let (layers, shape) = (self.architecture.layers, s.stream.shape().to_vec());
         let place = position_tensor(shape[0] as usize, shape[1] as usize)?;
         let first_mlp = s.first_reader();
         let (mut head_effects, mut mlp_effects, mut posts) = (vec![], vec![], vec![]);
+        let mut write_scales = WriteScales::default();
         let mut residual = None;
         for l in s.layer..layers {
             let mid = match (&residual, l == s.layer, s.place) {
@@ -138,9 +185,12 @@ impl Engine {
                 // What was ablated is the stream after attention; the stream before it is not read again.
                 (_, true, Place::Mid) => None,
                 (before, false, _) => {
-                    let (mid, effects) = self.attention_of(l, before.as_ref().unwrap_or(&s.stream), &place, &s)?;
-                    head_effects.push(copied(view(&effects)?)?);
-                    Some(mid)
+                    let mut outputs = self.attention_of(l, before.as_ref().unwrap_or(&s.stream), &place, &s)?;
+                    head_effects.push(copied(view(&outputs.take(HookPoint::HeadEffects)?)?)?);
+                    if self.architecture.write_norms {
+                        write_scales.attention.push(copied(view(&outputs.take(HookPoint::AttnWriteScale)?)?)?);
+                    }
+                    Some(outputs.take(HookPoint::ResidMid)?)
                 }
             };
             let before = residual.as_ref().unwrap_or(&s.stream);
@@ -149,50 +199,51 @@ impl Engine {
                 posts.push((l, outputs.take(HookPoint::MlpPost)?));
             }
             mlp_effects.push(copied(view(&outputs.take(HookPoint::MlpEffect)?)?)?);
+            if self.architecture.write_norms {
+                let mut scale = copied(view(&outputs.take(HookPoint::MlpWriteScale)?)?)?;
+                s.hold_scale(l, &mut scale)?;
+                write_scales.mlp.push(scale);
+            }
             residual = Some(outputs.take(HookPoint::ResidPost)?);
         }
         let residual = residual.unwrap_or(s.stream);
         let u = rows(&s.directions.u, s.prompts)?;
         let (dot, norm_scale) = self.read_out(Input::from(&residual), u)?;
         let residual_final = s.residual_final.then(|| to_host(residual)).transpose()?;
-        Ok(Ablated { head_effects, first_mlp, mlp_effects, posts, dot, norm_scale, residual_final })
+        Ok(Ablated { head_effects, first_mlp, mlp_effects, write_scales, posts, dot, norm_scale, residual_final })
     }
 
-    /// The stream after the attention of a later layer, and its heads' effects.
-    fn attention_of(
-        &mut self,
-        layer: usize,
-        residual: &DynValue,
-        place: &DynValue,
-        s: &Suffix,
-    ) -> Result<(DynValue, DynValue)> {
+    /// The stream after the attention of a later layer, its heads' effects, and the scale of the norm on what it writes if
+    /// there is one.
+    fn attention_of(&mut self, layer: usize, residual: &DynValue, place: &DynValue, s: &Suffix) -> Result<Outputs> {
         let v = rows(&s.directions.v[layer], s.prompts.clone())?;
-        let wanted = [HookPoint::ResidMid, HookPoint::HeadEffects];
+        let mut wanted = vec![HookPoint::ResidMid, HookPoint::HeadEffects];
+        wanted.extend(self.architecture.write_norms.then_some(HookPoint::AttnWriteScale));
         let mut inputs = vec![
             (HookPoint::ResidPre, Input::from(residual)),
             (HookPoint::Positions, Input::from(place)),
             (HookPoint::V, v),
         ];
-        let mut outputs = match (&s.change, s.hold) {
+        match (&s.change, s.hold) {
             (Some(change), _) if s.reads_first(layer) => {
-                self.read_first(layer, Part::Attention, inputs, s.prompts.clone(), s.stream.shape(), change, &wanted)?
+                self.read_first(layer, Part::Attention, inputs, s.prompts.clone(), s.stream.shape(), change, &wanted)
             }
-            (_, None) => self.attention[layer].run_on_device(inputs, &wanted, s.stream.shape())?,
+            (_, None) => self.attention[layer].run_on_device(inputs, &wanted, s.stream.shape()),
             (_, Some(masks)) => {
                 let z = s.clean.layers[layer].z.as_ref().context("the clean pass did not keep z")?;
                 inputs.push((HookPoint::Held, rows_of::<bool>(&masks.heads[layer], s.prompts.clone())?));
                 inputs.push((HookPoint::HeldZ, rows(z, s.prompts.clone())?));
                 let graph = self.attention_held.get_mut(layer).context("this engine was not loaded for holding")?;
-                graph.run_on_device(inputs, &wanted, s.stream.shape())?
+                graph.run_on_device(inputs, &wanted, s.stream.shape())
             }
-        };
-        Ok((outputs.take(HookPoint::ResidMid)?, outputs.take(HookPoint::HeadEffects)?))
+        }
     }
 
     /// The stream after a block, its MLP's effect, and its neurons if they are wanted.
     fn mlp_of(&mut self, layer: usize, residual: &DynValue, mid: &DynValue, s: &Suffix) -> Result<Outputs> {
         let mut wanted = vec![HookPoint::ResidPost, HookPoint::MlpEffect];
         wanted.extend(s.neurons.contains(&layer).then_some(HookPoint::MlpPost));
+        wanted.extend(self.architecture.write_norms.then_some(HookPoint::MlpWriteScale));
         let u = rows(&s.directions.u, s.prompts.clone())?;
         let mut inputs = vec![(HookPoint::ResidMid, Input::from(mid)), (HookPoint::U, u)];
         inputs.extend(self.architecture.parallel.then(|| (HookPoint::ResidPre, Input::from(residual))));

@@ -133,8 +133,8 @@ fn trace_group(context: &MeasureContext, engine: &mut Engine, prompts: &Prompts,
     let keep = Keep { z: true, attention_out: true, mlp_out: true, post, ..Default::default() };
     let tokens: Vec<&[u32]> = group.iter().map(|&p| prompts.prompt(p)).collect();
     let targets: Vec<TargetRow> = group.iter().map(|&p| prompts.target_row(p, tokens[0].len())).collect();
-    let directions = engine.directions(&targets)?;
-    let clean = engine.clean(&tokens, &directions, &vec![keep; a.layers])?;
+    let mut directions = engine.directions(&targets)?;
+    let clean = engine.clean(&tokens, &mut directions, &vec![keep; a.layers])?;
     let log_probs = engine.log_probs(&clean, &targets)?;
     check(&clean.effects, group, &targets, context.config.runtime.precision)?;
     let mut sums = Sums::new(&a);

@@ -23,14 +23,24 @@ pub struct Architecture {
     /// The longest prompt the positions allow.
     pub context: usize,
     pub norm: Norm,
-    /// ε of the norms that read the stream.
+    /// ε of all norms.
     pub norm_eps: f32,
+    /// Attention and MLP read the stream through norms (else as it is; the unembedding always reads through one).
+    pub read_norms: bool,
+    /// What attention and the MLP write goes through a norm of its own before it is added to the stream.
+    pub write_norms: bool,
     /// Attention and MLP read the same stream and are added together (else the MLP reads what attention wrote).
     pub parallel: bool,
     /// Rotary positions; without them, positions are learned vectors added to the embedding.
     pub rotary: Option<Rotary>,
-    /// Queries and keys are RMS-normed head by head before positions are applied.
-    pub qk_norm: bool,
+    /// Rotary positions of layers with a window, where they differ.
+    pub window_rotary: Option<Rotary>,
+    /// Queries and keys are RMS-normed before positions are applied.
+    pub qk_norm: Option<QkNorm>,
+    /// Scores of attention become c · tanh(score / c), before the mask and the softmax.
+    pub score_softcap: Option<f32>,
+    /// The model's logits become c · tanh(logit / c). Direct effects and logit changes are about the logits before.
+    pub logit_softcap: Option<f32>,
     pub attention: Vec<AttentionKind>,
     /// The MLP multiplies its activation by a second projection.
     pub gated: bool,
@@ -53,6 +63,15 @@ pub enum Norm {
     Layer,
 }
 
+/// What a norm of queries or keys normalises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head on its own; γ is \[d_head\], shared by the heads.
+    ByHead,
+    /// All heads together; γ is \[heads · d_head\].
+    Whole,
+}
+
 /// Rotary positions on the first `2 · inverse_frequencies.len()` dimensions of a head, first half against second half.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
@@ -60,6 +79,9 @@ pub struct Rotary {
     pub inverse_frequencies: Vec<f64>,
     /// What cos and sin are multiplied by, and so the turned dimensions of queries and of keys.
     pub attention_factor: f64,
+    /// The longest prompt that has these frequencies, if there is a limit: LongRoPE has others beyond the context of the
+    /// training.
+    pub longest: Option<usize>,
 }
 
 /// What differs between the attentions of one model's layers.
@@ -122,9 +144,18 @@ impl Architecture {
         }
     }
 
+    /// Whether the projections that read a replaced head first can read it as a difference of rank d_head: a norm on
+    /// what attention writes would change the rest of it too.
+    pub fn reads_by_difference(&self) -> bool {
+        self.read_norms && !self.write_norms
+    }
+
     /// Numbers in W_O γ W, which the projections that read a replaced head first are given instead of the stream: those
     /// of the MLP in every block, or, where it is parallel, of attention and the MLP in every block but the first.
     pub fn first_reader_weights(&self) -> usize {
+        if !self.reads_by_difference() {
+            return 0;
+        }
         let mlp = (1 + usize::from(self.gated)) * self.d_mlp;
         let (blocks, width) = match self.parallel {
             true => (self.layers - 1, (self.heads + 2 * self.kv_heads) * self.d_head + mlp),
@@ -143,7 +174,8 @@ impl Architecture {
         let (attention, mlp) = self.block_weights();
         let ends = self.vocab * if self.tied { 1 } else { 2 };
         let positions = if self.learned_positions() { self.context } else { 0 };
-        self.layers * (attention + mlp + 2 * self.d_model) + (1 + ends + positions) * self.d_model
+        let norms = 2 * usize::from(self.read_norms) + 2 * usize::from(self.write_norms);
+        self.layers * (attention + mlp + norms * self.d_model) + (1 + ends + positions) * self.d_model
     }
 
     /// Whether attention writes something to the stream that no head does: b_O, or value biases through W_O.
@@ -159,6 +191,13 @@ impl Architecture {
     pub fn learned_positions(&self) -> bool {
         self.rotary.is_none()
     }
+
+    /// The rotary positions of a layer, if it has any.
+    pub fn rotary_of(&self, layer: usize) -> Option<&Rotary> {
+        let kind = self.attention.get(layer).filter(|kind| kind.rotary)?;
+        let of_windows = self.window_rotary.as_ref().filter(|_| kind.window.is_some());
+        of_windows.or(self.rotary.as_ref())
+    }
 }
 
 /// γ and β of a norm; β is there if the family has such biases.
@@ -170,6 +209,7 @@ pub struct NormWeights {
 
 /// The weights of one block, as the checkpoint has them.
 pub struct LayerWeights {
+    /// γ is 1 where the stream is read as it is.
     pub attention_norm: NormWeights,
     /// \[d_model, heads · d_head\]
     pub q: Linear,
@@ -179,15 +219,24 @@ pub struct LayerWeights {
     pub v: Linear,
     /// \[heads · d_head, d_model\]
     pub o: Linear,
-    /// γ of the norms of queries and keys, \[d_head\] each.
+    /// γ of the norms of queries and keys, shaped as [`QkNorm`] says.
     pub qk_norm: Option<(Array1<f32>, Array1<f32>)>,
+    /// As `attention_norm`.
     pub mlp_norm: NormWeights,
+    /// If the model has them.
+    pub write_norms: Option<WriteNorms>,
     /// \[d_model, d_mlp\]
     pub gate: Option<Linear>,
     /// \[d_model, d_mlp\]
     pub up: Linear,
     /// \[d_mlp, d_model\]
     pub down: Linear,
+}
+
+/// γ of the norms on what a block's parts write, \[d_model\] each.
+pub struct WriteNorms {
+    pub attention: Array1<f32>,
+    pub mlp: Array1<f32>,
 }
 
 /// A projection x W + b.

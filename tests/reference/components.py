@@ -42,49 +42,67 @@ class Extended(Effects):
         super().__init__(m, tokens, partner, targets)
         self.siblings = [self]
         """Those whose prompts the means are over: more than this one if prompts differ in length."""
-        parallel = getattr(m.model.config, "use_parallel_residual", m.model.config.model_type == "phi")
+        c = m.model.config
+        always = c.model_type in ["codegen", "cohere", "gptj", "phi"]
+        parallel = getattr(c, "use_parallel_residual", getattr(c, "parallel_attn", always))
         self.mlp_reads_attention = not parallel
         self.w_out = [m.multiplier * weight_of(m.part(l, "down")) for l in range(m.layers)]
+        normed = m.write_norms[0]
+        self.columns = COLUMNS + (["repair_write_norm", "repair_write_norm_own"] if normed else [])
+        # transformers computes norms in float32.
+        self.rounding = 1e-5 if normed else 1e-9
 
     # What there is to ablate, and what takes its place.
 
     def output(self, c: Component):
         """What the component adds to the stream in the clean run, [B, S, D]."""
-        attention = self.clean["z"][c.layer] @ self.m.w_o[c.layer] + self.m.attention_bias[c.layer]
-        mlp = self.clean["mlp"][c.layer]
+        if c.kind == "head":
+            return self.written(c, self.linear(c))
+        linear = self.clean["z"][c.layer] @ self.m.w_o[c.layer] + self.m.attention_bias[c.layer]
+        attention, mlp = self.m.written(self.clean, c.layer, linear), self.clean["mlp"][c.layer]
+        return {"attention": attention, "mlp": mlp, "block": attention + mlp}[c.kind]
+
+    def linear(self, c: Component):
+        """The output that is replaced: of a head, before the norm on what attention writes."""
         if c.kind == "head":
             return self.m.head_outputs(self.clean["z"][c.layer], c.layer)[..., c.head, :]
-        return {"attention": attention, "mlp": mlp, "block": attention + mlp}[c.kind]
+        return self.output(c)
+
+    def written(self, c: Component, linear):
+        """What comes of it in the stream, by clean scales."""
+        return self.m.written(self.clean, c.layer, linear) if c.kind == "head" else linear
 
     def mean(self, c: Component):
         """[D]: over all prompts and positions, of all lengths."""
-        outputs = torch.cat([e.output(c).flatten(0, 1) for e in self.siblings])
+        outputs = torch.cat([e.linear(c).flatten(0, 1) for e in self.siblings])
         return outputs.mean(0)
 
     def spread(self, x):
         return self.targets.spread(x, self.tokens.shape[1])
 
-    def along_token(self, x):
+    def along_token(self, x, u=None):
         """The part of x [B, positions, D] along u."""
-        return (x * self.u).sum(-1, keepdim=True) * self.u / self.u.pow(2).sum(-1, keepdim=True)
+        u = self.u if u is None else u
+        return (x * u).sum(-1, keepdim=True) * u / u.pow(2).sum(-1, keepdim=True)
 
     def replacements_of(self, kind, c: Component):
         """What takes the place of the output, [B, S, D]; several for several samples."""
-        x = self.output(c)
+        x = self.linear(c)
         if kind == "zero":
             return [torch.zeros_like(x)]
         if kind == "mean":
             return [self.mean(c).expand_as(x)]
         if kind == "resample":
             return [x[partner] for partner in self.partner]
-        along = self.along_token(self.targets.at(x))
+        norms = self.m.write_norms[c.layer] if c.kind == "head" else []
+        along = self.along_token(self.targets.at(x), norms[0].gamma * self.u if norms else None)
         part = {"project_out": self.targets.at(x) - along, "project_only": along}[kind]
         measured = self.spread(torch.ones_like(self.s, dtype=bool))
         return [torch.where(measured[..., None], self.spread(part), x)]
 
     def edits(self, c: Component, new):
         if c.kind == "head":
-            return {("attention", c.layer): lambda x: x + (new - self.output(c))}
+            return {("linear", c.layer): lambda x: x + (new - self.linear(c))}
         if c.kind == "block":
             return {("attention", c.layer): lambda _: new, ("mlp", c.layer): torch.zeros_like}
         return {(c.kind, c.layer): lambda _: new}
@@ -132,6 +150,13 @@ class Extended(Effects):
                 edits["mlp", l] = lambda x, l=l, mask=mask: torch.where(mask, self.clean["mlp"][l], x)
         return edits
 
+    def hold_scales(self, hold, c: Component, seen):
+        """What a held MLP writes was normed in the clean run."""
+        if self.m.write_norms[0]:
+            scales = seen["write_scales"][1]
+            for l, mask in enumerate(self.held(hold, c)[1]):
+                scales[l] = torch.where(mask, self.clean["write_scales"][1][l], scales[l])
+
     # What comes of it.
 
     def outcome_of(self, kind, c: Component, hold="none"):
@@ -144,6 +169,7 @@ class Extended(Effects):
             edits = self.edits(c, new)
             assert not holding.keys() & edits.keys(), "what is ablated is not held"
             ablated = self.m.run(self.tokens, edits | holding)
+            self.hold_scales(hold, c, ablated)
             heads, mlps = self.parts(ablated)
             d_heads, d_mlps = heads - self.heads, mlps - self.mlps
             # What is ablated itself is seen as it was before it was replaced, or as zero (a block's MLP).
@@ -153,14 +179,20 @@ class Extended(Effects):
                 assert heads_react[l] or d_heads[l].abs().max() < 1e-12, "only what comes later can react"
                 assert mlps_react[l] or l == own_mlp or d_mlps[l].abs().max() < 1e-12, "only what comes later can react"
             d_heads, d_mlps = d_heads * heads_react[:, None, None, None], d_mlps * mlps_react[:, None, None]
-            v = self.outcome(ablated, self.de(self.output(c)), self.de(new), d_heads, d_mlps)
+            before, after = self.de(self.output(c)), self.de(self.written(c, new))
+            if c.kind == "head":
+                # z is as it was: the output was replaced.
+                heads[c.layer, ..., c.head] += after - before
+            norms = self.write_norm_changes(ablated, heads, mlps)
+            v = self.outcome(
+                ablated, before, after, d_heads, d_mlps, norms, c.layer if c.kind == "head" else None)
             v |= {"heads": d_heads, "mlps": d_mlps} | self.distribution(ablated)
             for l in range(self.m.layers):
                 change = self.targets.at(ablated["post"][l] - self.clean["post"][l])
                 v["neurons", l] = change * self.neuron_directions(l)
                 if hold == "none" and l != own_mlp:
                     gap = (v["neurons", l].sum(-1) - d_mlps[l]).abs().max()
-                    assert gap < 1e-9, "the neurons' changes must sum to the MLP's"
+                    assert gap < self.rounding, "the neurons' changes must sum to the MLP's"
             if kind == "project_out":
                 assert v["ablated_direct_effect"].abs().max() < 1e-9, "what is projected out must have no effect"
             outcomes.append(v)
@@ -172,7 +204,11 @@ class Extended(Effects):
 
     def neuron_directions(self, layer):
         """[B, positions, M]: what a neuron's activation is multiplied with to give its direct effect."""
-        return self.direction @ self.w_out[layer].T
+        direction = self.direction
+        if self.m.write_norms[layer]:
+            scale = self.targets.at(self.clean["write_scales"][1][layer])
+            direction = direction * self.m.write_norms[layer][1].gamma / scale[..., None]
+        return direction @ self.w_out[layer].T
 
     def neurons(self, layer):
         """[B, positions, M]: clean direct effects."""
@@ -207,7 +243,8 @@ class Extended(Effects):
                 stream[:, p] += multiple * addition[:, p]
                 return stream
             seen = self.m.run(self.tokens, {("stream", layer): edit})
-            output = self.m.head_outputs(seen["z"][layer], layer)[..., head, :]
+            linear = self.m.head_outputs(seen["z"][layer], layer)[..., head, :]
+            output = self.m.written(self.clean, layer, linear)
             new[:, p] = self.de(output)[:, p]
         return new
 
@@ -217,6 +254,7 @@ class Extended(Effects):
         `own_change` as if it were never null. (Of a model whose every position but the last is measured.)"""
         effect = self.de(self.output(c))
         names = ["logit_change", "response_attention", "response_mlp", "response_norm", "own_change"]
+        names += ["response_write_norm"] if self.m.write_norms[0] else []
         v = {name: torch.empty_like(self.s) for name in names}
         for p in range(self.positions):
             def edit(stream, p=p):
@@ -235,9 +273,13 @@ class Extended(Effects):
             v["response_attention"][:, p] = d_heads.sum((0, -1))
             v["response_mlp"][:, p] = d_mlps.sum(0)
             v["response_norm"][:, p] = dot * (1 / scale - 1 / self.s[:, p])
+            norms = self.write_norm_changes(seen, heads, mlps)
+            if norms is not None:
+                v["response_write_norm"][:, p] = norms[..., p].sum((0, 1))
             v["own_change"][:, p] = d_heads[c.layer, ..., c.head]
         response = v["logit_change"] - multiple * effect
-        gap = (response - v["response_attention"] - v["response_mlp"] - v["response_norm"]).abs().max()
+        parts = sum(v[name] for name in names if name.startswith("response_"))
+        gap = (response - parts).abs().max()
         assert gap < 1e-4, "the parts must sum to the response"
         return {"direct_effect": effect, "response": response} | v
 
@@ -247,12 +289,13 @@ def check(e: Extended, components):
     for c in components:
         v = e.outcome_of("zero", c, "everything")
         assert v["repair_attention"].abs().max() == 0 and v["repair_mlp"].abs().max() == 0
-        assert (v["self_repair"] - v["repair_norm"]).abs().max() < 1e-4, "with all held, only the norm repairs"
+        norms = v["repair_norm"] + v.get("repair_write_norm", 0)
+        assert (v["self_repair"] - norms).abs().max() < 1e-4, "with all held, only the norms repair"
         if c.kind == "head":
             # (That path's mean is over its own prompts.)
             for kind in ("mean", "resample", "zero") if e.siblings == [e] else ("resample", "zero"):
                 other, v = e.ablate(kind, c.layer, c.head), e.outcome_of(kind, c)
-                gap = max((v[name] - other[name]).abs().max().item() for name in COLUMNS)
+                gap = max((v[name] - other[name]).abs().max().item() for name in e.columns)
                 assert gap < 1e-4, "replacing a head's output must be replacing its z"
         if c.kind == "block":
             edits, last = e.edits(c, torch.zeros_like(e.output(c))), c.layer + 1 == e.m.layers

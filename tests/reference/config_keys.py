@@ -210,6 +210,38 @@ TOGETHER = [
     {"layer_types": DROPPED, "sliding_window": None}, {"layer_types": DROPPED, "sliding_window": 3},
 ]
 
+# As TOGETHER, of one family.
+BY_TYPE = {
+    "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+ROTARY_BY_TYPE = [
+    {"rope_parameters": BY_TYPE}, {"rope_parameters": {"full_attention": BY_TYPE["full_attention"]}},
+    {"rope_parameters": {"sliding_attention": BY_TYPE["sliding_attention"]}},
+    {"rope_parameters": BY_TYPE | {"full_attention": None}}, {"rope_parameters": BY_TYPE | {"full_attention": {}}},
+    {"rope_parameters": BY_TYPE | {"sliding_attention": {"rope_type": "default"}}, "rope_theta": 50.0},
+    {"rope_parameters": BY_TYPE | {"full_attention": {"rope_type": "default"}}, "rope_theta": 50.0},
+    {"rope_parameters": DROPPED, "rope_theta": 50.0}, {"rope_parameters": DROPPED, "rope_scaling": LINEAR},
+    {"rope_parameters": BY_TYPE, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    {"rope_parameters": BY_TYPE, "rope_scaling": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0}},
+]
+OF_TYPE = {
+    "gemma2": [
+        {"attn_logit_softcapping": 0.7}, {"attn_logit_softcapping": 0.0}, {"attn_logit_softcapping": -1.0},
+        {"final_logit_softcapping": 0.7}, {"final_logit_softcapping": 0.0}, {"query_pre_attn_scalar": 0},
+        {"query_pre_attn_scalar": -3}, {"layer_types": DROPPED}, {"hidden_activation": "gelu"},
+        {"hidden_activation": "no such"}, {"hidden_activation": DROPPED},
+    ],
+    "gemma3_text": ROTARY_BY_TYPE + [
+        {"rope_parameters": DROPPED, "rope_local_base_freq": 50.0}, {"rope_parameters": DROPPED, "rope_local_base_freq": 50},
+        {"rope_parameters": BY_TYPE, "rope_local_base_freq": 50.0}, {"layer_types": DROPPED},
+        {"layer_types": DROPPED, "sliding_window_pattern": 2}, {"layer_types": DROPPED, "sliding_window_pattern": 1},
+        {"layer_types": DROPPED, "sliding_window_pattern": 0}, {"layer_types": DROPPED, "sliding_window_pattern": None},
+        {"final_logit_softcapping": 0.7}, {"query_pre_attn_scalar": 0}, {"hidden_activation": "silu"},
+    ],
+    "olmo3": ROTARY_BY_TYPE + [{"layer_types": DROPPED}],
+}
+
 OTHER_TYPES = [None, True, 7, 2.5, "text", []]
 
 
@@ -229,6 +261,7 @@ def changes(config: dict):
     for key, values in SETTINGS.items():
         yield from ({key: value} for value in values)
     yield from TOGETHER
+    yield from OF_TYPE.get(config["model_type"], [])
 
 
 def distinct(config: dict):

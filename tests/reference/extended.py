@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from components import COLUMNS, DISTRIBUTION, ERASES_BELOW, KINDS, Component, Extended, check
+from components import DISTRIBUTION, ERASES_BELOW, KINDS, Component, Extended, check
 from measurement import write_table
 
 HELD_KINDS = ["mean", "resample", "zero"]
@@ -222,7 +222,7 @@ def write_extended(e: Extended, components, neuron_layers, out: Path):
         for kind, hold in [(k, "none") for k in KINDS] + [(k, h) for h in holds for k in HELD_KINDS]:
             key = {"ablation": kind, "hold": hold} | c.key()
             outcome = e.outcome_of(kind, c, hold)
-            tables.add("ablations", of_first_prompts(e.rows(key, {name: outcome[name] for name in COLUMNS})))
+            tables.add("ablations", of_first_prompts(e.rows(key, {name: outcome[name] for name in e.columns})))
             if hold != "none":
                 continue
             component_repairs(tables, e, key, c, outcome)

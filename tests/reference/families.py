@@ -24,7 +24,7 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 import mimo
-from measurement import WEIGHT_IS_GAMMA_LESS_1, Effects, Measurement, inputs, load
+from measurement import WEIGHT_IS_GAMMA_LESS_1, Effects, Measurement, bias_of, inputs, load
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 # Small enough that the fixtures are, while every layer still has heads before and after it to repair or be repaired.
@@ -219,6 +219,48 @@ FAMILIES = {
 }
 
 
+# Heads of 8 dimensions turn in four pairs. Windows are shorter than a prompt; the soft-caps are low enough to show.
+FAMILIES |= {
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        GATED | RMS | rope(5000.0) | {
+            "head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 5, "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 4.0, "hidden_activation": "gelu_pytorch_tanh"},
+        [rope(50.0), {"rms_norm_eps": 1e-6}, {"query_pre_attn_scalar": 8}, {"sliding_window": 6},
+         {"attn_logit_softcapping": None}, {"attn_logit_softcapping": 1.6}, {"final_logit_softcapping": None},
+         {"final_logit_softcapping": 5.0}, {"hidden_activation": "gelu"},
+         {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}]),
+    "gemma3": Family(
+        "Gemma3ForCausalLM",
+        GATED | RMS | {
+            "num_key_value_heads": 1, "head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0}}},
+        [{"rms_norm_eps": 1e-6}, {"query_pre_attn_scalar": 8}, {"sliding_window": 6}, {"hidden_activation": "silu"},
+         {"layer_types": ["full_attention"] * 3},
+         {"rope_parameters": {
+             "full_attention": {"rope_type": "default", "rope_theta": 50.0},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0}}},
+         {"rope_parameters": {
+             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50.0},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}],
+        torch.bfloat16),
+    "olmo2": Family(
+        "Olmo2ForCausalLM", GATED | RMS | rope(5000.0) | {"attention_bias": True},
+        [rope(50.0), {"rms_norm_eps": 1e-6}]),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        GATED | RMS | {
+            "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}},
+        [{"rms_norm_eps": 1e-6}, {"sliding_window": 6}, {"layer_types": ["full_attention"] * 3}]),
+}
+
+
 def build(family: Family, **changes):
     kind = getattr(mimo if family.model.startswith("MiMo") else transformers, family.model)
     return kind(kind.config_class(**COMMON | family.settings | changes))
@@ -284,10 +326,15 @@ def check(name: str, folder: Path, e: Effects):
     for l in range(m.layers):
         def keep(_, args, __, l=l):
             z[l] = args[0]
+        hooks.append((m.part(l, "output"), keep))
+        if m.layout.attention_norm is None:
+            values = m.part(l, "attention").v_proj
+            hooks.append((values, lambda of, _, output: bias_of(of, output.shape[-1]).expand_as(output)))
+            continue
         norm = m.part(l, "attention_norm")
         # γ ⊙ x̂ + β is β where γ is 0, but not every family's norm lets its γ be changed: so its output is.
         beta = m.norm_of(norm).beta
-        hooks += [(norm, lambda _, __, output, beta=beta: beta.expand_as(output)), (m.part(l, "output"), keep)]
+        hooks.append((norm, lambda _, __, output, beta=beta: beta.expand_as(output)))
     logits_with(m.model, tokens, hooks)
     gaps["value_bias"] = max((z[l] - m.value_bias[l]).abs().max().item() for l in range(m.layers))
     assert gaps["value_bias"] < 1e-6, f"{name}: z must be the value bias where attention reads β"

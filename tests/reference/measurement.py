@@ -21,7 +21,8 @@ class Layout:
 
     blocks: str = "model.layers"
     final_norm: str = "model.norm"
-    attention_norm: str = "input_layernorm"
+    attention_norm: str | None = "input_layernorm"
+    """None where attention reads the stream as it is."""
     attention: str = "self_attn"
     output: str = "self_attn.o_proj"
     """What multiplies z with W_O and adds b_O."""
@@ -29,8 +30,12 @@ class Layout:
     """The module whose output the MLP adds to the stream."""
     down: str = "mlp.down_proj"
     """What multiplies the MLP's neurons with W_out."""
+    write_norms: tuple[str, str] | None = None
+    """The norms on what attention and the MLP write; then `mlp` is the latter."""
 
 
+AFTER_BOTH = Layout(
+    mlp="post_feedforward_layernorm", write_norms=("post_attention_layernorm", "post_feedforward_layernorm"))
 LAYOUTS = {
     "gpt2": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn", "attn.c_proj", down="mlp.c_proj"),
     "gpt_neo": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn.attention", "attn.attention.out_proj",
@@ -44,6 +49,8 @@ LAYOUTS = {
                      down="mlp.dense_4h_to_h"),
     "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "self_attn_layer_norm",
                   output="self_attn.out_proj", mlp="fc2", down="fc2"),
+    "gemma2": AFTER_BOTH, "gemma3_text": AFTER_BOTH,
+    "olmo2": replace(AFTER_BOTH, attention_norm=None), "olmo3": replace(AFTER_BOTH, attention_norm=None),
     "phi": Layout(final_norm="model.final_layernorm", output="self_attn.dense", down="mlp.fc2"),
     "starcoder2": Layout(down="mlp.c_proj"),
 }
@@ -95,11 +102,11 @@ def bias_of(module, width):
     return torch.zeros(width, dtype=torch.float64) if bias is None else bias.detach()
 
 
-WEIGHT_IS_GAMMA_LESS_1 = ["GemmaRMSNorm", "NemotronLayerNorm1P"]
+WEIGHT_IS_GAMMA_LESS_1 = ["GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P"]
 
 
 class Norm:
-    """What a norm that reads the stream computes: γ ⊙ centre(x) / scale(x) + β."""
+    """What a norm computes: γ ⊙ centre(x) / scale(x) + β."""
 
     def __init__(self, module, width):
         kind = type(module).__name__
@@ -137,6 +144,10 @@ class Measurement:
         self.attention_bias = [
             self.multiplier * bias_of(outputs[l], self.width) + self.value_bias[l] @ self.w_o[l]
             for l in range(self.layers)]
+        # Norms on what attention and the MLP write, a pair a layer.
+        names = self.layout.write_norms or ()
+        self.write_modules = [[block.get_submodule(name) for name in names] for block in self.blocks]
+        self.write_norms = [[self.norm_of(module) for module in modules] for modules in self.write_modules]
         head = model.get_output_embeddings()
         # Cohere and Granite scale the logits, which counts as part of W_U.
         self.w_u = head.weight.detach() * getattr(c, "logit_scale", 1.0) / getattr(c, "logits_scaling", 1.0)
@@ -153,7 +164,10 @@ class Measurement:
     def value_bias_of(self, layer):
         """b_V' = b_V + β W_V, [heads · d_head]: what the values are when the norm before attention gives β alone."""
         attention, c = self.part(layer, "attention"), self.model.config
-        beta = self.norm_of(self.part(layer, "attention_norm")).beta
+        if self.layout.attention_norm is None:
+            beta = torch.zeros(self.width, dtype=torch.float64)
+        else:
+            beta = self.norm_of(self.part(layer, "attention_norm")).beta
         if c.model_type == "codegen":  # four parts, each with its queries, then values, then keys
             values = attention.qkv_proj(beta).view(4, 3, -1)[:, 1]
         elif c.model_type == "phi3":  # all heads' queries, then the fewer keys, then the values
@@ -174,16 +188,24 @@ class Measurement:
         values = values.detach().reshape(-1, self.d_head)
         return values.repeat_interleave(self.heads // len(values), 0).flatten()
 
+    def written(self, seen, layer, c):
+        """What c [B, S, …, D], a part of what attention gives, is of what it writes in the run that was seen."""
+        if not self.write_norms[layer]:
+            return c
+        scale = seen["write_scales"][0][layer]
+        return self.write_norms[layer][0].gamma * c / scale.view(*scale.shape, *[1] * (c.dim() - 2))
+
     def span(self, head):
         return slice(head * self.d_head, (head + 1) * self.d_head)
 
     @torch.no_grad()
     def run(self, tokens, edits=None):
         """tokens [B, S]; edits: by (part, layer), a function from what the part writes to what takes its place. The
-        parts are `stream` (what the block reads), `z` (of all heads, without b_V'), `attention` and `mlp` (what they
-        add to the stream). What is seen of `z`, `mlp` and `post` (neurons) is after these edits."""
+        parts are `stream` (what the block reads), `z` (of all heads, without b_V'), `linear` (what attention gives
+        before a norm on what it writes), `attention` and `mlp` (what they add to the stream). What is seen of `z`, `mlp` and `post` (neurons) is after these edits."""
         edits = edits or {}
         seen = {part: [None] * self.layers for part in ["stream", "z", "mlp", "post"]}
+        seen["write_scales"] = [None] * self.layers, [None] * self.layers
         handles = []
 
         def edited(part, layer, value):
@@ -201,9 +223,9 @@ class Measurement:
                 return (z + self.value_bias[layer],)
             return hook
 
-        def after_output(layer):
+        def after_output(part, layer):
             m = self.multiplier
-            return lambda _, __, output: edited("attention", layer, output * m) / m
+            return lambda _, __, output: edited(part, layer, output * m) / m
 
         def before_down(layer):
             def hook(_, args):
@@ -218,13 +240,22 @@ class Measurement:
                 return (mlp / self.multiplier).view(output.shape)
             return hook
 
+        def before_write_norm(layer, which):
+            def hook(_, args):
+                seen["write_scales"][which][layer] = self.write_norms[layer][which].scale(args[0].detach())
+            return hook
+
         def before_norm(_, args):
             seen["residual"] = args[0].detach().clone()
 
         for l in range(self.layers):
             handles.append(self.blocks[l].register_forward_pre_hook(before_block(l)))
             handles.append(self.part(l, "output").register_forward_pre_hook(before_output(l)))
-            handles.append(self.part(l, "output").register_forward_hook(after_output(l)))
+            handles.append(self.part(l, "output").register_forward_hook(after_output("linear", l)))
+            writes = self.write_modules[l][0] if self.write_modules[l] else self.part(l, "output")
+            handles.append(writes.register_forward_hook(after_output("attention", l)))
+            for which, module in enumerate(self.write_modules[l]):
+                handles.append(module.register_forward_pre_hook(before_write_norm(l, which)))
             handles.append(self.part(l, "down").register_forward_pre_hook(before_down(l)))
             handles.append(self.part(l, "mlp").register_forward_hook(after_mlp(l)))
         handles.append(self.norm_module.register_forward_pre_hook(before_norm))
@@ -317,17 +348,22 @@ class Effects:
         self.logit = self.centred_logit(clean)
         self.embed = self.de(clean["embed"])
         self.heads, self.mlps = self.parts(clean)
-        self.biases = torch.stack([self.de(b.expand_as(clean["embed"])) for b in m.attention_bias])
+        self.biases = torch.stack([
+            self.de(m.written(clean, l, b.expand_as(clean["embed"]))) for l, b in enumerate(m.attention_bias)])
         self.constant = (m.norm.beta * self.targets.rows(m.centred)).sum(-1) + self.targets.rows(m.centred_bias)
         # The largest departures from what must hold.
         self.residuals = {"stream": self.stream_gap(), "completeness": self.completeness_gap(), "causes": 0.0}
-        assert self.residuals["stream"] < 1e-9, "the components must sum to the stream"
         # Hugging Face's RMS norm computes in float32 whatever the model's type, so not to float64 rounding.
+        largest = 1e-4 if m.write_norms[0] else 1e-9
+        assert self.residuals["stream"] < largest, "the components must sum to the stream"
         assert self.residuals["completeness"] < 1e-4, "direct effects must sum to the logit"
 
     def centred_logit(self, seen):
-        """[B, positions]: the target's logit less the mean logit."""
+        """[B, positions]: the target's logit less the mean logit, both before any soft-capping."""
         logits = self.targets.at(seen["logits"])
+        cap = getattr(self.m.model.config, "final_logit_softcapping", None)
+        if cap:
+            logits = cap * torch.atanh(logits / cap)
         return self.targets.pick(logits - logits.mean(-1, keepdim=True))
 
     def log_prob(self, seen):
@@ -338,15 +374,38 @@ class Effects:
         return (self.targets.at(c) * self.direction).sum(-1)
 
     def parts(self, seen):
-        """Direct effects of heads [layers, B, S, H] and MLPs [layers, B, S]."""
-        directions = self.direction[:, :, None]
+        """Direct effects of heads [layers, B, S, H] and MLPs [layers, B, S], by the clean scales of all norms."""
+        m, directions = self.m, self.direction[:, :, None]
         heads = [
-            (self.targets.at(self.m.head_outputs(z, l)) * directions).sum(-1) for l, z in enumerate(seen["z"])]
-        return torch.stack(heads), torch.stack([self.de(mlp) for mlp in seen["mlp"]])
+            (self.targets.at(m.written(self.clean, l, m.head_outputs(z, l))) * directions).sum(-1)
+            for l, z in enumerate(seen["z"])]
+        return torch.stack(heads), torch.stack([self.de(self.mlp_at_clean_scale(seen, l)) for l in range(m.layers)])
+
+    def mlp_at_clean_scale(self, seen, layer):
+        """What an MLP wrote, [B, S, D], as the clean scale of the norm on it would have it."""
+        if not self.m.write_norms[layer]:
+            return seen["mlp"][layer]
+        ratio = seen["write_scales"][1][layer] / self.clean["write_scales"][1][layer]
+        return seen["mlp"][layer] * ratio[..., None]
+
+    def write_norm_changes(self, seen, heads, mlps):
+        """What the scales of the norms on what attentions and MLPs write add to the logit, [2, layers, B, positions];
+        `heads` and `mlps` as `parts` gives them. None in a model without such norms."""
+        if not self.m.write_norms[0]:
+            return None
+
+        def ratio(which, layer):
+            before, after = self.clean["write_scales"][which][layer], seen["write_scales"][which][layer]
+            return self.targets.at(before / after)
+        attention = [(heads[l].sum(-1) + self.biases[l]) * (ratio(0, l) - 1) for l in range(self.m.layers)]
+        return torch.stack([
+            torch.stack(attention), torch.stack([mlps[l] * (ratio(1, l) - 1) for l in range(self.m.layers)])])
 
     def stream_gap(self):
-        total = self.clean["embed"] + sum(self.clean["mlp"]) + sum(self.m.attention_bias)
-        total = total + sum(z @ w_o for z, w_o in zip(self.clean["z"], self.m.w_o))
+        m = self.m
+        attention = [z @ w_o + bias for z, w_o, bias in zip(self.clean["z"], m.w_o, m.attention_bias)]
+        total = self.clean["embed"] + sum(self.clean["mlp"])
+        total = total + sum(m.written(self.clean, l, written) for l, written in enumerate(attention))
         return (total - self.clean["residual"]).abs().max().item()
 
     def completeness_gap(self):
@@ -370,12 +429,14 @@ class Effects:
             d_heads, d_mlps = heads - self.heads, mlps - self.mlps
             d_heads[layer, ..., head] = 0
             own = self.heads[layer, ..., head], heads[layer, ..., head]
-            outcomes.append(self.outcome(ablated, *own, d_heads, d_mlps))
+            norms = self.write_norm_changes(ablated, heads, mlps)
+            outcomes.append(self.outcome(ablated, *own, d_heads, d_mlps, norms, layer))
         return average(outcomes)
 
-    def outcome(self, ablated, before, after, d_heads, d_mlps):
+    def outcome(self, ablated, before, after, d_heads, d_mlps, norms=None, own_layer=None):
         """Columns of `ablations`, of one ablated run: the ablated component's direct effects `before` and `after`, and
-        how those of all others changed."""
+        how those of all others changed. In a model with norms on what parts write, `norms` is what these add by part,
+        and `own_layer` that of the ablated head."""
         s, s2 = self.s, self.targets.at(ablated["scale"])
         residual = self.m.norm.centre(self.targets.at(ablated["residual"]))
         v = {}
@@ -390,6 +451,10 @@ class Effects:
         v["norm_scale"], v["ablated_norm_scale"] = s, s2
         v["ablated_residual_norm"] = residual.norm(dim=-1)
         gap = v["self_repair"] - v["repair_attention"] - v["repair_mlp"] - v["repair_norm"]
+        if norms is not None:
+            v["repair_write_norm"] = norms.sum((0, 1))
+            v["repair_write_norm_own"] = torch.zeros_like(s) if own_layer is None else norms[0, own_layer]
+            gap = gap - v["repair_write_norm"]
         self.residuals["causes"] = max(self.residuals["causes"], gap.abs().max().item())
         assert self.residuals["causes"] < 1e-4, "the causes must sum to the self-repair"
         return v

@@ -144,6 +144,9 @@ const NOT_SUPPORTED: &[(&str, &[&str])] = &[
     // Other attention, norms, activations and positions.
     ("is_causal", &["false", "null", "0"]),
     ("use_bidirectional_attention", &["true"]),
+    ("attn_logit_softcapping", &["0.0", "-1.0"]),
+    ("final_logit_softcapping", &["0.0"]),
+    ("query_pre_attn_scalar", &["-3"]),
     ("layer_types", &[r#"["linear_attention","linear_attention","linear_attention"]"#]),
     ("clip_qkv", &["0.5", "2.5"]),
     ("sliding_window", &["0"]),

@@ -76,6 +76,18 @@ fn layer_norms_and_biases() {
 }
 
 #[test]
+fn norms_on_what_parts_write() {
+    let components = [
+        "ablation.heads=[\"L0H3\", \"L1H2\", \"L2H2\"]",
+        "ablation.mlps=[\"L1-2\"]",
+        "ablation.attention=[\"L1\"]",
+        "ablation.blocks=[\"L1\"]",
+        "neurons.layers=[\"L1-2\"]",
+    ];
+    assert_family_agrees("gemma2", &components);
+}
+
+#[test]
 fn parallel_blocks() {
     let components = [
         "ablation.heads=[\"L0H1\", \"L1H3\", \"L2H2\"]",

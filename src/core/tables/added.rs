@@ -61,7 +61,7 @@ pub const STREAM_ADDITIONS: Table = Table {
             "response",
             Float,
             "logits",
-            "logit_change - multiple · direct_effect: the response of the rest of the model; the sum of the next three columns",
+            "logit_change - multiple · direct_effect: the response of the rest of the model; the sum of the next four columns",
         ),
         Column(
             "response_attention",
@@ -71,6 +71,13 @@ pub const STREAM_ADDITIONS: Table = Table {
         ),
         Column("response_mlp", Float, "logits", "change of the direct effects of all MLPs from that block on, summed"),
         Column("response_norm", Float, "logits", "from the change of the final norm's scale: r'·u·(1/s' - 1/s)"),
+        Column(
+            "response_write_norm",
+            Float,
+            "logits",
+            "from the change of the scales of norms on what parts write, as repair_write_norm in ablations; 0 in models \
+             without such norms",
+        ),
         Column("own_change?", Float, "logits", "change of the head's own direct effect; null if added after its block"),
     ],
 };

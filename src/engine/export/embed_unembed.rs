@@ -1,8 +1,8 @@
 //! The graphs before and after the blocks. Shapes as in `graphs`.
 
-use super::graphs::{B, P, S, norm, sum_last};
-use super::onnx::{Dim, GraphBuilder, Role, Stored, int};
-use super::stored::EndWeights;
+use super::graphs::{B, P, S, norm, scaled_by, sum_last};
+use super::onnx::{Dim, GraphBuilder, Role, int};
+use super::stored::{EndWeights, HeadWeights};
 use crate::hooks::HookPoint;
 use selfrepair_model::{Architecture, Norm};
 
@@ -69,7 +69,9 @@ fn mean_last(g: &mut GraphBuilder, x: &str, name: &str, keep: bool) -> String {
 
 /// The directions of each position's target: u [P, S, D] and, for every layer, v = W_O u [P, S, H·d_head]; what
 /// attention writes that no head does, along u [P, S, layers]; and k [P, S], the part of the logit no component writes.
-pub fn directions(a: &Architecture, ends: &EndWeights, w_o: &[Stored], weights: &str) -> GraphBuilder {
+///
+/// Where what attention writes is normed, v = W_O (γ_post ⊙ u), still to be divided by that norm's clean scale.
+pub fn directions(a: &Architecture, ends: &EndWeights, heads: &[HeadWeights], weights: &str) -> GraphBuilder {
     let (d, width) = (Dim::Size(a.d_model), Dim::Size(a.heads * a.d_head));
     let mut g = GraphBuilder::new(
         super::DIRECTIONS,
@@ -93,11 +95,12 @@ pub fn directions(a: &Architecture, ends: &EndWeights, w_o: &[Stored], weights: 
         }
     };
     g.output(HookPoint::U, &[P, S, d], "γ ⊙ Ŵ[target]");
-    for (l, stored) in w_o.iter().enumerate() {
-        let w = g.weight(stored);
+    for (l, HeadWeights { w_o, write_norm }) in heads.iter().enumerate() {
+        let w = g.weight(w_o);
         let transposed = g.node("Transpose", &[&w], &format!("W_O_{l}_T"), vec![]);
         let v = HookPoint::VOfLayer(l);
-        g.node("MatMul", &["u", &transposed], &v.name(), vec![]);
+        let u = scaled_by(&mut g, "u", write_norm.as_ref(), &format!("u_{l}"));
+        g.node("MatMul", &[&u, &transposed], &v.name(), vec![]);
         g.output(v, &[P, S, width], "W_O u of this layer's heads");
     }
     if let Some(biases) = &ends.attention_biases {
@@ -140,13 +143,14 @@ fn logits(g: &mut GraphBuilder, a: &Architecture, ends: &EndWeights, residual: &
     let rows_shape = g.int_constant(&format!("{name}_rows_shape"), &[-1, a.d_model as i64]);
     let rows = g.node("Reshape", &[&normed, &rows_shape], &format!("{name}_rows"), vec![]);
     let w_u = g.weight(&ends.unembedding);
-    match &ends.unembedding_bias {
-        Some(bias) => {
-            let bias = g.weight(bias);
-            g.node("Gemm", &[&rows, &w_u, &bias], name, vec![int("transB", 1)])
-        }
-        None => g.node("Gemm", &[&rows, &w_u], name, vec![int("transB", 1)]),
-    }
+    let bias = ends.unembedding_bias.as_ref().map(|bias| g.weight(bias));
+    let inputs: Vec<&str> = [rows.as_str(), &w_u].into_iter().chain(bias.as_deref()).collect();
+    let Some(cap) = a.logit_softcap else { return g.node("Gemm", &inputs, name, vec![int("transB", 1)]) };
+    let before = g.node("Gemm", &inputs, &format!("{name}_before_softcap"), vec![int("transB", 1)]);
+    let cap = g.constant(&format!("softcap_of_{name}"), &[], &[cap]);
+    let share = g.node("Div", &[&before, &cap], &format!("{name}_over_softcap"), vec![]);
+    let bounded = g.node("Tanh", &[&share], &format!("{name}_bounded"), vec![]);
+    g.node("Mul", &[&bounded, &cap], name, vec![])
 }
 
 /// The targets' entries of some logits [B·S, vocab] less log Σ exp, [B·S, 1]; and that log Σ exp.

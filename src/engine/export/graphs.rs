@@ -6,10 +6,10 @@
 //! known.
 
 use super::onnx::{Dim, GraphBuilder, Role, Stored, float, int, ints, string};
-use super::readers::Reading;
+use super::readers::{Reading, norm_scale};
 use super::stored::StoredLayer;
 use crate::hooks::{HookPoint, Projection};
-use selfrepair_model::{Activation, Architecture, Norm, Rotary};
+use selfrepair_model::{Activation, Architecture, Norm, QkNorm, Rotary};
 
 pub const B: Dim = Dim::Name("B");
 pub const P: Dim = Dim::Name("P");
@@ -52,7 +52,7 @@ pub fn attention(
 
     let read = match variant {
         Variant::AfterHead => Reading::after_head(&mut g, a, &residual),
-        _ => Reading::normed(&mut g, a, &residual, &w.attention_norm),
+        _ => Reading::of(&mut g, a, &residual, &w.attention_norm),
     };
     let mut q = read.project(&mut g, Projection::Q, &w.w_q, &w.b_q);
     let mut k = read.project(&mut g, Projection::K, &w.w_k, &w.b_k);
@@ -62,7 +62,7 @@ pub fn attention(
         q = norm_heads(&mut g, a, &q, q_norm, "q_normed", a.heads);
         k = norm_heads(&mut g, a, &k, k_norm, "k_normed", a.kv_heads);
     }
-    if let (Some(rotary), true) = (&a.rotary, kind.rotary) {
+    if let Some(rotary) = a.rotary_of(layer) {
         let dims = 2 * rotary.inverse_frequencies.len();
         // ONNX Runtime wants a row for each row it reads, and a masked run reads every position twice.
         let rows = if variant == Variant::Masked { 2 * prompt_len } else { prompt_len };
@@ -76,12 +76,13 @@ pub fn attention(
         };
         (q, k) = (rotate(&q, a.heads, "q_rotated"), rotate(&k, a.kv_heads, "k_rotated"));
     }
-    let attributes = vec![
+    let mut attributes = vec![
         int("q_num_heads", a.heads as i64),
         int("kv_num_heads", a.kv_heads as i64),
         int("is_causal", i64::from(variant != Variant::Masked)),
         float("scale", kind.scale),
     ];
+    attributes.extend(a.score_softcap.map(|cap| float("softcap", cap)));
     // A window no shorter than the prompt hides nothing.
     let window = kind.window.filter(|&window| window < prompt_len);
     let mask = match (variant, window) {
@@ -98,8 +99,16 @@ pub fn attention(
     if variant == Variant::Held {
         z = hold_heads(&mut g, a, &z);
     }
-    let written = project(&mut g, &z, &w.w_o, &w.b_o, &HookPoint::AttnOut.name());
-    g.node("Add", &[&residual, &written], &HookPoint::ResidMid.name(), vec![]);
+    match &w.write_norms {
+        None => drop(project(&mut g, &z, &w.w_o, &w.b_o, &HookPoint::AttnOut.name())),
+        Some((gamma, _)) => {
+            let linear = HookPoint::AttnLinear;
+            let before = project(&mut g, &z, &w.w_o, &w.b_o, &linear.name());
+            norm_written(&mut g, a, &before, gamma, &HookPoint::AttnOut.name(), HookPoint::AttnWriteScale);
+            g.output(linear, &[B, S, d], "what attention gives before the norm on what it writes");
+        }
+    }
+    g.node("Add", &[&residual, &HookPoint::AttnOut.name()], &HookPoint::ResidMid.name(), vec![]);
 
     let products = g.node("Mul", &[&z, &v], "z_times_v", vec![]);
     let products = reshape(&mut g, &products, &[0, 0, a.heads as i64, a.d_head as i64], "z_times_v_by_head");
@@ -146,7 +155,7 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, varia
     };
     let read = match variant {
         Variant::AfterHead => Reading::after_head(&mut g, a, &stream),
-        _ => Reading::normed(&mut g, a, &stream, &w.mlp_norm),
+        _ => Reading::of(&mut g, a, &stream, &w.mlp_norm),
     };
     let hidden = read.project(&mut g, Projection::In, &w.w_in, &w.b_in);
     let post = match &w.w_gate {
@@ -159,7 +168,13 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, varia
     };
     let mlp_out = HookPoint::MlpOut.name();
     let free = if is_held { "mlp_out_not_held" } else { &mlp_out };
-    let mut written = project(&mut g, &post, &w.w_out, &w.b_out, free);
+    let mut written = match &w.write_norms {
+        None => project(&mut g, &post, &w.w_out, &w.b_out, free),
+        Some((_, gamma)) => {
+            let before = project(&mut g, &post, &w.w_out, &w.b_out, "mlp_linear");
+            norm_written(&mut g, a, &before, gamma, free, HookPoint::MlpWriteScale)
+        }
+    };
     if is_held {
         let held = g.bool_input(HookPoint::Held, &[P, S], "where the MLP is held");
         let held_output = g.input(HookPoint::HeldMlpOut, &[P, S, d], "the output it then keeps");
@@ -177,11 +192,13 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, varia
     g
 }
 
-/// u → w = W_out u: a neuron's activation times its w is its effect.
+/// u → w = W_out u: a neuron's activation times its w is its effect. Where what the MLP writes is normed,
+/// w = W_out (γ_post ⊙ u), still to be divided by that norm's clean scale.
 pub fn neuron_directions(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
     let doc = format!("The direction of each target in the neurons of block {layer}.");
     let mut g = GraphBuilder::new(&super::neuron_directions_graph(layer), Role::Exact, &doc, weights);
     let u = g.input(HookPoint::U, &[P, S, Dim::Size(a.d_model)], "the direction γ ⊙ Ŵ[target]");
+    let u = scaled_by(&mut g, &u, w.write_norms.as_ref().map(|(_, of_mlp)| of_mlp), "u_before_norm");
     let w_out = g.weight(&w.w_out);
     let transposed = g.node("Transpose", &[&w_out], "W_out_T", vec![]);
     g.node("MatMul", &[&u, &transposed], &HookPoint::W.name(), vec![]);
@@ -189,7 +206,8 @@ pub fn neuron_directions(a: &Architecture, layer: usize, w: &StoredLayer, weight
     g
 }
 
-/// z [B, S, H·d_head] → what each head writes to the stream, [B, S, H, D].
+/// z [B, S, H·d_head] → what each head writes to the stream, [B, S, H, D]; by the given scale of the norm on what
+/// attention writes, if there is one.
 pub fn head_outputs(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
     let (heads, d_head, d) = (a.heads, a.d_head, a.d_model);
     let doc = format!("What each head of block {layer} writes to the stream.");
@@ -199,7 +217,17 @@ pub fn head_outputs(a: &Architecture, layer: usize, w: &StoredLayer, weights: &s
     let z = g.node("Transpose", &[&z], "z_heads_first", vec![ints("perm", &[0, 2, 1, 3])]);
     let w_o = g.weight(&w.w_o.reshaped(&[heads, d_head, d]));
     let written = g.node("MatMul", &[&z, &w_o], "written_heads_first", vec![]);
-    g.node("Transpose", &[&written], &HookPoint::HeadOutputs.name(), vec![ints("perm", &[0, 2, 1, 3])]);
+    let outputs = HookPoint::HeadOutputs.name();
+    let linear = if w.write_norms.is_some() { "outputs_before_norm" } else { &outputs };
+    g.node("Transpose", &[&written], linear, vec![ints("perm", &[0, 2, 1, 3])]);
+    if let Some((gamma, _)) = &w.write_norms {
+        let scale = g.input(HookPoint::AttnWriteScale, &[B, S], "the scale of the norm on what attention writes");
+        let axes = g.int_constant("axes_of_scale", &[2, 3]);
+        let scale = g.node("Unsqueeze", &[&scale, &axes], "scale_by_head", vec![]);
+        let shares = g.node("Div", &[linear, &scale], "outputs_scaled", vec![]);
+        let gamma = g.weight(gamma);
+        g.node("Mul", &[&shares, &gamma], &outputs, vec![]);
+    }
     g.output(HookPoint::HeadOutputs, &[B, S, Dim::Size(heads), Dim::Size(d)], "z_h W_O^h of every head");
     g
 }
@@ -219,6 +247,71 @@ pub fn ablate(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) ->
     g.node("Add", &[&residual, &change], &HookPoint::Ablated.name(), vec![]);
     g.output(HookPoint::Ablated, &[B, S, d], "the ablated stream");
     g
+}
+
+/// As [`ablate`], where what attention writes is normed: the change goes through that norm, with all that the other heads
+/// write. A projection adds a multiple of γ_post ⊙ u before the norm.
+pub fn ablate_before_norm(
+    a: &Architecture,
+    layer: usize,
+    w: &StoredLayer,
+    gamma: &Stored,
+    weights: &str,
+) -> GraphBuilder {
+    let d = Dim::Size(a.d_model);
+    let doc = "The stream with one head's z changed, through the norm on what attention writes.";
+    let mut g = GraphBuilder::new(&super::ablate_graph(layer), Role::Exact, doc, weights);
+    let residual = g.input(HookPoint::ResidPre, &[P, S, d], "the clean stream before this block");
+    let linear = g.input(HookPoint::AttnLinear, &[P, S, d], "what attention gave in the clean run, before its norm");
+    let delta = g.input(HookPoint::ZChange, &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
+    let head = g.int_input(HookPoint::Head, &[B], "which head");
+    let u = g.input(HookPoint::U, &[P, S, d], "the direction γ ⊙ Ŵ[target]");
+    let along = g.input(HookPoint::Along, &[B, S], "the dot product with γ_post ⊙ u that is added along it");
+    let w_o = g.weight(&w.w_o.reshaped(&[a.heads, a.d_head, a.d_model]));
+    let chosen = g.node("Gather", &[&w_o, &head], "W_O_of_head", vec![]);
+    let change = g.node("MatMul", &[&delta, &chosen], "change", vec![]);
+    let changed = g.node("Add", &[&linear, &change], "linear_changed", vec![]);
+
+    let direction = scaled_by(&mut g, &u, Some(gamma), "u_before_norm");
+    let squares = g.node("Mul", &[&direction, &direction], "u_squares", vec![]);
+    let axis = g.int_constant("axis_of_u", &[2]);
+    let squared = g.node("ReduceSum", &[&squares, &axis], "u_squared", vec![int("keepdims", 1)]);
+    // A position without a target has no direction, and nothing is added along it.
+    let least = g.constant("least", &[], &[f32::MIN_POSITIVE]);
+    let squared = g.node("Max", &[&squared, &least], "u_squared_positive", vec![]);
+    let along = g.node("Unsqueeze", &[&along, &axis], "along_column", vec![]);
+    let multiple = g.node("Div", &[&along, &squared], "multiple_of_u", vec![]);
+    let added = g.node("Mul", &[&direction, &multiple], "added_along_u", vec![]);
+    let linear = g.node("Add", &[&changed, &added], "linear_ablated", vec![]);
+
+    let written = norm_written(&mut g, a, &linear, gamma, &HookPoint::AttnOut.name(), HookPoint::AttnWriteScale);
+    g.node("Add", &[&residual, &written], &HookPoint::Ablated.name(), vec![]);
+    g.output(HookPoint::Ablated, &[B, S, d], "the ablated stream");
+    g
+}
+
+/// γ ⊙ x / scale, where scale = √(mean x² + ε) is an output of its own.
+fn norm_written(
+    g: &mut GraphBuilder,
+    a: &Architecture,
+    x: &str,
+    gamma: &Stored,
+    name: &str,
+    scale: HookPoint,
+) -> String {
+    let written = norm(g, a, x, gamma, name);
+    let column = norm_scale(g, a, x, &format!("{}_column", scale.name()));
+    let axis = g.int_constant(&format!("axis_of_{}", scale.name()), &[2]);
+    g.node("Squeeze", &[&column, &axis], &scale.name(), vec![]);
+    g.output(scale, &[B, S], "√(mean square + ε) of what is normed before it is written");
+    written
+}
+
+/// γ ⊙ x, or x without a γ.
+pub fn scaled_by(g: &mut GraphBuilder, x: &str, gamma: Option<&Stored>, name: &str) -> String {
+    let Some(gamma) = gamma else { return x.to_string() };
+    let gamma = g.weight(gamma);
+    g.node("Mul", &[x, &gamma], name, vec![])
 }
 
 /// x W + b.
@@ -244,12 +337,15 @@ pub fn norm(g: &mut GraphBuilder, a: &Architecture, x: &str, gamma: &Stored, nam
     g.node(op, &[x, &gamma], name, vec![float("epsilon", a.norm_eps), int("axis", -1)])
 }
 
-/// RMS norm of each head on its own: [B, S, heads · d_head] to the same shape.
+/// RMS norm of queries or keys, each head on its own or all together: [B, S, heads · d_head] to the same shape.
 fn norm_heads(g: &mut GraphBuilder, a: &Architecture, x: &str, gamma: &Stored, name: &str, heads: usize) -> String {
     let (heads, d_head) = (heads as i64, a.d_head as i64);
-    let split = reshape(g, x, &[0, 0, heads, d_head], &format!("{name}_split"));
     let gamma = g.weight(gamma);
     let attributes = vec![float("epsilon", a.norm_eps), int("axis", -1)];
+    if a.qk_norm == Some(QkNorm::Whole) {
+        return g.node("RMSNormalization", &[x, &gamma], name, attributes);
+    }
+    let split = reshape(g, x, &[0, 0, heads, d_head], &format!("{name}_split"));
     let normed = g.node("RMSNormalization", &[&split, &gamma], &format!("{name}_by_head"), attributes);
     reshape(g, &normed, &[0, 0, heads * d_head], name)
 }
@@ -284,7 +380,7 @@ pub fn sum_last(g: &mut GraphBuilder, x: &str, name: &str, axis: i64) -> String 
 
 /// cos and sin of position · frequency, [prompt_len, pairs], from float64 angles, times the attention factor.
 fn rotary_tables(g: &mut GraphBuilder, rotary: &Rotary, prompt_len: usize) -> (String, String) {
-    let Rotary { inverse_frequencies: frequencies, attention_factor } = rotary;
+    let (frequencies, attention_factor) = (&rotary.inverse_frequencies, rotary.attention_factor);
     let pairs = frequencies.len();
     let table = |f: fn(f64) -> f64| -> Vec<f32> {
         let value = |i: usize| f((i / pairs) as f64 * frequencies[i % pairs]) * attention_factor;

@@ -26,7 +26,7 @@ use selfrepair_model::Model;
 
 use crate::hooks::HookPoint;
 pub use readers::readers;
-use stored::{EndWeights, StoredLayer};
+use stored::{EndWeights, HeadWeights, StoredLayer};
 
 /// Names of the graph files, shared with the engine.
 pub fn attention_graph(layer: usize) -> String {
@@ -97,13 +97,14 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
     let a = &model.architecture;
     let bar = progress::bar("export", a.layers as u64 + 1, "layers");
     let mut weights = WeightsFile::create(&directory.join(WEIGHTS))?;
-    let mut w_o = Vec::new();
+    let mut heads: Vec<HeadWeights> = Vec::new();
     let mut attention_biases = Vec::new();
     for l in 0..a.layers {
         interrupt::check()?;
         let layer = model.layer(l)?;
         let biases = layer.folded_biases(a);
-        attention_biases.push(biases.o.clone());
+        let gamma = layer.write_norms.as_ref().map(|norms| &norms.attention);
+        attention_biases.push(biases.o.as_ref().map(|b| gamma.map_or_else(|| b.clone(), |gamma| b * gamma)));
         let stored = StoredLayer::append(&mut weights, l, layer, biases)?;
         for variant in [Variant::Plain, Variant::Held, Variant::Masked] {
             graphs::attention(a, l, &stored, prompt_len, weights.name(), variant).save(directory)?;
@@ -113,9 +114,12 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
         }
         graphs::neuron_directions(a, l, &stored, weights.name()).save(directory)?;
         graphs::head_outputs(a, l, &stored, weights.name()).save(directory)?;
-        graphs::ablate(a, l, &stored, weights.name()).save(directory)?;
-        let written_before = if a.parallel { l.checked_sub(1).map(|before| &w_o[before]) } else { Some(&stored.w_o) };
-        if let Some(w_o) = written_before {
+        match &stored.write_norms {
+            None => graphs::ablate(a, l, &stored, weights.name()).save(directory)?,
+            Some((gamma, _)) => graphs::ablate_before_norm(a, l, &stored, gamma, weights.name()).save(directory)?,
+        }
+        let before = if a.parallel { l.checked_sub(1).map(|before| &heads[before].w_o) } else { Some(&stored.w_o) };
+        if let Some(w_o) = before.filter(|_| a.reads_by_difference()) {
             if a.parallel {
                 graphs::attention(a, l, &stored, prompt_len, weights.name(), Variant::AfterHead).save(directory)?;
             }
@@ -123,7 +127,7 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
             readers::clean_reads(a, l, &stored, weights.name()).save(directory)?;
             readers::combined(a, l, &stored, w_o, weights.name()).save(directory)?;
         }
-        w_o.push(stored.into_w_o());
+        heads.push(stored.into_head_weights());
         bar.inc(1);
     }
     let ends = EndWeights::append(&mut weights, model.ends()?, attention_biases)?;
@@ -131,7 +135,7 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
     embed_unembed::unembed(a, &ends, weights.name()).save(directory)?;
     embed_unembed::divergence(a, &ends, weights.name()).save(directory)?;
     embed_unembed::readout(a, weights.name()).save(directory)?;
-    embed_unembed::directions(a, &ends, &w_o, weights.name()).save(directory)?;
+    embed_unembed::directions(a, &ends, &heads, weights.name()).save(directory)?;
     weights.finish()?;
     bar.finish();
     model.check_nothing_was_left_out()

@@ -26,8 +26,8 @@ pub fn readers(a: &Architecture) -> (&'static [Projection], &'static [Projection
 
 /// The stream as a block's projections read it.
 pub enum Reading {
-    /// Normed.
-    Normed(String),
+    /// Normed, or as it is.
+    Stream(String),
     /// By its difference from the clean stream.
     AfterHead {
         /// s / s', [B, S, 1].
@@ -41,8 +41,9 @@ pub enum Reading {
 }
 
 impl Reading {
-    pub fn normed(g: &mut GraphBuilder, a: &Architecture, stream: &str, gamma: &Stored) -> Self {
-        Self::Normed(norm(g, a, stream, gamma, "normed"))
+    /// Through the norm with `gamma`, if the model has such norms.
+    pub fn of(g: &mut GraphBuilder, a: &Architecture, stream: &str, gamma: &Stored) -> Self {
+        Self::Stream(if a.read_norms { norm(g, a, stream, gamma, "normed") } else { stream.to_string() })
     }
 
     /// `stream` is the changed one.
@@ -65,7 +66,7 @@ impl Reading {
     pub fn project(&self, g: &mut GraphBuilder, projection: Projection, w: &Stored, b: &Option<Stored>) -> String {
         let name = projection.name();
         let (ratio, change, head, heads, d_head) = match self {
-            Self::Normed(x) => return project(g, x, w, b, name),
+            Self::Stream(x) => return project(g, x, w, b, name),
             Self::AfterHead { ratio, change, head, heads, d_head } => (ratio, change, head, *heads, *d_head),
         };
         let width = Dim::Size(w.columns());
@@ -87,7 +88,7 @@ impl Reading {
 }
 
 /// √(mean x² + ε), of the centred stream under layer norms: [.., S, 1].
-fn norm_scale(g: &mut GraphBuilder, a: &Architecture, x: &str, name: &str) -> String {
+pub fn norm_scale(g: &mut GraphBuilder, a: &Architecture, x: &str, name: &str) -> String {
     let axis = g.int_constant(&format!("axis_of_{name}"), &[2]);
     let mean =
         |g: &mut GraphBuilder, x: &str, name: &str| g.node("ReduceMean", &[x, &axis], name, vec![int("keepdims", 1)]);

@@ -19,6 +19,8 @@ pub struct StoredLayer {
     /// γ of the norms of queries and keys.
     pub qk_norm: Option<(Stored, Stored)>,
     pub mlp_norm: Stored,
+    /// γ of the norms on what attention and the MLP write.
+    pub write_norms: Option<(Stored, Stored)>,
     pub w_gate: Option<Stored>,
     pub w_in: Stored,
     pub w_out: Stored,
@@ -43,6 +45,14 @@ impl StoredLayer {
             Some((q, k)) => Some((put(f, "q_norm", q)?, put(f, "k_norm", k)?)),
             None => None,
         };
+        let write_norms = match &w.write_norms {
+            // With its layer, because `directions` holds those of all layers.
+            Some(of) => Some((
+                put(f, &format!("attention_write_norm_{layer}"), &of.attention)?,
+                put(f, "mlp_write_norm", &of.mlp)?,
+            )),
+            None => None,
+        };
         Ok(Self {
             attention_norm: put(f, "attention_norm", &w.attention_norm.gamma)?,
             w_q: put(f, "W_Q", &w.q.w)?,
@@ -55,6 +65,7 @@ impl StoredLayer {
             b_o: put_some(f, "b_O", &b.o)?,
             qk_norm,
             mlp_norm: put(f, "mlp_norm", &w.mlp_norm.gamma)?,
+            write_norms,
             w_gate: w.gate.as_ref().map(|gate| put(f, "W_gate", &gate.w)).transpose()?,
             w_in: put(f, "W_in", &w.up.w)?,
             w_out: put(f, "W_out", &w.down.w)?,
@@ -64,9 +75,17 @@ impl StoredLayer {
         })
     }
 
-    pub fn into_w_o(self) -> Stored {
-        self.w_o
+    /// What the layer's heads write with.
+    pub fn into_head_weights(self) -> HeadWeights {
+        HeadWeights { w_o: self.w_o, write_norm: self.write_norms.map(|(of_attention, _)| of_attention) }
     }
+}
+
+/// What the heads of a layer write to the stream with.
+pub struct HeadWeights {
+    pub w_o: Stored,
+    /// γ of the norm on what attention writes.
+    pub write_norm: Option<Stored>,
 }
 
 /// Where the weights around the blocks lie.
@@ -82,7 +101,7 @@ pub struct EndWeights {
     pub final_norm_beta: Option<Stored>,
     /// mean_v W_U, [D]: what centres the unembedding.
     pub unembedding_mean: Stored,
-    /// b_O' of every layer, [D, layers].
+    /// b_O' of every layer, times γ of the norm on what attention writes if there is one, [D, layers].
     pub attention_biases: Option<Stored>,
 }
 

@@ -125,7 +125,7 @@ fn fuse_attention(graph: &mut GraphProto) -> Option<()> {
                 ATTENTION,
                 &[&q, &k, values, v, &q_bias, &k_bias, &cos, &sin],
                 &[&attention.output[0], effect],
-                of_heads(&["q_num_heads", "kv_num_heads", "scale"]),
+                of_heads(&["q_num_heads", "kv_num_heads", "scale", "softcap"]),
             );
             graph.remove(&rotations.iter().chain(&q_sum).chain(&k_sum).collect::<Vec<_>>());
             if is_free {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::functions::{dot, each, exp};
+use super::functions::{dot, each, exp, tanh};
 
 /// Heads of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +16,8 @@ pub struct Heads {
     pub d_head: usize,
     /// Of the scores; positive.
     pub scale: f32,
+    /// Scores, scaled, become c · tanh(score / c).
+    pub softcap: Option<f32>,
 }
 
 /// Attention in one prompt: z, each head's values mixed by the softmax of its scores of what its query sees.
@@ -203,7 +205,7 @@ impl Attend<'_> {
     /// One head's output at a few positions.
     #[inline(always)]
     fn attend_rows<S: Simd>(&mut self, simd: S, head: usize, rows: Range<usize>, padded: usize, d_padded: usize) {
-        let Heads { heads, d_head, scale, .. } = self.heads;
+        let Heads { heads, d_head, scale, softcap, .. } = self.heads;
         let of_head = |row: usize| row * (heads * d_head + self.padding) + head * d_head;
         let Scratch { keys, values, taken, scores, mixed } = &mut *self.scratch;
         for (query, position) in taken.chunks_exact_mut(d_head).zip(rows.clone()) {
@@ -214,7 +216,15 @@ impl Attend<'_> {
         multiply(simd, queries, keys, padded, rows.end, scores);
         let mut sums = [1.0; ROWS];
         for ((sum, scores), row) in sums.iter_mut().zip(scores.chunks_exact_mut(padded)).zip(rows.clone()) {
-            *sum = exponentials(simd, &mut scores[..rows.end.next_multiple_of(S::F32_LANES)], row + 1, scale);
+            let scores = &mut scores[..rows.end.next_multiple_of(S::F32_LANES)];
+            let scale = match softcap {
+                None => scale,
+                Some(cap) => {
+                    soft_cap(simd, scores, scale, cap);
+                    1.0
+                }
+            };
+            *sum = exponentials(simd, scores, row + 1, scale);
         }
         let weights: [&[f32]; ROWS] = from_fn(|i| &scores[i * padded..][..rows.end]);
         multiply(simd, weights, values, d_padded, d_head, mixed);
@@ -284,6 +294,15 @@ fn multiply_tile<S: Simd, const C: usize>(simd: S, a: [&[f32]; ROWS], b: &[f32],
     }
     for (row, sums) in sums.iter().enumerate() {
         S::as_mut_simd_f32s(&mut out[row * stride..][..width]).0.copy_from_slice(sums);
+    }
+}
+
+/// c · tanh(scale · score / c) of each score. There are whole registers of them.
+#[inline(always)]
+fn soft_cap<S: Simd>(simd: S, scores: &mut [f32], scale: f32, cap: f32) {
+    let (share, cap) = (simd.splat_f32s(scale / cap), simd.splat_f32s(cap));
+    for score in S::as_mut_simd_f32s(scores).0 {
+        *score = simd.mul_f32s(cap, tanh(simd, simd.mul_f32s(*score, share)));
     }
 }
 
@@ -362,7 +381,7 @@ mod tests {
 
     /// z by the definition, in float64.
     fn expected(heads: Heads, read: Read, positions: usize) -> Vec<f64> {
-        let Heads { heads, kv_heads, d_head, scale } = heads;
+        let Heads { heads, kv_heads, d_head, scale, softcap } = heads;
         let kv = |head: usize| head / (heads / kv_heads);
         let mut z = vec![0.0; positions * heads * d_head];
         for head in 0..heads {
@@ -373,7 +392,9 @@ mod tests {
                     let key = taken(read.keys, kv_heads, d_head, kv(head), j);
                     query.iter().zip(key).map(|(q, k)| q * k).sum()
                 };
-                let weights: Vec<f64> = (0..=i).map(|j| (score(j) * f64::from(scale)).exp()).collect();
+                let scaled = |j| score(j) * f64::from(scale);
+                let capped = |x: f64| softcap.map_or(x, |c| f64::from(c) * (x / f64::from(c)).tanh());
+                let weights: Vec<f64> = (0..=i).map(|j| capped(scaled(j)).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for d in 0..d_head {
                     let mixed: f64 = weights.iter().enumerate().map(|(j, w)| w * value(j, d)).sum();
@@ -389,8 +410,9 @@ mod tests {
         let shapes = [(1, 4, 4, 16), (7, 2, 1, 5), (33, 6, 2, 64), (50, 3, 3, 80), (127, 2, 1, 32)];
         // Memory is shared between calls: what one leaves must not reach the next.
         let scratch = RefCell::default();
-        for (positions, heads, kv_heads, d_head) in shapes {
-            let of = Heads { heads, kv_heads, d_head, scale: 1.0 / (d_head as f32).sqrt() };
+        let capped = shapes.into_iter().flat_map(|shape| [None, Some(3.0)].map(|softcap| (shape, softcap)));
+        for ((positions, heads, kv_heads, d_head), softcap) in capped {
+            let of = Heads { heads, kv_heads, d_head, scale: 1.0 / (d_head as f32).sqrt(), softcap };
             let (wide, narrow) = (positions * heads * d_head, positions * kv_heads * d_head);
             let [q, u, k, v] = [noise(wide, 1), noise(wide, 2), noise(narrow, 3), noise(narrow, 4)];
             let (q_bias, k_bias) = (noise(heads * d_head, 5), noise(kv_heads * d_head, 6));
@@ -426,7 +448,7 @@ mod tests {
 
     #[test]
     fn what_is_no_number_reaches_who_sees_it() {
-        let of = Heads { heads: 1, kv_heads: 1, d_head: 4, scale: 0.5 };
+        let of = Heads { heads: 1, kv_heads: 1, d_head: 4, scale: 0.5, softcap: None };
         let [q, k, u] = [noise(40, 1), noise(40, 2), noise(40, 3)];
         let mut v = noise(40, 4);
         v[5 * 4] = f32::NAN;

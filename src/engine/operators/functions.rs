@@ -77,6 +77,25 @@ fn relu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.select_f32s(simd.less_than_f32s(x, zero), zero, x)
 }
 
+/// tanh x, to three units in the last place.
+#[inline(always)]
+pub fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let all = |c| simd.splat_f32s(c);
+    let squared = simd.mul_f32s(x, x);
+    // The series, where the difference from 1 would leave few digits.
+    let series = polynomial(
+        simd,
+        squared,
+        &[3.592_128e-3, -8.863_236e-3, 2.186_949e-2, -5.396_825e-2, 1.333_333_3e-1, -3.333_333_4e-1, 1.0],
+    );
+    let near = simd.mul_f32s(x, series);
+    // 1 − 2 / (1 + e²ˣ)
+    let one = all(1.0);
+    let share = simd.div_f32s(all(2.0), simd.add_f32s(exp(simd, simd.add_f32s(x, x)), one));
+    let far = simd.sub_f32s(one, share);
+    simd.select_f32s(simd.less_than_f32s(simd.abs_f32s(x), all(0.4)), near, far)
+}
+
 /// What a neuron does with what it reads.
 #[inline(always)]
 pub fn activated<S: Simd>(simd: S, activation: Activation, x: S::f32s) -> S::f32s {
@@ -230,6 +249,7 @@ mod tests {
 
     enum Function {
         Exp,
+        Tanh,
         Activated(Activation),
     }
 
@@ -249,6 +269,7 @@ mod tests {
                 #[inline(always)]
                 |x, _| match self.0 {
                     Function::Exp => exp(simd, x),
+                    Function::Tanh => tanh(simd, x),
                     Function::Activated(activation) => activated(simd, *activation, x),
                 },
             );
@@ -268,6 +289,24 @@ mod tests {
         for found in with_every_width(|| Of(&Function::Exp, &[0.0, -87.1, f32::NEG_INFINITY, 100.0, f32::NAN])) {
             assert_eq!(found[..4], [1.0, 0.0, 0.0, f32::INFINITY]);
             assert!(found[4].is_nan());
+        }
+    }
+
+    #[test]
+    fn hyperbolic_tangents_are_right_to_three_units_in_the_last_place() {
+        let x = [line(0.5), line(12.0), line(1e4)].concat();
+        for found in with_every_width(|| Of(&Function::Tanh, &x)) {
+            for (x, found) in x.iter().zip(found) {
+                let expected = f64::from(*x).tanh();
+                assert!(
+                    (f64::from(found) - expected).abs() <= 4e-7 * expected.abs(),
+                    "tanh {x}: {found} is not {expected}"
+                );
+            }
+        }
+        for found in with_every_width(|| Of(&Function::Tanh, &[f32::INFINITY, f32::NEG_INFINITY, f32::NAN])) {
+            assert_eq!(found[..2], [1.0, -1.0]);
+            assert!(found[2].is_nan());
         }
     }
 

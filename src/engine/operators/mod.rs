@@ -137,6 +137,7 @@ struct CausalAttention {
     heads: usize,
     kv_heads: usize,
     scale: f32,
+    softcap: Option<f32>,
     padding: usize,
     scratch: Scratch,
 }
@@ -151,6 +152,7 @@ impl Described for CausalAttention {
             heads: attribute::<i64>(context, "q_num_heads")? as usize,
             kv_heads: attribute::<i64>(context, "kv_num_heads")? as usize,
             scale: attribute(context, "scale")?,
+            softcap: context.get("softcap"),
             padding: padding(context),
             scratch: Scratch::default(),
         })
@@ -169,6 +171,7 @@ impl Kernel for CausalAttention {
             kv_heads: self.kv_heads,
             d_head: width as usize / self.heads,
             scale: self.scale,
+            softcap: self.softcap,
         };
         let (rows, of_prompt) = (positions as usize, (positions * width) as usize);
         let kv_width = self.kv_heads * heads.d_head;

@@ -132,7 +132,8 @@ impl<'a> Plan<'a> {
 
     /// Layers that read ablated heads first, where they can do so by differences: projections along u are none of z.
     fn first_readers(&self) -> Vec<usize> {
-        if !self.kinds.iter().any(|kind| matches!(kind, Kind::Resample | Kind::Mean | Kind::Zero)) {
+        let is_of_z = |kind: &Kind| matches!(kind, Kind::Resample | Kind::Mean | Kind::Zero);
+        if !self.architecture.reads_by_difference() || !self.kinds.iter().any(is_of_z) {
             return vec![];
         }
         let heads = self.groups.keys().filter(|(_, component)| *component == Component::Head);
@@ -248,6 +249,10 @@ impl<'a> Plan<'a> {
     pub fn keep(&self) -> Vec<Keep> {
         let mut keep = self.keep_of_partners();
         for &(layer, component) in self.groups.keys() {
+            if component == Component::Head && self.architecture.write_norms {
+                (keep[layer].residual_pre, keep[layer].attention_linear) = (true, true);
+                continue;
+            }
             match place(self.architecture, component) {
                 Place::Mid => keep[layer].mid = true,
                 Place::Post => keep[layer].residual_post = true,

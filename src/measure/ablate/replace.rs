@@ -17,10 +17,17 @@ use selfrepair_model::Architecture;
 pub struct Replacement {
     /// [B, S, D]
     pub stream: DynValue,
-    /// What the replacement did to the component's own effect, unscaled; [B][S].
-    pub own_changes: Vec<Vec<f64>>,
+    pub own: OwnChange,
     /// Where the stream changed by the heads' z alone: what changed, [B, S, d_head], and which heads, \[B\].
     pub heads: Option<(DynValue, DynValue)>,
+}
+
+/// What the replacement did to the component itself.
+pub struct OwnChange {
+    /// To its own effect, unscaled; [B][S].
+    pub effects: Vec<Vec<f64>>,
+    /// The scale that the norm on what attention writes has with the head replaced, [B, S], if there is such a norm.
+    pub write_scale: Option<Vec<f32>>,
 }
 
 const MISSING: &str = "the pass did not keep an output that an ablation needs";
@@ -42,14 +49,13 @@ impl Replacement {
 
     fn of_heads(work: &Work, engine: &mut Engine, runs: &[(usize, Item)], prompts: Range<usize>) -> Result<Self> {
         let layer = work.plan.components[runs[0].1.component].layer;
-        let base = base(work, &engine.architecture, layer, Component::Head)?;
-        let (mut heads, mut along, mut own_changes) = (vec![], vec![], vec![]);
+        let (mut heads, mut along, mut effects) = (vec![], vec![], vec![]);
         let mut z_changes = try_with_capacity(runs.len() * work.clean.effects.positions * engine.architecture.d_head)?;
         for &(p, item) in runs {
             let head = work.plan.components[item.component].head.context("a head has a number")?;
             let kind = work.plan.kinds[item.kind];
             let z = z_change(work, &engine.architecture, layer, head, p, item)?;
-            own_changes.push(own_change(work, &engine.architecture, layer, head, p, kind, &z)?);
+            effects.push(own_change(work, &engine.architecture, layer, head, p, kind, &z)?);
             along.push(along_u(work, Component::Head, layer, Some(head), p, kind));
             heads.push(head as i64);
             z_changes.extend(z);
@@ -57,13 +63,24 @@ impl Replacement {
         let d_head = engine.architecture.d_head;
         let z_changes = tensor(&[runs.len(), z_changes.len() / (runs.len() * d_head), d_head], z_changes)?;
         let heads = int_tensor(&[runs.len()], heads)?;
+        if engine.architecture.write_norms {
+            let positions = work.clean.effects.positions;
+            let along = along.into_iter().flat_map(|along| along.unwrap_or_else(|| vec![0.0; positions]));
+            let along = tensor(&[runs.len(), positions], along.map(|along| along as f32).collect())?;
+            let kept = &work.clean.layers[layer];
+            let changes = [&heads, &z_changes, &along];
+            let (stream, scale) = engine.replace_heads_before_norm(layer, kept, prompts, changes, &work.directions)?;
+            return Ok(Self { stream, own: OwnChange { effects, write_scale: Some(scale) }, heads: None });
+        }
+        let base = base(work, &engine.architecture, layer, Component::Head)?;
         let mut stream = engine.replace_heads(layer, base, prompts, &heads, &z_changes)?;
         let by_z_alone = along.iter().all(Option::is_none);
         if !by_z_alone {
             stream = to_host(stream)?;
             add_along_u(work, view_mut(&mut stream)?, runs, &along)?;
         }
-        Ok(Self { stream, own_changes, heads: by_z_alone.then_some((z_changes, heads)) })
+        let own = OwnChange { effects, write_scale: None };
+        Ok(Self { stream, own, heads: by_z_alone.then_some((z_changes, heads)) })
     }
 
     fn of_outputs(work: &Work, engine: &Engine, component: Component, runs: &[(usize, Item)]) -> Result<Self> {
@@ -73,7 +90,7 @@ impl Replacement {
         let base = view(base(work, a, layer, component)?)?;
         let u = view(&work.directions.u)?;
         let mut streams = try_with_capacity(runs.len() * positions * d)?;
-        let (mut along, mut own_changes) = (vec![], vec![]);
+        let (mut along, mut effects) = (vec![], vec![]);
         for &(p, item) in runs {
             let kind = work.plan.kinds[item.kind];
             let rows = p * positions * d..(p + 1) * positions * d;
@@ -84,12 +101,13 @@ impl Replacement {
                 let dot: f64 = c.iter().zip(u).map(|(&c, &u)| f64::from(c) * f64::from(u)).sum();
                 dot + along_u.as_ref().map_or(0.0, |along| along[s] * work.u_squared[p * positions + s])
             });
-            own_changes.push(own.collect());
+            effects.push(own.collect());
             along.push(along_u);
             streams.extend(base[rows].iter().zip(&change).map(|(r, c)| r + c));
         }
         add_along_u(work, &mut streams, runs, &along)?;
-        Ok(Self { stream: tensor(&[runs.len(), positions, d], streams)?, own_changes, heads: None })
+        let own = OwnChange { effects, write_scale: None };
+        Ok(Self { stream: tensor(&[runs.len(), positions, d], streams)?, own, heads: None })
     }
 }
 
@@ -154,6 +172,9 @@ fn own_change(
 
 /// What a projection adds along u at each position, in units of u; `None` for other kinds. A part c·u / ‖u‖² is taken
 /// away, or put back.
+///
+/// Of a head whose output is normed before it is written, what it adds along γ_post ⊙ u before the norm, as a dot product
+/// with it: that times the norm's clean scale is the head's effect.
 fn along_u(
     work: &Work,
     component: Component,
@@ -169,9 +190,11 @@ fn along_u(
     };
     let positions = work.clean.effects.positions;
     let rows = p * positions..(p + 1) * positions;
-    let of_row = |i: usize| match work.u_squared[i] {
-        0.0 => 0.0,
-        squared => sign * work.effect(component, layer, head, i) / squared,
+    let of_head = work.directions.write_scales.attention.get(layer).filter(|_| component == Component::Head);
+    let of_row = |i: usize| match (work.u_squared[i], of_head) {
+        (0.0, _) => 0.0,
+        (_, Some(scale)) => sign * work.effect(component, layer, head, i) * f64::from(scale[i]),
+        (squared, None) => sign * work.effect(component, layer, head, i) / squared,
     };
     Some(rows.map(of_row).collect())
 }

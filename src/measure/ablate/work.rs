@@ -8,7 +8,7 @@ use ort::value::DynValue;
 use selfrepair_core::progress::Bar;
 
 use super::plan::{Item, Job, Plan, place};
-use super::replace::{Replacement, base};
+use super::replace::{OwnChange, Replacement, base};
 use super::shard::Shard;
 use super::tally::{NeuronSource, Tally};
 use crate::MeasureContext;
@@ -127,8 +127,8 @@ impl<'a> Work<'a> {
     fn new(plan: &'a Plan<'a>, engine: &mut Engine, batch: &[usize]) -> Result<Self> {
         let tokens: Vec<&[u32]> = batch.iter().map(|&p| plan.prompts.needed(p)).collect();
         let targets: Vec<TargetRow> = batch.iter().map(|&p| plan.prompts.target_row(p, tokens[0].len())).collect();
-        let directions = engine.directions(&targets)?;
-        let clean = engine.clean(&tokens, &directions, &plan.keep())?;
+        let mut directions = engine.directions(&targets)?;
+        let clean = engine.clean(&tokens, &mut directions, &plan.keep())?;
         let mut partners = Vec::new();
         for pairing in &plan.pairings {
             let tokens: Vec<&[u32]> = batch.iter().map(|&p| plan.prompts.needed(pairing[p])).collect();
@@ -142,6 +142,9 @@ impl<'a> Work<'a> {
     }
 
     fn clean_reads(&self, engine: &mut Engine, layer: usize) -> Result<Option<Vec<DynValue>>> {
+        if !self.plan.architecture.reads_by_difference() {
+            return Ok(None);
+        }
         let reader = self.plan.first_reader(layer);
         engine.clean_reads(reader, base(self, self.plan.architecture, layer, Component::Head)?)
     }
@@ -177,9 +180,13 @@ impl<'a> Work<'a> {
         let replacement = Replacement::of(self, engine, group.component, runs, prompts.clone())?;
         let hold = self.plan.holds[group.hold];
         let measures_neurons = self.plan.measures_neurons(hold, &self.plan.components[runs[0].1.component]);
-        let base = base(self, self.plan.architecture, group.layer, group.component)?;
-        let change = group.clean_reads.as_ref().zip(replacement.heads);
-        let change = change.map(|(reads, (z_change, heads))| HeadChange { z_change, heads, clean: base, reads });
+        let change = match group.clean_reads.as_ref().zip(replacement.heads) {
+            None => None,
+            Some((reads, (z_change, heads))) => {
+                let clean = base(self, self.plan.architecture, group.layer, group.component)?;
+                Some(HeadChange { z_change, heads, clean, reads })
+            }
+        };
         let ablated = engine.suffix(Suffix {
             change,
             layer: group.layer,
@@ -193,7 +200,7 @@ impl<'a> Work<'a> {
             directions: &self.directions,
         })?;
         for (b, &(p, item)) in runs.iter().enumerate() {
-            self.read(engine, group, &ablated, b, p, item, &replacement.own_changes[b], shard, tally)?;
+            self.read(engine, group, &ablated, &replacement.own, b, p, item, shard, tally)?;
         }
         Ok(())
     }
@@ -205,10 +212,10 @@ impl<'a> Work<'a> {
         engine: &mut Engine,
         group: &Group,
         ablated: &Ablated,
+        own_change: &OwnChange,
         b: usize,
         p: usize,
         item: Item,
-        own_changes: &[f64],
         shard: &mut Shard,
         tally: &mut Tally,
     ) -> Result<()> {
@@ -224,7 +231,12 @@ impl<'a> Work<'a> {
         for s in plan.prompts.measured(prompt) {
             let (i, j) = (p * positions + s, b * positions + s);
             let own = self.effect(group.component, group.layer, component.head, i);
-            let what = AblatedComponent { layer: group.layer, own, own_change: own_changes[s] };
+            let what = AblatedComponent {
+                layer: group.layer,
+                own,
+                own_change: own_change.effects[b][s],
+                write_scale: own_change.write_scale.as_ref().map(|scale| f64::from(scale[j])),
+            };
             let mut token = repair(&self.clean.effects, i, ablated, j, &what, &mut changes, plan.tolerance)
                 .with_context(|| format!("{component}, prompt {prompt}, position {s}"))?;
             token.ablated_residual_norm = engine.architecture.residual_norm(token.ablated_norm_scale);

@@ -124,16 +124,16 @@ impl Prompt {
         let tokens = prompts.needed(number);
         let target = prompts.target_row(number, tokens.len());
         let measured = target.measured.clone();
-        let directions = engine.directions(&[target])?;
+        let mut directions = engine.directions(&[target])?;
         let keep = Keep { residual_pre: true, z: true, ..Default::default() };
-        let clean = engine.clean(&[tokens], &directions, &vec![keep; engine.architecture.layers])?;
+        let clean = engine.clean(&[tokens], &mut directions, &vec![keep; engine.architecture.layers])?;
         Ok(Self { number, measured, directions, clean })
     }
 
     /// [S · H · D]
     fn head_outputs(&self, engine: &mut Engine, layer: usize) -> Result<Vec<f32>> {
         let z = self.kept(&self.clean.layers[layer].z)?;
-        Ok(view(&engine.head_outputs(layer, z, 0)?)?.to_vec())
+        Ok(view(&engine.head_outputs(layer, z, &self.directions)?)?.to_vec())
     }
 
     fn kept<'a>(&self, value: &'a Option<DynValue>) -> Result<&'a DynValue> {

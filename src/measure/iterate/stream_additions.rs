@@ -13,6 +13,7 @@ use super::{Prompt, head_output};
 use crate::MeasureContext;
 use crate::ablate::TopTokens;
 use crate::context::balanced;
+use crate::repair::{at_clean_scale, attention_norm_change};
 use selfrepair_core::columns;
 use selfrepair_core::components::Ablatable;
 use selfrepair_core::config::Config;
@@ -34,6 +35,7 @@ struct Row {
     response_attention: f32,
     response_mlp: f32,
     response_norm: f32,
+    response_write_norm: f32,
     own_change: Option<f32>,
 }
 
@@ -166,6 +168,7 @@ impl StreamAdditions {
                 floats(|r| r.response_attention),
                 floats(|r| r.response_mlp),
                 floats(|r| r.response_norm),
+                floats(|r| r.response_write_norm),
                 Arc::new(rows.iter().map(|r| r.own_change).collect::<Float32Array>()),
             ];
             let batch = RecordBatch::try_new(STREAM_ADDITIONS.schema(), columns);
@@ -190,25 +193,35 @@ fn row(
     tolerance: f64,
 ) -> Result<Row> {
     let heads = clean.heads[0].len() / clean.positions;
-    let (scale, new_scale) = (f64::from(clean.norm_scale[s]), f64::from(response.norm_scale[j]));
+    let (final_scale, new_scale) = (f64::from(clean.norm_scale[s]), f64::from(response.norm_scale[j]));
     let (dot, new_dot) = (f64::from(clean.dot[s]), f64::from(response.dot[j]));
-    let change = |before: f32, after: f32| (f64::from(after) - f64::from(before)) / scale;
+    let change = |before: f32, after: f32| (f64::from(after) - f64::from(before)) / final_scale;
     let head_change =
         |l: usize, h: usize| change(clean.heads[l][s * heads + h], response.head_effects[l - layer][j * heads + h]);
-    let mlp_change = |l: usize| change(clean.mlps[l][s], response.mlp_effects[l - layer][j]);
     let later = layer..clean.heads.len();
     let of_heads: Vec<f64> = later.clone().flat_map(|l| (0..heads).map(move |h| head_change(l, h))).collect();
-    let of_mlps: Vec<f64> = later.map(mlp_change).collect();
+    let (mut of_mlps, mut by_write_norms) = (vec![], vec![]);
+    for l in later {
+        let n = l - layer;
+        let of_layer = &response.head_effects[n][j * heads..(j + 1) * heads];
+        let scales = &response.write_scales;
+        let attention = scales.attention.get(n).map(|of| attention_norm_change(clean, s, l, of_layer, of[j]));
+        let scale = scales.mlp.get(n).map(|of| of[j]);
+        let mlp = at_clean_scale(clean, s, l, response.mlp_effects[n][j], scale);
+        of_mlps.push((mlp - f64::from(clean.mlps[l][s])) / final_scale);
+        by_write_norms.push((attention.unwrap_or(0.0) + f64::from(response.mlp_effects[n][j]) - mlp) / final_scale);
+    }
 
-    let direct_effect = f64::from(clean.heads[of_layer][s * heads + head]) / scale;
-    let logit_change = new_dot / new_scale - dot / scale;
+    let direct_effect = f64::from(clean.heads[of_layer][s * heads + head]) / final_scale;
+    let logit_change = new_dot / new_scale - dot / final_scale;
     let (attention, mlp) = (of_heads.iter().sum::<f64>(), of_mlps.iter().sum::<f64>());
-    let norm = new_dot * (1.0 / new_scale - 1.0 / scale);
+    let norm = new_dot * (1.0 / new_scale - 1.0 / final_scale);
+    let write_norm = by_write_norms.iter().sum::<f64>();
     let total = logit_change - multiple * direct_effect;
-    let size = of_heads.iter().chain(&of_mlps).map(|c| c.abs()).sum::<f64>()
+    let size = of_heads.iter().chain(&of_mlps).chain(&by_write_norms).map(|c| c.abs()).sum::<f64>()
         + (multiple * direct_effect).abs()
-        + (dot.abs() + new_dot.abs()) / scale;
-    let gap = total - (attention + mlp + norm);
+        + (dot.abs() + new_dot.abs()) / final_scale;
+    let gap = total - (attention + mlp + norm + write_norm);
     ensure_check!(
         gap.abs() <= 1e-4 * tolerance * size.max(1.0),
         "position {s}: the response is {total} but its parts sum to {} (gap {gap:e}, effects of size {size})",
@@ -223,6 +236,7 @@ fn row(
         response_attention: attention as f32,
         response_mlp: mlp as f32,
         response_norm: norm as f32,
+        response_write_norm: write_norm as f32,
         own_change: (of_layer >= layer).then(|| head_change(of_layer, head) as f32),
     })
 }
@@ -231,6 +245,7 @@ fn row(
 mod tests {
     use super::*;
     use crate::repair::tests::clean;
+    use selfrepair_engine::WriteScales;
 
     #[test]
     fn what_was_added_is_told_from_the_response_to_it() {
@@ -239,6 +254,7 @@ mod tests {
         let response = |dot| Response {
             head_effects: vec![vec![-3.0, 3.0]],
             mlp_effects: vec![vec![-6.0]],
+            write_scales: WriteScales::default(),
             dot: vec![dot],
             norm_scale: vec![4.0],
         };
@@ -252,6 +268,7 @@ mod tests {
             response_attention: -0.5,
             response_mlp: -1.5,
             response_norm: -3.0,
+            response_write_norm: 0.0,
             own_change: None,
         };
         assert_eq!(r, expected);

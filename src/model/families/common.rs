@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ndarray::Axis;
 use serde_json::Value;
 
-use super::{rotary, windows};
+use super::windows;
 use crate::architecture::{
     Activation, Architecture, AttentionKind, Biases, Ends, Linear, MOST_LAYERS, Norm, NormWeights,
 };
@@ -82,7 +82,7 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
     );
     windows::layer_types(c, layers)?;
     let attention = AttentionKind { scale: (d_head as f32).sqrt().recip(), window: None, rotary: true };
-    let mut a = Architecture {
+    let a = Architecture {
         family: c.model_type()?.to_string(),
         layers,
         heads,
@@ -97,9 +97,14 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         },
         norm: Norm::Layer,
         norm_eps: 1e-5,
+        read_norms: true,
+        write_norms: false,
         parallel: false,
         rotary: None,
-        qk_norm: false,
+        window_rotary: None,
+        qk_norm: None,
+        score_softcap: None,
+        logit_softcap: None,
         attention: vec![attention; layers],
         gated: false,
         activation: Activation::Gelu,
@@ -108,9 +113,6 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         tied: flag(c, "tie_word_embeddings")?,
         dtype: String::new(),
     };
-    if let Some(longest) = rotary::longest(c)? {
-        a.context = a.context.min(longest);
-    }
     check_parameters(&a)?;
     Ok(a)
 }

@@ -159,6 +159,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         o: linear(c, &name("self_attention.dense"), width, a.d_model, b.attention_out)?,
         qk_norm: None,
         mlp_norm,
+        write_norms: None,
         gate: None,
         up: linear(c, &name("mlp.dense_h_to_4h"), a.d_model, a.d_mlp, b.mlp_in)?,
         down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, a.d_model, b.mlp_out)?,

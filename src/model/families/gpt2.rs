@@ -96,6 +96,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         o: conv("attn.c_proj", d, d)?,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("ln_2"))?,
+        write_norms: None,
         gate: None,
         up: conv("mlp.c_fc", d, a.d_mlp)?,
         down: conv("mlp.c_proj", a.d_mlp, d)?,

@@ -79,6 +79,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         o: linear(c, &name("attn.c_proj"), d, d, true)?,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("ln_2"))?,
+        write_norms: None,
         gate: None,
         up: linear(c, &name("mlp.c_fc"), d, a.d_mlp, true)?,
         down: linear(c, &name("mlp.c_proj"), a.d_mlp, d, true)?,

@@ -107,6 +107,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         o: square("attn.attention.out_proj", true)?,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("ln_2"))?,
+        write_norms: None,
         gate: None,
         up: linear(c, &name("mlp.c_fc"), a.d_model, a.d_mlp, true)?,
         down: linear(c, &name("mlp.c_proj"), a.d_mlp, a.d_model, true)?,

@@ -71,6 +71,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         o: linear(c, &name("attention.dense"), width, a.d_model, a.biases.attention_out)?,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
+        write_norms: None,
         gate: None,
         up: linear(c, &name("mlp.dense_h_to_4h"), a.d_model, a.d_mlp, true)?,
         down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, a.d_model, true)?,

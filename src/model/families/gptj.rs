@@ -84,6 +84,7 @@ pub fn block(c: &Checkpoint, a: &Architecture, layer: usize, [q, k, v]: [Linear;
         o: linear(c, &name("attn.out_proj"), a.heads * a.d_head, a.d_model, false)?,
         qk_norm: None,
         mlp_norm: shared,
+        write_norms: None,
         gate: None,
         up: linear(c, &name("mlp.fc_in"), a.d_model, a.d_mlp, true)?,
         down: linear(c, &name("mlp.fc_out"), a.d_mlp, a.d_model, true)?,

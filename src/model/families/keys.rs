@@ -26,6 +26,8 @@ pub enum Kind {
     /// A number with a decimal point or without.
     AnyNumber(f64),
     MaybeFloat,
+    /// As [`Kind::MaybeFloat`], with another default than null.
+    FloatOrNull(f64),
     Flag(bool),
     MaybeFlag,
     /// The same, with a default.
@@ -53,7 +55,7 @@ impl Kind {
     fn default(self) -> Option<Value> {
         match self {
             Self::Whole(n) | Self::MaybeWhole(Some(n)) => Some(json!(n)),
-            Self::Float(x) | Self::AnyNumber(x) => Some(json!(x)),
+            Self::Float(x) | Self::AnyNumber(x) | Self::FloatOrNull(x) => Some(json!(x)),
             Self::Flag(flag) | Self::FlagOrNull(flag) => Some(json!(flag)),
             Self::Text(text) => Some(json!(text)),
             Self::MaybeWhole(None) | Self::MaybeFloat | Self::MaybeFlag | Self::MaybeList => Some(Value::Null),
@@ -70,7 +72,7 @@ impl Kind {
             Self::Size | Self::Whole(_) | Self::GivenWhole => is_whole(value),
             Self::MaybeWhole(_) => is_whole(value) || value.is_null(),
             Self::Float(_) => value.is_f64(),
-            Self::MaybeFloat => value.is_f64() || value.is_null(),
+            Self::MaybeFloat | Self::FloatOrNull(_) => value.is_f64() || value.is_null(),
             Self::Flag(_) => value.is_boolean(),
             Self::MaybeFlag | Self::FlagOrNull(_) => value.is_boolean() || value.is_null(),
             Self::MaybeList => value.is_array() || value.is_null(),
@@ -94,7 +96,7 @@ impl Kind {
             Self::Whole(_) | Self::GivenWhole => "a whole number",
             Self::MaybeWhole(_) => "a whole number or null",
             Self::Float(_) => "a number with a decimal point",
-            Self::MaybeFloat => "a number with a decimal point, or null",
+            Self::MaybeFloat | Self::FloatOrNull(_) => "a number with a decimal point, or null",
             Self::Flag(_) => "true or false",
             Self::MaybeFlag | Self::FlagOrNull(_) => "true, false or null",
             Self::MaybeList => "a list or null",

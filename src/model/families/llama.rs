@@ -10,7 +10,7 @@ use super::common::{activation, even_share, flag, linear, norm, plain, unembeddi
 use super::keys::{Key, Kind, QWEN_WINDOWS, ROTARY, SIZES, UNUSED_BY_MOST};
 use super::rotary::{RotaryKeys, rotary};
 use super::{Family, windows};
-use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Norm, NormWeights};
+use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Norm, NormWeights, QkNorm};
 use crate::checkpoint::Checkpoint;
 
 const fn family(keys: &'static [&'static [Key]], classes: &'static [&'static str]) -> Family {
@@ -130,7 +130,7 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
             windows::of_qwen(c, &mut a)?;
         }
         "qwen3" => {
-            a.qk_norm = true;
+            a.qk_norm = Some(QkNorm::ByHead);
             windows::of_qwen(c, &mut a)?;
         }
         "smollm3" => {
@@ -154,10 +154,15 @@ pub fn llama_like(c: &Checkpoint) -> Result<Architecture> {
 
 /// A gated MLP and Llama's names of weights; norm and positions are the family's.
 pub fn gated(c: &Checkpoint) -> Result<Architecture> {
+    gated_as(c, "hidden_act")
+}
+
+/// As [`gated`], with the key that names the activation.
+pub fn gated_as(c: &Checkpoint, activation_key: &str) -> Result<Architecture> {
     let mut a = plain(c, c.size("intermediate_size")?)?;
     let (attention_bias, mlp_bias) = (flag(c, "attention_bias")?, flag(c, "mlp_bias")?);
     a.gated = true;
-    a.activation = activation(c, "hidden_act")?;
+    a.activation = activation(c, activation_key)?;
     a.biases = Biases {
         qkv: attention_bias,
         attention_out: attention_bias,
@@ -208,15 +213,20 @@ pub fn block(
     let name = |rest: &str| format!("model.layers.{layer}.{rest}");
     let (width, kv) = (a.heads * a.d_head, a.kv_heads * a.d_head);
     let b = a.biases;
-    let head_norm = |which: &str| c.vector(&name(&format!("self_attn.{which}.weight")), a.d_head);
+    let qk_gamma = |which: &str, heads: usize| {
+        let width = if a.qk_norm == Some(QkNorm::Whole) { heads * a.d_head } else { a.d_head };
+        c.vector(&name(&format!("self_attn.{which}.weight")), width)
+    };
+    let qk_norm = || -> Result<_> { Ok((qk_gamma("q_norm", a.heads)?, qk_gamma("k_norm", a.kv_heads)?)) };
     Ok(LayerWeights {
         attention_norm,
         q: linear(c, &name("self_attn.q_proj"), a.d_model, width, b.qkv)?,
         k: linear(c, &name("self_attn.k_proj"), a.d_model, kv, b.qkv)?,
         v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, b.qkv)?,
         o: linear(c, &name("self_attn.o_proj"), width, a.d_model, b.attention_out)?,
-        qk_norm: if a.qk_norm { Some((head_norm("q_norm")?, head_norm("k_norm")?)) } else { None },
+        qk_norm: a.qk_norm.map(|_| qk_norm()).transpose()?,
         mlp_norm,
+        write_norms: None,
         gate: Some(linear(c, &name("mlp.gate_proj"), a.d_model, a.d_mlp, b.mlp_in)?),
         up: linear(c, &name("mlp.up_proj"), a.d_model, a.d_mlp, b.mlp_in)?,
         down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, b.mlp_out)?,

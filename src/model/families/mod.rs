@@ -8,6 +8,7 @@ mod cohere;
 mod common;
 mod falcon;
 mod gemma;
+mod gemma2;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
@@ -19,6 +20,7 @@ mod llama;
 mod mimo;
 mod nemotron;
 mod olmo;
+mod olmo2;
 mod opt;
 mod phi;
 mod phi3;
@@ -52,8 +54,9 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str = "codegen, cohere, falcon, gemma, gpt2, gpt_bigcode, gpt_neo, gpt_neox (Pythia), gptj, granite, llama, \
-    mimo, ministral, mistral, nemotron, olmo, opt, phi, phi3, qwen2, qwen3, smollm3, stablelm, starcoder2";
+const NAMES: &str = "codegen, cohere, falcon, gemma, gemma2, gemma3, gpt2, gpt_bigcode, gpt_neo, gpt_neox (Pythia), \
+    gptj, granite, llama, mimo, ministral, mistral, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, qwen2, qwen3, smollm3, \
+    stablelm, starcoder2";
 
 /// The family of a `model_type`.
 pub fn find(model_type: &str) -> Result<&'static Family> {
@@ -62,6 +65,8 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "cohere" => &cohere::FAMILY,
         "falcon" => &falcon::FAMILY,
         "gemma" => &gemma::FAMILY,
+        "gemma2" => &gemma2::GEMMA2,
+        "gemma3_text" => &gemma2::GEMMA3,
         "gpt2" => &gpt2::FAMILY,
         "gpt_bigcode" => &gpt_bigcode::FAMILY,
         "gpt_neo" => &gpt_neo::FAMILY,
@@ -76,16 +81,13 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "qwen3" => &llama::QWEN3,
         "smollm3" => &llama::SMOLLM3,
         "olmo" => &olmo::FAMILY,
+        "olmo2" => &olmo2::OLMO2,
+        "olmo3" => &olmo2::OLMO3,
         "opt" => &opt::FAMILY,
         "phi" => &phi::FAMILY,
         "phi3" => &phi3::FAMILY,
         "stablelm" => &stablelm::FAMILY,
         "starcoder2" => &starcoder2::FAMILY,
-        // They norm what a block writes, so the direct effect as defined here does not sum to the logit.
-        "gemma2" | "gemma3" | "gemma3_text" | "olmo2" | "olmo3" => bail!(
-            "`model_type`: `{model_type}` normalizes the output of each block; direct effects of such models are not supported yet. \
-            Supported: {NAMES}"
-        ),
         other => match unsupported::reason(other) {
             Some(reason) => bail!("`model_type`: `{other}` is not supported: {reason}. Supported: {NAMES}"),
             None => bail!("`model_type`: the architecture `{other}` is not supported yet; supported: {NAMES}"),

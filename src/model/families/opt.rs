@@ -83,6 +83,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         o: square("self_attn.out_proj", a.biases.attention_out)?,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("final_layer_norm"))?,
+        write_norms: None,
         gate: None,
         up: linear(c, &name("fc1"), a.d_model, a.d_mlp, a.biases.mlp_in)?,
         down: linear(c, &name("fc2"), a.d_mlp, a.d_model, a.biases.mlp_out)?,

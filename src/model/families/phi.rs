@@ -61,6 +61,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         o: linear(c, &name("self_attn.dense"), width, a.d_model, true)?,
         qk_norm: None,
         mlp_norm: shared,
+        write_norms: None,
         gate: None,
         up: linear(c, &name("mlp.fc1"), a.d_model, a.d_mlp, true)?,
         down: linear(c, &name("mlp.fc2"), a.d_mlp, a.d_model, true)?,

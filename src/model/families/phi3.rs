@@ -62,6 +62,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         o: linear(c, &name("self_attn.o_proj"), width, a.d_model, false)?,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
+        write_norms: None,
         gate: Some(outputs(&gate_up, 0..a.d_mlp)),
         up: outputs(&gate_up, a.d_mlp..2 * a.d_mlp),
         down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, false)?,

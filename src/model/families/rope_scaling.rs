@@ -53,6 +53,8 @@ impl Yarn {
             .with_context(|| format!("`{}` is of type `yarn` and has no `factor`", scaling.key))?;
         let truncate = match scaling.values.get("truncate") {
             None => true,
+            // transformers looks for it beside the types of layers.
+            Some(_) if scaling.is_by_type => true,
             Some(Value::Bool(truncate)) => *truncate,
             Some(other) => anyhow::bail!("`{}` has `truncate` = {other}; expected true or false", scaling.key),
         };

@@ -32,7 +32,7 @@ impl RotaryKeys {
 
 /// Rotary positions that no key scales.
 pub fn unscaled(base: f64, dims: usize) -> Rotary {
-    Rotary { inverse_frequencies: plain(base, dims).collect(), attention_factor: 1.0 }
+    Rotary { inverse_frequencies: plain(base, dims).collect(), attention_factor: 1.0, longest: None }
 }
 
 fn plain(base: f64, dims: usize) -> impl Iterator<Item = f64> {
@@ -40,19 +40,28 @@ fn plain(base: f64, dims: usize) -> impl Iterator<Item = f64> {
 }
 
 pub fn rotary(c: &Checkpoint, d_head: usize, keys: &RotaryKeys) -> Result<Rotary> {
-    let scaling = Scaling::of(c)?;
+    with_scaling(c, d_head, keys, &Scaling::of(c)?)
+}
+
+/// Of the layers of one type, `full_attention` or `sliding_attention`, with the key outside of `rope_parameters` that has
+/// their base, and the base without it.
+pub fn rotary_of_type(c: &Checkpoint, d_head: usize, layers: &str, base: (&'static str, f64)) -> Result<Rotary> {
+    with_scaling(c, d_head, &RotaryKeys { base, share: None, odd: false }, &Scaling::of_type(c, layers)?)
+}
+
+fn with_scaling(c: &Checkpoint, d_head: usize, keys: &RotaryKeys, scaling: &Scaling) -> Result<Rotary> {
     let kind = scaling.kind(c)?;
     let base = match scaling.positive("rope_theta")? {
         Some(base) => base,
         None => positive(c.given(keys.base.0), keys.base.0)?.unwrap_or(keys.base.1),
     };
-    let dims = rotated(c, d_head, keys, &scaling, kind)?;
+    let dims = rotated(c, d_head, keys, scaling, kind)?;
     let plain = plain(base, dims);
     let number = |key: &str| {
         let missing = || format!("`{}` is of type `{kind}` and has no `{key}`", scaling.key);
         scaling.positive(key)?.with_context(missing)
     };
-    let mut attention_factor = 1.0;
+    let (mut attention_factor, mut longest) = (1.0, None);
     let inverse_frequencies: Vec<f64> = match kind {
         "default" => plain.collect(),
         // Longer prompts than the context would have other frequencies, but are refused.
@@ -75,13 +84,14 @@ pub fn rotary(c: &Checkpoint, d_head: usize, keys: &RotaryKeys) -> Result<Rotary
             plain.map(|f| scale.apply(f)).collect()
         }
         "yarn" => {
-            let yarn = Yarn::of(c, &scaling)?;
+            let yarn = Yarn::of(c, scaling)?;
             attention_factor = yarn.attention_factor;
             yarn.apply(base, dims)?
         }
         "longrope" => {
-            let longrope = LongRope::of(c, &scaling, dims)?;
+            let longrope = LongRope::of(c, scaling, dims)?;
             attention_factor = longrope.attention_factor;
+            longest = Some(scaling.original_context(c)? as usize);
             plain.zip(longrope.short_factors).map(|(frequency, factor)| frequency / factor).collect()
         }
         // As GGUF files have it: a divisor for each frequency.
@@ -104,17 +114,7 @@ pub fn rotary(c: &Checkpoint, d_head: usize, keys: &RotaryKeys) -> Result<Rotary
         scaling.key,
         Value::Object(scaling.values.clone())
     );
-    Ok(Rotary { inverse_frequencies, attention_factor })
-}
-
-/// The longest prompt whose positions all have the same frequencies, if there is a limit: beyond its original context,
-/// transformers gives a prompt the long factors of `longrope`.
-pub fn longest(c: &Checkpoint) -> Result<Option<usize>> {
-    let scaling = Scaling::of(c)?;
-    Ok(match scaling.kind(c)? {
-        "longrope" => Some(scaling.original_context(c)? as usize),
-        _ => None,
-    })
+    Ok(Rotary { inverse_frequencies, attention_factor, longest })
 }
 
 /// A projection to queries or keys whose first `dims` dimensions of each head are turned as pairs of neighbours, with
@@ -164,6 +164,8 @@ fn whole(d_head: usize) -> Result<usize> {
 pub struct Scaling {
     pub key: &'static str,
     pub values: Map<String, Value>,
+    /// Of one type of layers.
+    pub is_by_type: bool,
 }
 
 impl Scaling {
@@ -181,12 +183,38 @@ impl Scaling {
                     if let Some((inner, value)) = values.iter().find(|(_, v)| v.is_object()) {
                         bail!("`{key}` has `{inner}` = {value}; expected one set of numbers for all layers");
                     }
-                    return Ok(Self { key, values: values.clone() });
+                    return Ok(Self { key, values: values.clone(), is_by_type: false });
                 }
                 Some(other) => bail!("`{key}` is {other}; expected an object with its `rope_type`"),
             }
         }
-        Ok(Self { key: "rope_parameters", values: Map::new() })
+        Ok(Self { key: "rope_parameters", values: Map::new(), is_by_type: false })
+    }
+
+    /// Those of one type of layers, in families that have `rope_parameters` for each; `rope_scaling` beside them is about
+    /// layers of full attention. transformers ignores numbers that belong to no type.
+    fn of_type(c: &Checkpoint, layers: &str) -> Result<Self> {
+        let object = |key: &str| match c.key(key) {
+            Value::Null => Ok(None),
+            Value::Object(values) => Ok(Some(values)),
+            other => bail!("`{key}` is {other}; expected an object"),
+        };
+        let by_type = object("rope_parameters")?;
+        let mut values = match by_type.and_then(|values| values.get(layers)) {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(values)) => values.clone(),
+            Some(other) => bail!("`rope_parameters` has `{layers}` = {other}; expected an object"),
+        };
+        let Some(scaling) = object("rope_scaling")?.filter(|_| layers == "full_attention") else {
+            return Ok(Self { key: "rope_parameters", values, is_by_type: true });
+        };
+        ensure!(
+            by_type.is_none_or(|values| values.get(layers).is_some_and(Value::is_object)),
+            "`rope_scaling` is {}, but `rope_parameters` has no `{layers}` that it could change",
+            c.key("rope_scaling")
+        );
+        values.extend(scaling.clone());
+        Ok(Self { key: "rope_scaling", values, is_by_type: true })
     }
 
     fn kind(&self, c: &Checkpoint) -> Result<&str> {
@@ -211,10 +239,12 @@ impl Scaling {
         positive_or_null(self.values.get(key), key).with_context(|| format!("in `{}`", self.key))
     }
 
-    /// The context of the training before the scaling. Beside the other keys, it goes before the one in here.
+    /// The context of the training before the scaling. Beside the other keys, it goes before the one in here, but for
+    /// numbers by type of layers.
     pub fn original_context(&self, c: &Checkpoint) -> Result<f64> {
         const KEY: &str = "original_max_position_embeddings";
-        match positive(c.given(KEY), KEY)?.or(self.positive(KEY)?) {
+        let outside = if self.is_by_type { None } else { positive(c.given(KEY), KEY)? };
+        match outside.or(self.positive(KEY)?) {
             Some(context) => Ok(context),
             None => Ok(c.size("max_position_embeddings")? as f64),
         }

@@ -60,6 +60,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         o: linear(c, &name("self_attn.o_proj"), width, a.d_model, b.attention_out)?,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
+        write_norms: None,
         gate: None,
         up: linear(c, &name("mlp.c_fc"), a.d_model, a.d_mlp, b.mlp_in)?,
         down: linear(c, &name("mlp.c_proj"), a.d_mlp, a.d_model, b.mlp_out)?,

@@ -45,6 +45,13 @@ pub fn of_smollm3(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
     set(c, a, &slides)
 }
 
+/// Without `layer_types`: all layers but every `n`-th.
+pub fn alternating(c: &Checkpoint, a: &mut Architecture, n: usize) -> Result<()> {
+    let all_but_every = || (0..a.layers).map(|l| (l + 1) % n != 0).collect();
+    let slides = layer_types(c, a.layers)?.unwrap_or_else(all_but_every);
+    set(c, a, &slides)
+}
+
 fn set(c: &Checkpoint, a: &mut Architecture, slides: &[bool]) -> Result<()> {
     if !slides.contains(&true) {
         return Ok(());
