@@ -77,6 +77,11 @@ pub enum QkNorm {
 pub struct Rotary {
     /// Radians a position, by pair of dimensions.
     pub inverse_frequencies: Vec<f64>,
+    /// What cos and sin are multiplied by, and so the turned dimensions of queries and of keys.
+    pub attention_factor: f64,
+    /// The longest prompt that has these frequencies, if there is a limit: LongRoPE has others beyond the context of the
+    /// training.
+    pub longest: Option<usize>,
 }
 
 /// What differs between the attentions of one model's layers.
@@ -97,6 +102,8 @@ pub enum Activation {
     /// The tanh approximation of GELU.
     GeluTanh,
     Relu,
+    /// relu(x)²
+    ReluSquared,
 }
 
 /// Which biases the checkpoint has.

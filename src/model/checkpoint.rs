@@ -41,10 +41,11 @@ pub struct Checkpoint {
 const PREFIXES: [&str; 3] = ["model.", "transformer.", "gpt_neox."];
 
 /// Names of embeddings, each with that of the unembedding.
-const ENDS: [(&str, &str); 4] = [
+const ENDS: [(&str, &str); 5] = [
     ("model.embed_tokens.weight", "lm_head.weight"),
     ("model.decoder.embed_tokens.weight", "lm_head.weight"),
     ("transformer.wte.weight", "lm_head.weight"),
+    ("transformer.word_embeddings.weight", "lm_head.weight"),
     ("gpt_neox.embed_in.weight", "embed_out.weight"),
 ];
 
@@ -211,6 +212,14 @@ impl Checkpoint {
         names.map(Cow::Borrowed).chain(nested).find(|name| self.tensors.has(name))
     }
 
+    /// Says that the tensors whose names begin so are no part of the model as it is run here, and how many they are.
+    pub fn leave_out(&self, prefix: &str) -> usize {
+        let names: Vec<_> = self.tensors.names().into_iter().filter(|name| name.starts_with(prefix)).collect();
+        let count = names.len();
+        self.read.lock().unwrap_or_else(|e| e.into_inner()).extend(names);
+        count
+    }
+
     /// A vector of `len` elements.
     pub fn vector(&self, name: &str, len: usize) -> Result<Array1<f32>> {
         Ok(Array1::from_vec(self.read(name, &[len])?))
@@ -257,8 +266,14 @@ impl Checkpoint {
             return file.check_nothing_was_left_out(&self.read.lock().unwrap_or_else(|e| e.into_inner()));
         }
         let all = self.tensors.names();
-        let computed =
-            ["attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "rotary_emb.inv_freq"];
+        let computed = [
+            "attn.bias",
+            "attn.masked_bias",
+            "attn.causal_mask",
+            "attention.bias",
+            "attention.masked_bias",
+            "rotary_emb.inv_freq",
+        ];
         let read = self.read.lock().unwrap_or_else(|e| e.into_inner());
         let is_other = |n: &str| computed.iter().any(|c| n.ends_with(c)) || self.is_nested && is_of_another_part(n);
         let left: Vec<&String> = all.iter().filter(|n| !read.contains(*n) && !is_other(n)).collect();
@@ -353,7 +368,7 @@ impl Tensors {
 /// What the class with a head puts before the names of the base model (transformers: `base_model_prefix`).
 fn base_prefix(config: &Value) -> Option<&'static str> {
     Some(match config["model_type"].as_str()? {
-        "gpt2" | "gpt_neo" => "transformer.",
+        "codegen" | "falcon" | "gpt2" | "gpt_bigcode" | "gpt_neo" | "gptj" => "transformer.",
         "gpt_neox" => "gpt_neox.",
         _ => "model.",
     })

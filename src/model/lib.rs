@@ -75,7 +75,11 @@ impl Model {
         let family = families::find(checkpoint.model_type()?).with_context(place)?;
         let keys = families::resolve(checkpoint.config(), family).with_context(place)?;
         checkpoint.set_keys(keys, family.spellings);
-        let architecture = (family.architecture)(&checkpoint).with_context(place)?;
+        let mut architecture = (family.architecture)(&checkpoint).with_context(place)?;
+        let rotary = [&architecture.rotary, &architecture.window_rotary].into_iter().flatten();
+        if let Some(longest) = rotary.filter_map(|rotary| rotary.longest).min() {
+            architecture.context = architecture.context.min(longest);
+        }
         if architecture.tied {
             checkpoint.tie();
         }

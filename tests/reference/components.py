@@ -42,9 +42,11 @@ class Extended(Effects):
         super().__init__(m, tokens, partner, targets)
         self.siblings = [self]
         """Those whose prompts the means are over: more than this one if prompts differ in length."""
-        parallel = getattr(m.model.config, "use_parallel_residual", m.model.config.model_type == "phi")
+        c = m.model.config
+        always = c.model_type in ["codegen", "cohere", "gptj", "phi"]
+        parallel = getattr(c, "use_parallel_residual", getattr(c, "parallel_attn", always))
         self.mlp_reads_attention = not parallel
-        self.w_out = [weight_of(m.part(l, "down")) for l in range(m.layers)]
+        self.w_out = [m.multiplier * weight_of(m.part(l, "down")) for l in range(m.layers)]
         normed = m.write_norms[0]
         self.columns = COLUMNS + (["repair_write_norm", "repair_write_norm_own"] if normed else [])
         # transformers computes norms in float32.

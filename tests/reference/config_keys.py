@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 import transformers
 
+import mimo  # so that transformers knows it  # noqa: F401
+
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 OUT = FIXTURES / "config-keys"
 # Longer than the windows of the fixtures.
@@ -39,6 +41,10 @@ VERBOSE = "-v" in sys.argv
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CONTEXT = {"original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+# Of heads with three and with four pairs of dimensions.
+LONGROPE_3 = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.5], "long_factor": [2.0, 3.0, 5.0]}
+LONGROPE_4 = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]}
 LAYERS = ["full_attention", "sliding_attention", "full_attention"]
 
 # Set in every fixture, whether its family knows the key or not. Where a key has this very value already, nothing is
@@ -53,7 +59,7 @@ SETTINGS = {
     # Rotary positions.
     "rope_theta": [50.0, 50, None, "50"], "rotary_emb_base": [50.0, 50, None],
     "rotary_pct": [1.0, 0.5, 0.4, 0.25, None],
-    "partial_rotary_factor": [1.0, 0.5, 0.4, None], "rotary_dim": [2],
+    "partial_rotary_factor": [1.0, 0.5, 0.4, None], "rotary_dim": [2, 4, 8, 3, 0, -2],
     "rope_scaling": [
         None, {}, [], "linear", {"rope_type": "default"}, {"rope_theta": 50.0}, {"factor": 2.0},
         {"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2}, {"type": "linear"},
@@ -63,6 +69,22 @@ SETTINGS = {
         {"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "yarn", "factor": 2.0}, {"rope_type": "proportional"},
         {"rope_type": "su", "factor": 2.0}, LLAMA3, LLAMA3 | CONTEXT, LLAMA3 | {"low_freq_factor": None},
         {key: value for key, value in LLAMA3.items() if key != "high_freq_factor"} | CONTEXT,
+        {"rope_type": "dynamic"}, {"rope_type": "dynamic", "factor": None}, {"type": "dynamic", "factor": 4},
+        {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 50.0},
+        YARN, YARN | {"rope_theta": 50.0}, YARN | {"attention_factor": 0.7}, YARN | {"beta_fast": 4.0},
+        YARN | {"beta_fast": 4.0, "beta_slow": 0.5}, YARN | {"beta_fast": None, "beta_slow": None},
+        YARN | {"mscale": 2.0, "mscale_all_dim": 0.5}, YARN | {"mscale": 2.0}, YARN | {"truncate": False},
+        YARN | {"beta_fast": 1.0, "truncate": False}, YARN | {"factor": None}, YARN | {"factor": 1},
+        {"rope_type": "yarn"}, YARN | {"attention_factor": None, "mscale": None}, YARN | {"factor": 0.5},
+        YARN | {"original_max_position_embeddings": None}, YARN | {"original_max_position_embeddings": 32},
+        LONGROPE_3, LONGROPE_4, LONGROPE_3 | CONTEXT, LONGROPE_4 | CONTEXT,
+        LONGROPE_3 | CONTEXT | {"type": "su", "rope_type": "su"}, LONGROPE_4 | CONTEXT | {"rope_type": "su"},
+        *(of | CONTEXT | {key: value} for of in [LONGROPE_3, LONGROPE_4] for key, value in [
+            ("factor", 4.0), ("factor", 0.5), ("factor", None), ("attention_factor", 0.7), ("attention_factor", None),
+            ("rope_theta", 50.0), ("short_factor", None), ("short_factor", [1.0, 2.0]), ("long_factor", [1.0, 2.0]),
+            ("long_factor", None), ("original_max_position_embeddings", 16),
+            ("original_max_position_embeddings", 24)]),
+        {key: value for key, value in LONGROPE_3.items() if key != "long_factor"} | CONTEXT,
     ],
     "rope_parameters": [
         None, {}, [], "default", {"rope_type": "default"}, {"rope_theta": 50.0}, {"rope_theta": None},
@@ -72,7 +94,7 @@ SETTINGS = {
         {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25},
         {"full_attention": {"rope_type": "default", "rope_theta": 50.0}}, LLAMA3, LLAMA3 | CONTEXT,
     ],
-    "original_max_position_embeddings": [16, None], "no_rope_layers": [[1, 1, 0], [0, 0, 0, 1], [1, 0], [], None],
+    "original_max_position_embeddings": [16, 24, None], "no_rope_layers": [[1, 1, 0], [0, 0, 0, 1], [1, 0], [], None],
     "no_rope_layer_interval": [2, 1, 0],
     # Attention.
     "is_causal": [False, True, None, 0], "sliding_window": [3, 0, None, 3.0], "use_sliding_window": [True, False, None],
@@ -84,28 +106,33 @@ SETTINGS = {
     "attention_types": [[[["local"], 3]], [[["global"], 3]], [[["global"], 2]], [], None],
     "attention_layers": [["local"] * 3, ["global"] * 3, ["global"] * 2, None],
     "scale_attn_weights": [False, True, None], "scale_attn_by_inverse_layer_idx": [True, False],
-    "reorder_and_upcast_attn": [True, False], "attention_multiplier": [0.5], "query_pre_attn_scalar": [64],
+    "reorder_and_upcast_attn": [True, False], "attention_multiplier": [0.5, 2, 0, None], "query_pre_attn_scalar": [64],
     "attn_logit_softcapping": [5.0], "clip_qkv": [0.5, None], "qk_layernorm": [True, False, None],
-    "use_qk_norm": [True], "qk_norm": [True], "alibi": [True], "parallel_attn": [True], "attention_dropout": [0.5],
+    "use_qk_norm": [True, False], "qk_norm": [True], "alibi": [True, False, None],
+    "parallel_attn": [True, False, None], "new_decoder_architecture": [True, False, None],
+    "num_ln_in_parallel_attn": [1, 2, 3, None], "num_kv_heads": [1, 2, 4, None], "attention_dropout": [0.5],
     "use_bidirectional_attention": [True, False, None], "add_cross_attention": [True], "is_decoder": [True, False],
-    "is_encoder_decoder": [True], "pruned_heads": [{"0": [1]}], "multi_query": [True], "pretraining_tp": [2],
+    "is_encoder_decoder": [True], "pruned_heads": [{"0": [1]}], "multi_query": [True, False, None], "pretraining_tp": [2],
+    "attention_softmax_in_fp32": [False], "num_nextn_predict_layers": [0, 1, 2], "use_mrope": [True],
     # Norms, activations, biases.
     "rms_norm_eps": [0.1, 1, None, "0.1"], "layer_norm_eps": [0.1, 1, None], "layer_norm_epsilon": [0.1, 1, None],
-    "norm_eps": [0.1], "norm_epsilon": [0.1],
+    "norm_eps": [0.1, 1, None], "norm_epsilon": [0.1, 1, None],
     "hidden_act": [
-        "silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "tanh", "no such", None,
+        "silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "relu2", "tanh", "no such", None,
     ],
+    "activation": ["silu", "gelu", "gelu_new", "relu", "relu2", "quick_gelu", "no such", None],
     "hidden_activation": ["relu"],
     "activation_function": ["silu", "gelu", "gelu_new", "relu", "quick_gelu", None],
     "attention_bias": [True, False, None], "mlp_bias": [True, False, None], "use_qkv_bias": [True, False],
-    "use_bias": [True], "bias": [False], "enable_bias": [False, True], "qkv_bias": [False], "lm_head_bias": [True],
+    "use_bias": [True, False, None], "bias": [True, False, None], "enable_bias": [False, True], "qkv_bias": [False], "lm_head_bias": [True],
     "layer_norm_elementwise_affine": [False, True], "do_layer_norm_before": [False, True],
     "_remove_final_layer_norm": [True, False], "use_parallel_residual": [True, False, None],
     "parallel_residual": [True],
     # The ends.
     "tie_word_embeddings": [True, False, None, 1], "tie_encoder_decoder": [True],
     "word_embed_proj_dim": [12, 24, 32, None],
-    "embedding_multiplier": [2.0], "logits_scaling": [2.0], "logit_scale": [2.0], "residual_multiplier": [2.0],
+    "embedding_multiplier": [2.0, 2, 0, None], "logits_scaling": [2.0, 2, 0, None], "logit_scale": [2.0, 1, 0.0, None],
+    "residual_multiplier": [2.0, 2, 0, None], "ffn_hidden_size": [48, None], "n_embed": [24, 48, None],
     "final_logit_softcapping": [1.0], "scale_embedding": [True], "embedding_scale": [2.0],
     # Of every configuration.
     "architectures": [None, [], ["GPT2LMHeadCustomModel"], ["BertModel"], "unknown"], "model_type": ["no such", None],
@@ -168,6 +195,21 @@ TOGETHER = [
     {"num_heads": DROPPED, "num_attention_heads": 4}, {"num_layers": DROPPED, "num_hidden_layers": 3},
     {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
     {"num_key_value_heads": 4, "num_attention_heads": 8}, {"hidden_size": 24, "n_embd": 48},
+    {"rope_scaling": YARN, "original_max_position_embeddings": 32},
+    {"rope_scaling": YARN, "max_position_embeddings": 48}, {"rope_scaling": YARN | {"factor": None},
+     "max_position_embeddings": 48}, {"rope_parameters": YARN | {"rope_theta": 50.0}, "rope_scaling": None},
+    {"rope_scaling": LONGROPE_3, "original_max_position_embeddings": 32},
+    {"rope_scaling": LONGROPE_4, "original_max_position_embeddings": 32},
+    {"rope_scaling": LONGROPE_4 | CONTEXT, "original_max_position_embeddings": 24},
+    {"rope_scaling": LONGROPE_4 | CONTEXT, "original_max_position_embeddings": 16},
+    {"rope_scaling": LONGROPE_3 | CONTEXT, "partial_rotary_factor": 0.75},
+    {"rope_scaling": LONGROPE_4 | CONTEXT, "max_position_embeddings": 32},
+    {"rope_scaling": YARN, "partial_rotary_factor": 0.75}, {"rope_scaling": YARN, "partial_rotary_factor": 0.4},
+    {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "partial_rotary_factor": 0.75},
+    {"parallel_attn": False, "new_decoder_architecture": True},
+    {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    {"multi_query": True, "num_kv_heads": 2}, {"multi_query": False, "num_kv_heads": 2},
+    {"layer_types": DROPPED, "sliding_window": None}, {"layer_types": DROPPED, "sliding_window": 3},
 ]
 
 # As TOGETHER, of one family.

@@ -8,7 +8,7 @@ Prompts and resample partners are those of tests/fixtures/tiny-llama, whose toke
 weights are random, but the same on every run; they are measured as stored, in whatever type. This also removes the
 `extended/` that some have; `reference.py extended all` makes it again.
 
-Made with torch 2.15.0, transformers 5.23.0 (gpt_neox, stablelm: 5.24.0), pyarrow 26.0.1.
+Made with torch 2.15.0, transformers 5.23.0 (gpt_neox, stablelm and what comes after smollm3: 5.24.0), pyarrow 26.0.1.
 """
 
 import json
@@ -23,7 +23,8 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from measurement import Effects, Measurement, bias_of, inputs, load
+import mimo
+from measurement import WEIGHT_IS_GAMMA_LESS_1, Effects, Measurement, bias_of, inputs, load
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 # Small enough that the fixtures are, while every layer still has heads before and after it to repair or be repaired.
@@ -60,6 +61,17 @@ RMS, LAYER_NORM = {"rms_norm_eps": 0.01}, {"layer_norm_eps": 0.01}
 LLAMA3_ROPE = rope(
     100.0, rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=32)
+# Six of a head's eight dimensions.
+LONGROPE = rope(
+    500.0, rope_type="longrope", partial_rotary_factor=0.75, short_factor=[1.0, 1.5, 2.5], long_factor=[2.0, 3.0, 5.0])
+
+
+def yarn(**changes):
+    return rope(20.0, rope_type="yarn", **{
+        "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 0.5} | changes)
+
+
+YARN = yarn()
 
 FAMILIES = {
     "gpt2": Family(
@@ -119,6 +131,88 @@ FAMILIES = {
     "smollm3": Family(
         "SmolLM3ForCausalLM", GATED | RMS | rope(5000.0) | {"no_rope_layers": [1, 0, 1]},
         [{"no_rope_layers": [1, 1, 1]}, {"no_rope_layers": [0, 0, 0]}, {"rms_norm_eps": 1e-6}]),
+    # Half of a head's dimensions is rotated, each against its neighbour.
+    "gptj": Family(
+        "GPTJForCausalLM", {"hidden_size": 32, "n_inner": 44, "rotary_dim": 4, "layer_norm_epsilon": 0.01},
+        [{"rotary_dim": 8}, {"rotary_dim": 2}, {"activation_function": "gelu"}, {"layer_norm_epsilon": 1e-5}],
+        torch.float16),
+    # Two heads in each of the four parts of its one matrix for q, v and k.
+    "codegen": Family(
+        "CodeGenForCausalLM",
+        {"hidden_size": 32, "num_attention_heads": 8, "n_inner": 44, "rotary_dim": 4, "layer_norm_epsilon": 0.01},
+        [{"rotary_dim": 2}, {"activation_function": "gelu"}, {"layer_norm_epsilon": 1e-5}], torch.float16),
+    # As Phi-4-mini: positions by the short factors, as no prompt is longer than the original context.
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        GATED | RMS | LONGROPE | {"hidden_size": 32, "tie_word_embeddings": True, "original_max_position_embeddings": 32},
+        [rope(500.0), rope(500.0, partial_rotary_factor=0.75), {"original_max_position_embeddings": 24},
+         {"original_max_position_embeddings": 8}, {"rms_norm_eps": 1e-6}],
+        torch.bfloat16),
+    # As Phi-3-mini-4k.
+    "phi3-mini": Family(
+        "Phi3ForCausalLM", GATED | RMS | rope(5000.0) | {"hidden_size": 32, "sliding_window": 5},
+        [rope(50.0), rope(5000.0, partial_rotary_factor=0.5), {"sliding_window": None}, {"sliding_window": 6},
+         {"rms_norm_eps": 1e-6}],
+        torch.bfloat16, published=True),
+    # As Qwen2.5 with a longer context. The frequencies are 1/1, 1/2.1, 1/4.5 and 1/9.5 radians a position; the first
+    # stays as it is, the last is divided by the factor.
+    "qwen2-yarn": Family(
+        "Qwen2ForCausalLM", GATED | RMS | {"hidden_size": 32} | YARN,
+        [rope(20.0), yarn(factor=2.0), yarn(beta_fast=1.0), yarn(beta_slow=2.0), yarn(truncate=False),
+         yarn(attention_factor=1.0), yarn(mscale=2.0, mscale_all_dim=1.0), yarn(original_max_position_embeddings=32)],
+        torch.bfloat16, published=True),
+    "starcoder2": Family(
+        "Starcoder2ForCausalLM",
+        GATED | {"norm_epsilon": 0.01, "sliding_window": 5} | rope(5000.0),
+        [rope(50.0), {"sliding_window": None}, {"sliding_window": 6}, {"hidden_act": "gelu"}, {"norm_epsilon": 1e-5}]),
+    "granite": Family(
+        "GraniteForCausalLM",
+        GATED | RMS | rope(5000.0) | {
+            "embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 2.5,
+            "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        [rope(50.0), {"embedding_multiplier": 1.0}, {"attention_multiplier": 24**-0.5}, {"residual_multiplier": 1.0},
+         {"logits_scaling": 1.0}, {"rms_norm_eps": 1e-6}]),
+    "gpt_bigcode": Family(
+        "GPTBigCodeForCausalLM", {"n_inner": 44, "layer_norm_epsilon": 0.01},
+        [{"activation_function": "gelu"}, {"scale_attn_weights": False}, {"layer_norm_epsilon": 1e-5}]),
+    # Without n_inner, the MLP is four times as wide as the stream.
+    "gpt_bigcode-multi-head": Family(
+        "GPTBigCodeForCausalLM", {"multi_query": False, "scale_attn_weights": False}, [{"scale_attn_weights": True}],
+        torch.float16),
+    # Three pairs of neighbours in each head.
+    "cohere": Family(
+        "CohereForCausalLM",
+        GATED | {"layer_norm_eps": 0.01, "logit_scale": 0.3, "attention_bias": True} | rope(5000.0),
+        [rope(50.0), {"logit_scale": 1.0}, {"layer_norm_eps": 1e-5}]),
+    "nemotron": Family(
+        "NemotronForCausalLM",
+        GATED | {"hidden_size": 32, "norm_eps": 0.01, "attention_bias": True, "mlp_bias": True}
+        | rope(5000.0, partial_rotary_factor=0.5),
+        [rope(50.0, partial_rotary_factor=0.5), rope(5000.0, partial_rotary_factor=1.0), {"hidden_act": "relu"},
+         {"norm_eps": 1e-5}],
+        torch.bfloat16, published=True),
+    # As Falcon-7B, Falcon-40B, and with the parts one after the other.
+    "falcon": Family(
+        "FalconForCausalLM", {"ffn_hidden_size": 44, "layer_norm_epsilon": 0.01} | rope(5000.0),
+        [rope(50.0), {"activation": "gelu_new"}, {"layer_norm_epsilon": 1e-5}], published=True),
+    "falcon-new": Family(
+        "FalconForCausalLM",
+        {"hidden_size": 32, "ffn_hidden_size": 44, "new_decoder_architecture": True, "num_kv_heads": 2}
+        | rope(5000.0),
+        [rope(50.0), {"activation": "gelu_new"}], torch.bfloat16),
+    "falcon-serial": Family(
+        "FalconForCausalLM", {"multi_query": False, "parallel_attn": False, "bias": True} | rope(5000.0),
+        [rope(50.0), {"activation": "gelu_new"}], torch.bfloat16),
+    "mimo": Family(
+        "MiMoForCausalLM", GATED | RMS | rope(5000.0) | {"head_dim": 6, "num_nextn_predict_layers": 1},
+        [rope(50.0), {"rms_norm_eps": 1e-6}], torch.bfloat16, published=True),
+    "ministral": Family(
+        "MinistralForCausalLM",
+        GATED | RMS | rope(5000.0) | {
+            "head_dim": 8, "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        [rope(50.0), {"sliding_window": 6}, {"layer_types": ["full_attention"] * 3},
+         {"layer_types": ["sliding_attention"] * 3}, {"rms_norm_eps": 1e-6}]),
     "gemma": Family(
         "GemmaForCausalLM", GATED | RMS | rope(5000.0) | {"head_dim": 8},
         [rope(50.0), {"hidden_act": "silu"}, {"rms_norm_eps": 1e-6}]),
@@ -174,7 +268,7 @@ FAMILIES |= {
 
 
 def build(family: Family, **changes):
-    kind = getattr(transformers, family.model)
+    kind = getattr(mimo if family.model.startswith("MiMo") else transformers, family.model)
     settings = COMMON | family.settings | changes
     if "text_config" in kind.config_class.sub_configs:
         # A model that reads images too; only its text model is measured.
@@ -194,7 +288,7 @@ def randomise(model, seed):
             if p.dim() > 1:
                 fan_in = p.shape[0] if isinstance(module, Conv1D) else p.shape[-1]
                 p.copy_(random * (1.6 / fan_in**0.5))
-            elif name == "weight" and not type(module).__name__.startswith("Gemma"):  # whose weight is γ − 1
+            elif name == "weight" and type(module).__name__ not in WEIGHT_IS_GAMMA_LESS_1:
                 p.copy_(1 + 0.3 * random)
             else:
                 p.copy_(0.3 * random)
@@ -204,7 +298,9 @@ def published_keys(config: dict):
     """transformers 5 writes `dtype` and `rope_parameters`; it reads what came before too."""
     config["torch_dtype"] = config.pop("dtype")
     rotary = config.pop("rope_parameters")
-    assert rotary.pop("rope_type") == "default", "else it belongs into rope_scaling"
+    scaled = {key: rotary.pop(key) for key in list(rotary) if key not in ("rope_theta", "partial_rotary_factor")}
+    if scaled["rope_type"] != "default":
+        config["rope_scaling"] = {"type": scaled.pop("rope_type")} | scaled
     neox = config["model_type"] == "gpt_neox"
     names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"} if neox else {}
     return config | {names.get(key, key): value for key, value in rotary.items()}
@@ -258,7 +354,7 @@ def check(name: str, folder: Path, e: Effects):
     # An ablation to zero takes the head's output out of what attention writes.
     for head in HEADS:
         layer, h = map(int, head[1:].split("H"))
-        gone = e.clean["z"][layer][..., m.span(h)] @ m.w_o[layer][m.span(h)]
+        gone = e.clean["z"][layer][..., m.span(h)] @ m.w_o[layer][m.span(h)] / m.multiplier
         edited = logits_with(m.model, tokens, [(m.part(layer, "output"), lambda _, __, out, gone=gone: out - gone)])
         ablated = m.run(tokens, m.put_head(layer, h, 0))["logits"]
         gaps["zero"] = max(gaps.get("zero", 0), (edited - ablated).abs().max().item())

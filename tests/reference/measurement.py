@@ -42,14 +42,27 @@ LAYOUTS = {
                       down="mlp.c_proj"),
     "gpt_neox": Layout("gpt_neox.layers", "gpt_neox.final_layer_norm", attention="attention", output="attention.dense",
                        down="mlp.dense_4h_to_h"),
+    "gptj": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn", "attn.out_proj", down="mlp.fc_out"),
+    "codegen": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn", "attn.out_proj", down="mlp.fc_out"),
+    "gpt_bigcode": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn", "attn.c_proj", down="mlp.c_proj"),
+    "falcon": Layout("transformer.h", "transformer.ln_f", attention="self_attention", output="self_attention.dense",
+                     down="mlp.dense_4h_to_h"),
     "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "self_attn_layer_norm",
                   output="self_attn.out_proj", mlp="fc2", down="fc2"),
     "gemma2": AFTER_BOTH, "gemma3_text": AFTER_BOTH,
     "gemma3": replace(AFTER_BOTH, blocks="model.language_model.layers", final_norm="model.language_model.norm"),
     "olmo2": replace(AFTER_BOTH, attention_norm=None), "olmo3": replace(AFTER_BOTH, attention_norm=None),
     "phi": Layout(final_norm="model.final_layernorm", output="self_attn.dense", down="mlp.fc2"),
+    "starcoder2": Layout(down="mlp.c_proj"),
 }
 """By `model_type`; the others are laid out as Llama is."""
+
+
+def layout_of(config):
+    layout = LAYOUTS.get(config.model_type, Layout())
+    if config.model_type == "falcon" and config.new_decoder_architecture and config.num_ln_in_parallel_attn != 1:
+        return replace(layout, attention_norm="ln_attn")
+    return layout
 
 
 def load(path: Path):
@@ -90,15 +103,18 @@ def bias_of(module, width):
     return torch.zeros(width, dtype=torch.float64) if bias is None else bias.detach()
 
 
+WEIGHT_IS_GAMMA_LESS_1 = ["GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P"]
+
+
 class Norm:
     """What a norm computes: γ ⊙ centre(x) / scale(x) + β."""
 
     def __init__(self, module, width):
         kind = type(module).__name__
-        self.centres = kind.endswith("LayerNorm")
+        self.centres = "LayerNorm" in kind
         # OLMo's LayerNorm has no weights, and its ε is in the code.
         gamma = module.weight.detach() if hasattr(module, "weight") else torch.ones(width, dtype=torch.float64)
-        self.gamma = 1 + gamma if kind.startswith("Gemma") else gamma
+        self.gamma = 1 + gamma if kind in WEIGHT_IS_GAMMA_LESS_1 else gamma
         self.beta = bias_of(module, width)
         self.eps = next((getattr(module, n) for n in ("eps", "variance_epsilon") if hasattr(module, n)), 1e-5)
 
@@ -114,24 +130,28 @@ class Measurement:
 
     def __init__(self, model):
         self.model, c = model, model.config.get_text_config()
-        self.layout = LAYOUTS.get(model.config.model_type, Layout())
+        self.layout = layout_of(model.config)
+        # Granite adds a multiple of what a part writes to the stream. It counts as part of W_O and W_out.
+        self.multiplier = getattr(c, "residual_multiplier", 1.0)
         self.blocks = model.get_submodule(self.layout.blocks)
         self.layers, self.heads, self.width = len(self.blocks), c.num_attention_heads, c.hidden_size
         self.norm_module = model.get_submodule(self.layout.final_norm)
         self.norm = self.norm_of(self.norm_module)
         outputs = [self.part(l, "output") for l in range(self.layers)]
-        self.w_o = [weight_of(output) for output in outputs]
+        self.w_o = [self.multiplier * weight_of(output) for output in outputs]
         self.d_head = self.w_o[0].shape[0] // self.heads
         # b_V' and b_O' of every layer: z is free of the former, which the latter has.
         self.value_bias = [self.value_bias_of(l) for l in range(self.layers)]
         self.attention_bias = [
-            bias_of(outputs[l], self.width) + self.value_bias[l] @ self.w_o[l] for l in range(self.layers)]
+            self.multiplier * bias_of(outputs[l], self.width) + self.value_bias[l] @ self.w_o[l]
+            for l in range(self.layers)]
         # Norms on what attention and the MLP write, a pair a layer.
         names = self.layout.write_norms or ()
         self.write_modules = [[block.get_submodule(name) for name in names] for block in self.blocks]
         self.write_norms = [[self.norm_of(module) for module in modules] for modules in self.write_modules]
         head = model.get_output_embeddings()
-        self.w_u = head.weight.detach()
+        # Cohere and Granite scale the logits, which counts as part of W_U.
+        self.w_u = head.weight.detach() * getattr(c, "logit_scale", 1.0) / getattr(c, "logits_scaling", 1.0)
         self.centred = self.w_u - self.w_u.mean(0)
         b_u = bias_of(head, len(self.w_u))
         self.centred_bias = b_u - b_u.mean()
@@ -144,12 +164,23 @@ class Measurement:
 
     def value_bias_of(self, layer):
         """b_V' = b_V + β W_V, [heads · d_head]: what the values are when the norm before attention gives β alone."""
-        attention = self.part(layer, "attention")
+        attention, c = self.part(layer, "attention"), self.model.config
         if self.layout.attention_norm is None:
             beta = torch.zeros(self.width, dtype=torch.float64)
         else:
             beta = self.norm_of(self.part(layer, "attention_norm")).beta
-        if hasattr(attention, "c_attn"):  # all heads' queries, then keys, then values
+        if c.model_type == "codegen":  # four parts, each with its queries, then values, then keys
+            values = attention.qkv_proj(beta).view(4, 3, -1)[:, 1]
+        elif c.model_type == "phi3":  # all heads' queries, then the fewer keys, then the values
+            values = attention.qkv_proj(beta)[-c.num_key_value_heads * self.d_head:]
+        elif getattr(c, "new_decoder_architecture", False):  # groups of queries, each with its key and value
+            values = attention.query_key_value(beta).view(c.num_kv_heads, -1, self.d_head)[:, -1]
+        elif getattr(c, "multi_query", False):  # all heads' queries, then the one key, then the value
+            fused = attention.c_attn if hasattr(attention, "c_attn") else attention.query_key_value
+            values = fused(beta)[-self.d_head:]
+        elif c.model_type == "gpt_bigcode":  # as query_key_value
+            values = attention.c_attn(beta).view(self.heads, 3, self.d_head)[:, 2]
+        elif hasattr(attention, "c_attn"):  # all heads' queries, then keys, then values
             values = attention.c_attn(beta).chunk(3)[2]
         elif hasattr(attention, "query_key_value"):  # head after head, each with its query, key and value
             values = attention.query_key_value(beta).view(self.heads, 3, self.d_head)[:, 2]
@@ -194,7 +225,8 @@ class Measurement:
             return hook
 
         def after_output(part, layer):
-            return lambda _, __, output: edited(part, layer, output)
+            m = self.multiplier
+            return lambda _, __, output: edited(part, layer, output * m) / m
 
         def before_down(layer):
             def hook(_, args):
@@ -203,8 +235,10 @@ class Measurement:
 
         def after_mlp(layer):
             def hook(_, __, output):
-                seen["mlp"][layer] = mlp = edited("mlp", layer, output.detach().clone().view(*tokens.shape, -1))
-                return mlp.view(output.shape)
+                mlp = output.detach().view(*tokens.shape, -1) * self.multiplier
+                seen["mlp"][layer] = mlp = edited("mlp", layer, mlp)
+                # Falcon adds to the output in place.
+                return (mlp / self.multiplier).view(output.shape)
             return hook
 
         def before_write_norm(layer, which):

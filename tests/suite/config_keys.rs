@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use selfrepair_core::config::{ModelConfig, RuntimeConfig};
 use selfrepair_engine::{Engine, Needs, export};
 use selfrepair_model::{Model, ModelSource};
@@ -77,8 +77,16 @@ impl Fixture {
         }
         model.ends()?;
         model.check_nothing_was_left_out()?;
-        // The weights are the same, so the architecture decides.
-        let architecture = format!("{:?}", model.architecture);
+        // The program refuses prompts longer than the context, which `longrope` limits.
+        let context = model.architecture.context;
+        let positions = config.get("max_position_embeddings").and_then(Value::as_u64);
+        ensure!(
+            self.expected.tokens.len() <= context || positions == Some(context as u64),
+            "the prompt is longer than the context (`n_positions`, `rope_scaling`, `original_max_position_embeddings`)"
+        );
+        // The weights are the same, so the architecture decides, and what they are multiplied by.
+        let multipliers = ["logit_scale", "logits_scaling", "residual_multiplier"].map(|key| config.get(key));
+        let architecture = format!("{:?} {multipliers:?}", model.architecture);
         if let Some((_, logits)) = self.computed.iter().find(|(a, _)| *a == architecture) {
             return Ok(logits.clone());
         }
@@ -155,17 +163,27 @@ const NOT_SUPPORTED: &[(&str, &[&str])] = &[
     ("rms_norm_eps", &["2.5"]),
     ("layer_norm_eps", &["2.5"]),
     ("layer_norm_epsilon", &["2.5"]),
+    ("norm_eps", &["2.5"]),
+    ("norm_epsilon", &["2.5"]),
     ("hidden_act", &[r#""tanh""#]),
     ("activation_function", &[r#""quick_gelu""#]),
+    ("activation", &[r#""quick_gelu""#]),
     (
         "rope_scaling",
         &[
             "[]",
-            r#"{"factor":2.0,"rope_type":"dynamic"}"#,
-            r#"{"factor":2.0,"rope_type":"yarn"}"#,
             r#"{"rope_type":"proportional"}"#,
+            // An odd number of dimensions.
+            r#"{"factor":2.0,"rope_type":"yarn"}"#,
+            r#"{"factor":4.0,"original_max_position_embeddings":16,"rope_type":"yarn"}"#,
+            // The prompt is longer than the original context, where the long factors begin.
+            r#"{"long_factor":[2.0,3.0,5.0],"original_max_position_embeddings":16,"rope_type":"longrope","short_factor":[1.0,1.5,2.5]}"#,
+            r#"{"long_factor":[2.0,3.0,4.0,5.0],"original_max_position_embeddings":16,"rope_type":"longrope","short_factor":[1.0,1.5,2.0,2.5]}"#,
         ],
     ),
+    ("original_max_position_embeddings", &["7", "16"]),
+    ("alibi", &["true"]),
+    ("use_mrope", &["true"]),
     ("rope_parameters", &[r#"{"full_attention":{"rope_theta":50.0,"rope_type":"default"}}"#]),
     // PyTorch takes true for 1.
     ("rope_theta", &["true"]),
@@ -174,17 +192,23 @@ const NOT_SUPPORTED: &[(&str, &[&str])] = &[
     ("partial_rotary_factor", &["true"]),
     // In gpt_neox and stablelm: the width of rotary positions alone.
     ("head_dim", &["4", "6"]),
+    // Falcon: the same as none.
+    ("n_embed", &["null"]),
     // transformers takes the default of one published model.
     ("n_head", &["dropped"]),
     ("num_attention_heads", &["dropped"]),
     // transformers leaves out weights that the configuration does not ask for.
     ("num_hidden_layers", &["2"]),
     ("n_layer", &["2"]),
+    ("num_nextn_predict_layers", &["0", "dropped"]),
+    ("use_bias", &["false"]),
+    ("bias", &["false", "null", "dropped"]),
     ("attention_bias", &["false", "dropped"]),
     ("mlp_bias", &["false", "dropped"]),
     ("use_qkv_bias", &["false", "dropped"]),
     ("enable_bias", &["false"]),
     ("use_parallel_residual", &["true"]),
+    ("parallel_attn", &["true", "dropped"]),
     // transformers does not tie a stored unembedding that differs from the embedding.
     ("tie_word_embeddings", &["true"]),
     // Of a text model inside of another.
@@ -193,9 +217,10 @@ const NOT_SUPPORTED: &[(&str, &[&str])] = &[
     ("architectures", &[r#"["GPT2LMHeadCustomModel"]"#, r#"["BertModel"]"#, r#""unknown""#]),
 ];
 
-/// Families without rotary positions, where transformers ignores some of what `rope_scaling` and `rope_parameters` may
+/// Families that do not read them, where transformers ignores some of what `rope_scaling` and `rope_parameters` may
 /// be, and this program refuses all of it.
-const NOT_ROTARY: [&str; 4] = ["gpt2", "gpt2-stanford", "gpt_neo", "opt"];
+const NOT_ROTARY: [&str; 8] =
+    ["codegen", "gpt2", "gpt2-stanford", "gpt_bigcode", "gpt_bigcode-multi-head", "gpt_neo", "gptj", "opt"];
 
 fn is_supported(name: &str, case: &Case) -> bool {
     let listed = |key: &str, value: &str| NOT_SUPPORTED.iter().any(|(k, values)| *k == key && values.contains(&value));

@@ -9,7 +9,7 @@ use super::onnx::{Dim, GraphBuilder, Role, Stored, float, int, ints, string};
 use super::readers::{Reading, norm_scale};
 use super::stored::StoredLayer;
 use crate::hooks::{HookPoint, Projection};
-use selfrepair_model::{Activation, Architecture, Norm, QkNorm};
+use selfrepair_model::{Activation, Architecture, Norm, QkNorm, Rotary};
 
 pub const B: Dim = Dim::Name("B");
 pub const P: Dim = Dim::Name("P");
@@ -66,7 +66,7 @@ pub fn attention(
         let dims = 2 * rotary.inverse_frequencies.len();
         // ONNX Runtime wants a row for each row it reads, and a masked run reads every position twice.
         let rows = if variant == Variant::Masked { 2 * prompt_len } else { prompt_len };
-        let (cos, sin) = rotary_tables(&mut g, &rotary.inverse_frequencies, rows);
+        let (cos, sin) = rotary_tables(&mut g, rotary, rows);
         let mut rotate = |x: &str, heads: usize, name: &str| {
             let mut attributes = vec![int("num_heads", heads as i64)];
             if dims < a.d_head {
@@ -360,6 +360,10 @@ fn activate(g: &mut GraphBuilder, activation: Activation, x: &str, name: &str) -
         Activation::Gelu => g.node("Gelu", &[x], name, vec![string("approximate", "none")]),
         Activation::GeluTanh => g.node("Gelu", &[x], name, vec![string("approximate", "tanh")]),
         Activation::Relu => g.node("Relu", &[x], name, vec![]),
+        Activation::ReluSquared => {
+            let relu = g.node("Relu", &[x], &format!("{name}_relu"), vec![]);
+            g.node("Mul", &[&relu, &relu], name, vec![])
+        }
     }
 }
 
@@ -374,11 +378,13 @@ pub fn sum_last(g: &mut GraphBuilder, x: &str, name: &str, axis: i64) -> String 
     g.node("ReduceSum", &[x, &axes], name, vec![int("keepdims", 0)])
 }
 
-/// cos and sin of position · frequency, [prompt_len, pairs], from float64 angles.
-fn rotary_tables(g: &mut GraphBuilder, frequencies: &[f64], prompt_len: usize) -> (String, String) {
+/// cos and sin of position · frequency, [prompt_len, pairs], from float64 angles, times the attention factor.
+fn rotary_tables(g: &mut GraphBuilder, rotary: &Rotary, prompt_len: usize) -> (String, String) {
+    let (frequencies, attention_factor) = (&rotary.inverse_frequencies, rotary.attention_factor);
     let pairs = frequencies.len();
     let table = |f: fn(f64) -> f64| -> Vec<f32> {
-        (0..prompt_len * pairs).map(|i| f((i / pairs) as f64 * frequencies[i % pairs]) as f32).collect()
+        let value = |i: usize| f((i / pairs) as f64 * frequencies[i % pairs]) * attention_factor;
+        (0..prompt_len * pairs).map(|i| value(i) as f32).collect()
     };
     let cos = g.constant("cos", &[prompt_len, pairs], &table(f64::cos));
     let sin = g.constant("sin", &[prompt_len, pairs], &table(f64::sin));

@@ -16,11 +16,12 @@ pub const NORM: &str = "Norm";
 pub const NORM_SCALE: &str = "NormScale";
 pub const READ_BY_DIFFERENCE: &str = "ReadByDifference";
 
-const ACTIVATIONS: [(&str, Activation); 4] = [
+const ACTIVATIONS: [(&str, Activation); 5] = [
     ("silu", Activation::Silu),
     ("gelu", Activation::Gelu),
     ("gelu_tanh", Activation::GeluTanh),
     ("relu", Activation::Relu),
+    ("relu2", Activation::ReluSquared),
 ];
 
 /// By the name that the attribute of an [`ACTIVATION`] node has.
@@ -237,6 +238,10 @@ impl GraphProto {
             "Gelu" => {
                 let is_tanh = node.attribute.iter().any(|a| a.s.as_deref() == Some(b"tanh"));
                 Some((if is_tanh { "gelu_tanh" } else { "gelu" }, x, vec![node.clone()]))
+            }
+            "Mul" if node.input[0] == node.input[1] => {
+                let relu = self.writes(&x, "Relu")?;
+                Some(("relu2", relu.input[0].clone(), vec![relu, node.clone()]))
             }
             "Mul" => {
                 let sigmoid = self.writes(&node.input[1], "Sigmoid").filter(|n| n.input[0] == x)?;

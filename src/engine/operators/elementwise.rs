@@ -254,6 +254,7 @@ mod tests {
         check(Activation::Silu, None, None, &|i| silu(x[i]));
         check(Activation::Silu, Some(&bias), None, &|i| silu(x[i] + bias[i % width]));
         check(Activation::Relu, None, Some(&up), &|i| x[i].max(0.0) * up[i]);
+        check(Activation::ReluSquared, Some(&bias), None, &|i| (x[i] + bias[i % width]).max(0.0).powi(2));
     }
 
     /// [`Add`], likewise: `sum` and `effects`.

@@ -70,6 +70,13 @@ fn times_sigmoid<S: Simd>(simd: S, x: S::f32s, y: S::f32s) -> S::f32s {
     simd.div_f32s(x, simd.add_f32s(e, simd.splat_f32s(1.0)))
 }
 
+/// max(x, 0). NaN is not below 0.
+#[inline(always)]
+fn relu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let zero = simd.splat_f32s(0.0);
+    simd.select_f32s(simd.less_than_f32s(x, zero), zero, x)
+}
+
 /// tanh x, to three units in the last place.
 #[inline(always)]
 pub fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
@@ -105,8 +112,11 @@ pub fn activated<S: Simd>(simd: S, activation: Activation, x: S::f32s) -> S::f32
             let y = simd.mul_add_e_f32s(cubed, all(0.044_715), x);
             times_sigmoid(simd, x, simd.mul_f32s(y, all(1.595_769)))
         }
-        // NaN is not below 0.
-        Activation::Relu => simd.select_f32s(simd.less_than_f32s(x, all(0.0)), all(0.0), x),
+        Activation::Relu => relu(simd, x),
+        Activation::ReluSquared => {
+            let relu = relu(simd, x);
+            simd.mul_f32s(relu, relu)
+        }
     }
 }
 
@@ -322,6 +332,7 @@ mod tests {
             Activation::Gelu => 0.5 * x * (1.0 + erf_expected(x / std::f64::consts::SQRT_2)),
             Activation::GeluTanh => 0.5 * x * (1.0 + y.tanh()),
             Activation::Relu => x.max(0.0),
+            Activation::ReluSquared => x.max(0.0) * x.max(0.0),
         }
     }
 
@@ -333,13 +344,17 @@ mod tests {
             assert!((erf_expected(x) - erf).abs() < 1e-10, "{x}");
         }
         let x: Vec<f32> = [line(12.0), line(0.01), vec![-200.0, 200.0]].concat();
-        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        let all = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::ReluSquared];
+        for activation in all {
             let function = Function::Activated(activation);
             for found in with_every_width(|| Of(&function, &x)) {
                 for (x, found) in x.iter().zip(found) {
                     let expected = expected(activation, f64::from(*x));
                     let error = (f64::from(found) - expected).abs();
-                    assert!(error <= 3e-7 * f64::from(x.abs()), "{activation:?} of {x}: {found} is not {expected}");
+                    assert!(
+                        error <= 3e-7 * f64::from(x.abs()).max(expected),
+                        "{activation:?} of {x}: {found} is not {expected}"
+                    );
                 }
             }
             for found in with_every_width(|| Of(&function, &[f32::NAN])) {

@@ -1,10 +1,13 @@
 //! Helpers that several families share.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use ndarray::Axis;
 use serde_json::Value;
 
 use super::windows;
-use crate::architecture::{Activation, Architecture, AttentionKind, Biases, Linear, MOST_LAYERS, Norm, NormWeights};
+use crate::architecture::{
+    Activation, Architecture, AttentionKind, Biases, Ends, Linear, MOST_LAYERS, Norm, NormWeights,
+};
 use crate::checkpoint::Checkpoint;
 
 /// An architecture with the sizes that every family names in the same way and nothing special; families change what
@@ -137,7 +140,8 @@ pub fn activation(c: &Checkpoint, key: &str) -> Result<Activation> {
         Some("gelu") => Activation::Gelu,
         Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Activation::GeluTanh,
         Some("relu") => Activation::Relu,
-        _ => bail!("`{key}` is {}; supported: silu, gelu, gelu_new, gelu_pytorch_tanh, relu", c.key(key)),
+        Some("relu2") => Activation::ReluSquared,
+        _ => bail!("`{key}` is {}; supported: silu, gelu, gelu_new, gelu_pytorch_tanh, relu, relu2", c.key(key)),
     })
 }
 
@@ -174,6 +178,39 @@ pub fn no_other_head_dim(c: &Checkpoint, a: &Architecture) -> Result<()> {
 /// `NAME.weight` [out, in] and, if `biased`, `NAME.bias`.
 pub fn linear(c: &Checkpoint, name: &str, inputs: usize, outputs: usize, biased: bool) -> Result<Linear> {
     Ok(Linear { w: c.linear(&format!("{name}.weight"), inputs, outputs)?, b: bias(c, name, outputs, biased)? })
+}
+
+/// These outputs of a projection, in this order: a part of a fused one.
+pub fn outputs(of: &Linear, columns: impl IntoIterator<Item = usize>) -> Linear {
+    let columns: Vec<usize> = columns.into_iter().collect();
+    Linear { w: of.w.select(Axis(1), &columns), b: of.b.as_ref().map(|b| b.select(Axis(0), &columns)) }
+}
+
+/// q, k and v of a fused projection in which every head has its query, key and value side by side.
+pub fn side_by_side(qkv: &Linear, d_head: usize) -> [Linear; 3] {
+    let part = |which: usize| {
+        let column = move |i: usize| (i / d_head * 3 + which) * d_head + i % d_head;
+        outputs(qkv, (0..qkv.w.ncols() / 3).map(column))
+    };
+    [part(0), part(1), part(2)]
+}
+
+/// A number that multiplies something, with a decimal point or without.
+pub fn multiplier(c: &Checkpoint, key: &str) -> Result<f32> {
+    let number = c.key(key).as_f64().map(|x| x as f32).filter(|x| x.is_finite());
+    number.with_context(|| format!("`{key}` is {}; expected a number that a 32-bit float can hold", c.key(key)))
+}
+
+/// Multiplies what a projection writes.
+pub fn scale(linear: &mut Linear, factor: f32) {
+    linear.w *= factor;
+    linear.b.iter_mut().for_each(|b| *b *= factor);
+}
+
+/// Multiplies the logits, by the final norm's γ and β.
+pub fn scale_logits(ends: &mut Ends, factor: f32) {
+    ends.final_norm.gamma *= factor;
+    ends.final_norm.beta.iter_mut().for_each(|beta| *beta *= factor);
 }
 
 fn bias(c: &Checkpoint, name: &str, len: usize, biased: bool) -> Result<Option<ndarray::Array1<f32>>> {

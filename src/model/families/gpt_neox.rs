@@ -2,13 +2,12 @@
 //! matrix for q, k and v, interleaved head by head.
 
 use anyhow::Result;
-use ndarray::{Array1, Array2};
 
 use super::Family;
-use super::common::{activation, flag, linear, no_other_head_dim, norm, plain, unembedding};
+use super::common::{activation, flag, linear, no_other_head_dim, norm, plain, side_by_side, unembedding};
 use super::keys::{Kind, SIZES};
 use super::rotary::{RotaryKeys, rotary};
-use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
+use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family {
@@ -63,11 +62,12 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
     let name = |rest: &str| format!("gpt_neox.layers.{layer}.{rest}");
     let width = a.heads * a.d_head;
     let qkv = linear(c, &name("attention.query_key_value"), a.d_model, 3 * width, a.biases.qkv)?;
+    let [q, k, v] = side_by_side(&qkv, a.d_head);
     Ok(LayerWeights {
         attention_norm: norm(c, a, &name("input_layernorm"))?,
-        q: part(a, &qkv, 0),
-        k: part(a, &qkv, 1),
-        v: part(a, &qkv, 2),
+        q,
+        k,
+        v,
         o: linear(c, &name("attention.dense"), width, a.d_model, a.biases.attention_out)?,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
@@ -76,17 +76,6 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         up: linear(c, &name("mlp.dense_h_to_4h"), a.d_model, a.d_mlp, true)?,
         down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, a.d_model, true)?,
     })
-}
-
-/// The columns of q (0), k (1) or v (2): head h has its three parts side by side.
-#[expect(clippy::indexing_slicing, reason = "`qkv` has the columns of all heads: it was read with that shape")]
-fn part(a: &Architecture, qkv: &Linear, which: usize) -> Linear {
-    let column = |i: usize| (i / a.d_head * 3 + which) * a.d_head + i % a.d_head;
-    let width = a.heads * a.d_head;
-    Linear {
-        w: Array2::from_shape_fn((a.d_model, width), |(row, i)| qkv.w[[row, column(i)]]),
-        b: qkv.b.as_ref().map(|b| Array1::from_shape_fn(width, |i| b[column(i)])),
-    }
 }
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {

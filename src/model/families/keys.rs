@@ -23,11 +23,15 @@ pub enum Kind {
     GivenWhole,
     /// A number with a decimal point or an exponent. transformers refuses one without.
     Float(f64),
+    /// A number with a decimal point or without.
+    AnyNumber(f64),
     MaybeFloat,
     /// As [`Kind::MaybeFloat`], with another default than null.
     FloatOrNull(f64),
     Flag(bool),
     MaybeFlag,
+    /// The same, with a default.
+    FlagOrNull(bool),
     MaybeList,
     Text(&'static str),
     /// Read where it is used; without a default.
@@ -51,8 +55,8 @@ impl Kind {
     fn default(self) -> Option<Value> {
         match self {
             Self::Whole(n) | Self::MaybeWhole(Some(n)) => Some(json!(n)),
-            Self::Float(x) | Self::FloatOrNull(x) => Some(json!(x)),
-            Self::Flag(flag) => Some(json!(flag)),
+            Self::Float(x) | Self::AnyNumber(x) | Self::FloatOrNull(x) => Some(json!(x)),
+            Self::Flag(flag) | Self::FlagOrNull(flag) => Some(json!(flag)),
             Self::Text(text) => Some(json!(text)),
             Self::MaybeWhole(None) | Self::MaybeFloat | Self::MaybeFlag | Self::MaybeList => Some(Value::Null),
             Self::Size | Self::GivenWhole | Self::Any => None,
@@ -70,11 +74,11 @@ impl Kind {
             Self::Float(_) => value.is_f64(),
             Self::MaybeFloat | Self::FloatOrNull(_) => value.is_f64() || value.is_null(),
             Self::Flag(_) => value.is_boolean(),
-            Self::MaybeFlag => value.is_boolean() || value.is_null(),
+            Self::MaybeFlag | Self::FlagOrNull(_) => value.is_boolean() || value.is_null(),
             Self::MaybeList => value.is_array() || value.is_null(),
             Self::Text(_) => value.is_string(),
             Self::Any => true,
-            Self::Number => value.is_number(),
+            Self::Number | Self::AnyNumber(_) => value.is_number(),
             Self::MaybeNumber => value.is_number() || value.is_null(),
             Self::Share => is_share(),
             Self::FloatShare => value.is_f64() && is_share(),
@@ -94,11 +98,11 @@ impl Kind {
             Self::Float(_) => "a number with a decimal point",
             Self::MaybeFloat | Self::FloatOrNull(_) => "a number with a decimal point, or null",
             Self::Flag(_) => "true or false",
-            Self::MaybeFlag => "true, false or null",
+            Self::MaybeFlag | Self::FlagOrNull(_) => "true, false or null",
             Self::MaybeList => "a list or null",
             Self::Text(_) => "a text",
             Self::Any => "anything",
-            Self::Number => "a number",
+            Self::Number | Self::AnyNumber(_) => "a number",
             Self::MaybeNumber => "a number or null",
             Self::Share => "a number from 0 to 1",
             Self::FloatShare => "a number from 0 to 1 with a decimal point",
@@ -125,6 +129,13 @@ pub const ROTARY: &[Key] = &[
     ("rope_theta", Kind::Any),
     ("partial_rotary_factor", Kind::Any),
     ("original_max_position_embeddings", Kind::Any),
+];
+
+/// Keys of the windows of Qwen 2 and 3.
+pub const QWEN_WINDOWS: &[Key] = &[
+    ("use_sliding_window", Kind::Flag(false)),
+    ("sliding_window", Kind::MaybeWhole(Some(4096))),
+    ("max_window_layers", Kind::Whole(28)),
 ];
 
 /// As [`Family::unused`], of every family.
@@ -164,7 +175,7 @@ pub fn resolve(config: &Value, family: &Family) -> Result<Map<String, Value>> {
     let has_rotary_positions = family.keys.iter().copied().flatten().any(|(key, _)| *key == "rope_parameters");
     for key in ["rope_scaling", "rope_parameters"].into_iter().filter(|_| !has_rotary_positions) {
         if let Some(value) = says_something(key) {
-            bail!("the configuration has `{key}` = {value}, but the family has no rotary positions");
+            bail!("the configuration has `{key}` = {value}, which this family does not read");
         }
     }
     if let Some(value) = given.get("is_causal") {

@@ -1,12 +1,13 @@
 //! Llama and what shares its tensor names: RMS norms, rotary positions, grouped-query heads, gated MLP, serial residual.
-//! `LlamaForCausalLM`, `MistralForCausalLM` (sliding window), `Qwen2ForCausalLM` (biases of q, k and v),
+//! `LlamaForCausalLM`, `MistralForCausalLM` (sliding window), `MinistralForCausalLM` (a window in some layers),
+//! `Qwen2ForCausalLM` (biases of q, k and v),
 //! `Qwen3ForCausalLM` (norms of q and k), `SmolLM3ForCausalLM` (some layers without positions).
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::common::{activation, even_share, flag, linear, norm, plain, unembedding};
-use super::keys::{Key, Kind, ROTARY, SIZES, UNUSED_BY_MOST};
+use super::keys::{Key, Kind, QWEN_WINDOWS, ROTARY, SIZES, UNUSED_BY_MOST};
 use super::rotary::{RotaryKeys, rotary};
 use super::{Family, windows};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Norm, NormWeights, QkNorm};
@@ -58,13 +59,6 @@ pub const MISTRAL: Family = family(
     ],
     &["MistralForCausalLM", "MistralModel", "MinistralForCausalLM", "MinistralModel"],
 );
-
-/// Keys of the windows of Qwen 2 and 3.
-const QWEN_WINDOWS: &[Key] = &[
-    ("use_sliding_window", Kind::Flag(false)),
-    ("sliding_window", Kind::MaybeWhole(Some(4096))),
-    ("max_window_layers", Kind::Whole(28)),
-];
 
 pub const QWEN2: Family = family(
     &[
@@ -130,7 +124,7 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
         "llama" => {
             even_share(c, "hidden_size", "num_attention_heads")?;
         }
-        "mistral" => windows::of_mistral(c, &mut a)?,
+        "mistral" | "ministral" => windows::of_mistral(c, &mut a)?,
         "qwen2" => {
             a.biases.qkv = true;
             windows::of_qwen(c, &mut a)?;
@@ -150,7 +144,7 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
 }
 
 /// What all of them have in common.
-fn llama_like(c: &Checkpoint) -> Result<Architecture> {
+pub fn llama_like(c: &Checkpoint) -> Result<Architecture> {
     let mut a = gated(c)?;
     a.norm = Norm::Rms;
     a.norm_eps = c.epsilon("rms_norm_eps")?;

@@ -3,20 +3,32 @@
 //! To add a family, write its file, add its [`Family`] to [`find`], and give it a checkpoint in
 //! `tests/reference/families.py`. A family is supported if it agrees with Hugging Face transformers there.
 
+mod codegen;
+mod cohere;
 mod common;
+mod falcon;
 mod gemma;
 mod gemma2;
 mod gpt2;
+mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gptj;
+mod granite;
 mod keys;
 mod llama;
+mod mimo;
+mod nemotron;
 mod olmo;
 mod olmo2;
 mod opt;
 mod phi;
+mod phi3;
+mod rope_scaling;
 mod rotary;
 mod stablelm;
+mod starcoder2;
+mod unsupported;
 mod windows;
 
 use anyhow::{Result, bail};
@@ -42,19 +54,29 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str = "gemma, gemma2, gemma3, gpt2, gpt_neo, gpt_neox (Pythia), llama, mistral, olmo, olmo2, olmo3, opt, phi, qwen2, qwen3, smollm3, stablelm";
+const NAMES: &str = "codegen, cohere, falcon, gemma, gemma2, gemma3, gpt2, gpt_bigcode, gpt_neo, gpt_neox (Pythia), \
+    gptj, granite, llama, mimo, ministral, mistral, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, qwen2, qwen3, smollm3, \
+    stablelm, starcoder2";
 
 /// The family of a `model_type`.
 pub fn find(model_type: &str) -> Result<&'static Family> {
     Ok(match model_type {
+        "codegen" => &codegen::FAMILY,
+        "cohere" => &cohere::FAMILY,
+        "falcon" => &falcon::FAMILY,
         "gemma" => &gemma::FAMILY,
         "gemma2" => &gemma2::GEMMA2,
         "gemma3_text" => &gemma2::GEMMA3,
         "gpt2" => &gpt2::FAMILY,
+        "gpt_bigcode" => &gpt_bigcode::FAMILY,
         "gpt_neo" => &gpt_neo::FAMILY,
         "gpt_neox" => &gpt_neox::FAMILY,
+        "gptj" => &gptj::FAMILY,
+        "granite" => &granite::FAMILY,
         "llama" => &llama::LLAMA,
-        "mistral" => &llama::MISTRAL,
+        "mimo" => &mimo::FAMILY,
+        "ministral" | "mistral" => &llama::MISTRAL,
+        "nemotron" => &nemotron::FAMILY,
         "qwen2" => &llama::QWEN2,
         "qwen3" => &llama::QWEN3,
         "smollm3" => &llama::SMOLLM3,
@@ -63,7 +85,35 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "olmo3" => &olmo2::OLMO3,
         "opt" => &opt::FAMILY,
         "phi" => &phi::FAMILY,
+        "phi3" => &phi3::FAMILY,
         "stablelm" => &stablelm::FAMILY,
-        other => bail!("`model_type`: the architecture `{other}` is not supported yet; supported: {NAMES}"),
+        "starcoder2" => &starcoder2::FAMILY,
+        other => match unsupported::reason(other) {
+            Some(reason) => bail!("`model_type`: `{other}` is not supported: {reason}. Supported: {NAMES}"),
+            None => bail!("`model_type`: the architecture `{other}` is not supported yet; supported: {NAMES}"),
+        },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_supported_is_refused_with_a_reason() {
+        for (model_type, word) in [
+            ("mamba2", "recurrent"),
+            ("jamba", "recurrent"),
+            ("bert", "encoder"),
+            ("t5", "encoder with a decoder"),
+            ("bloom", "ALiBi"),
+            ("mixtral", "mixtures of experts"),
+            ("gemma4", "share keys and values"),
+            ("llava", "images"),
+            ("no such model", "not supported yet"),
+        ] {
+            let error = find(model_type).err().unwrap().to_string();
+            assert!(error.contains("`model_type`") && error.contains(model_type) && error.contains(word), "{error}");
+        }
+    }
 }

@@ -47,7 +47,11 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let (layers, d_mlp) = (c.size("num_hidden_layers")?, c.size("ffn_dim")?);
     let d_head = even_share(c, "hidden_size", "num_attention_heads")?;
     let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
-    refuse(c, "do_layer_norm_before", |v| v != true)?;
+    ensure!(
+        flag(c, "do_layer_norm_before")?,
+        "`do_layer_norm_before` is false (OPT-350M): it normalizes the stream itself after each addition, so that no \
+         component adds to the logit"
+    );
     refuse(c, "_remove_final_layer_norm", |v| v != false)?;
     let projected = c.optional_size("word_embed_proj_dim")?.unwrap_or(d_model);
     ensure!(

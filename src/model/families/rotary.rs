@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
-use crate::architecture::Rotary;
+use super::common::outputs;
+use super::rope_scaling::{Llama3, LongRope, Yarn};
+use crate::architecture::{Linear, Rotary};
 use crate::checkpoint::Checkpoint;
 
 /// Where a family's configuration has what `rope_scaling` and `rope_parameters` leave out.
@@ -28,6 +30,15 @@ impl RotaryKeys {
     }
 }
 
+/// Rotary positions that no key scales.
+pub fn unscaled(base: f64, dims: usize) -> Rotary {
+    Rotary { inverse_frequencies: plain(base, dims).collect(), attention_factor: 1.0, longest: None }
+}
+
+fn plain(base: f64, dims: usize) -> impl Iterator<Item = f64> {
+    (0..dims.div_ceil(2)).map(move |i| base.powf(-2.0 * i as f64 / dims as f64))
+}
+
 pub fn rotary(c: &Checkpoint, d_head: usize, keys: &RotaryKeys) -> Result<Rotary> {
     with_scaling(c, d_head, keys, &Scaling::of(c)?)
 }
@@ -39,31 +50,49 @@ pub fn rotary_of_type(c: &Checkpoint, d_head: usize, layers: &str, base: (&'stat
 }
 
 fn with_scaling(c: &Checkpoint, d_head: usize, keys: &RotaryKeys, scaling: &Scaling) -> Result<Rotary> {
-    let kind = scaling.kind()?;
+    let kind = scaling.kind(c)?;
     let base = match scaling.positive("rope_theta")? {
         Some(base) => base,
         None => positive(c.given(keys.base.0), keys.base.0)?.unwrap_or(keys.base.1),
     };
     let dims = rotated(c, d_head, keys, scaling, kind)?;
-    let plain = (0..dims.div_ceil(2)).map(|i| base.powf(-2.0 * i as f64 / dims as f64));
+    let plain = plain(base, dims);
     let number = |key: &str| {
         let missing = || format!("`{}` is of type `{kind}` and has no `{key}`", scaling.key);
         scaling.positive(key)?.with_context(missing)
     };
+    let (mut attention_factor, mut longest) = (1.0, None);
     let inverse_frequencies: Vec<f64> = match kind {
         "default" => plain.collect(),
+        // Longer prompts than the context would have other frequencies, but are refused.
+        "dynamic" => {
+            number("factor")?;
+            ensure!(dims != 2, "`{}` is of type `dynamic`, which cannot turn {dims} dimensions of a head", scaling.key);
+            plain.collect()
+        }
         "linear" => {
             let factor = number("factor")?;
             plain.map(|f| f / factor).collect()
         }
         "llama3" => {
-            let scale = Llama3Scaling {
+            let scale = Llama3 {
                 factor: number("factor")?,
                 low: number("low_freq_factor")?,
                 high: number("high_freq_factor")?,
                 original_context: scaling.original_context(c)?,
             };
             plain.map(|f| scale.apply(f)).collect()
+        }
+        "yarn" => {
+            let yarn = Yarn::of(c, scaling)?;
+            attention_factor = yarn.attention_factor;
+            yarn.apply(base, dims)?
+        }
+        "longrope" => {
+            let longrope = LongRope::of(c, scaling, dims)?;
+            attention_factor = longrope.attention_factor;
+            longest = Some(scaling.original_context(c)? as usize);
+            plain.zip(longrope.short_factors).map(|(frequency, factor)| frequency / factor).collect()
         }
         // As GGUF files have it: a divisor for each frequency.
         "by_frequency" => {
@@ -73,7 +102,8 @@ fn with_scaling(c: &Checkpoint, d_head: usize, keys: &RotaryKeys, scaling: &Scal
             plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect()
         }
         other => bail!(
-            "`{}` has the rope scaling `{other}`, which is not supported yet; supported: default, linear, llama3",
+            "`{}` has the rope scaling `{other}`, which is not supported yet; supported: default, dynamic, linear, \
+             llama3, longrope, yarn",
             scaling.key
         ),
     };
@@ -84,10 +114,18 @@ fn with_scaling(c: &Checkpoint, d_head: usize, keys: &RotaryKeys, scaling: &Scal
         scaling.key,
         Value::Object(scaling.values.clone())
     );
-    Ok(Rotary { inverse_frequencies })
+    Ok(Rotary { inverse_frequencies, attention_factor, longest })
 }
 
-const OF_A_HEAD: &str = "`head_dim`, or `hidden_size` / `num_attention_heads`";
+/// A projection to queries or keys whose first `dims` dimensions of each head are turned as pairs of neighbours, with
+/// them reordered so that the first half is turned against the second. Scores are the same.
+pub fn halves(of: &Linear, d_head: usize, dims: usize) -> Linear {
+    let pairs = dims / 2;
+    let from = |i: usize| if i < dims { i % pairs * 2 + i / pairs } else { i };
+    outputs(of, (0..of.w.ncols()).map(|column| column / d_head * d_head + from(column % d_head)))
+}
+
+pub const OF_A_HEAD: &str = "`head_dim`, or `hidden_size` / `num_attention_heads`";
 
 /// How many dimensions of a head are rotated.
 fn rotated(c: &Checkpoint, d_head: usize, keys: &RotaryKeys, scaling: &Scaling, kind: &str) -> Result<usize> {
@@ -123,15 +161,19 @@ fn whole(d_head: usize) -> Result<usize> {
 
 /// `rope_scaling`, as releases before transformers 5 write it, or `rope_parameters`. Where both say something,
 /// transformers takes the former alone.
-struct Scaling {
-    key: &'static str,
-    values: Map<String, Value>,
+pub struct Scaling {
+    pub key: &'static str,
+    pub values: Map<String, Value>,
     /// Of one type of layers.
-    is_by_type: bool,
+    pub is_by_type: bool,
 }
 
 impl Scaling {
     fn of(c: &Checkpoint) -> Result<Self> {
+        // Checked also beside `rope_scaling`, which goes before it.
+        let parameters = c.key("rope_parameters");
+        let is_plausible = parameters.is_null() || parameters.is_object();
+        ensure!(is_plausible, "`rope_parameters` is {parameters}; expected an object with its `rope_type`");
         for key in ["rope_scaling", "rope_parameters"] {
             match c.given(key) {
                 None | Some(Value::Null) => {}
@@ -175,25 +217,31 @@ impl Scaling {
         Ok(Self { key: "rope_scaling", values, is_by_type: true })
     }
 
-    fn kind(&self) -> Result<&str> {
+    fn kind(&self, c: &Checkpoint) -> Result<&str> {
         match self.values.get("rope_type").or(self.values.get("type")) {
             None => Ok("default"),
+            Some(Value::String(kind)) if c.model_type()? == "phi3" => match kind.as_str() {
+                // Two earlier names.
+                "su" | "yarn" | "longrope" => Ok("longrope"),
+                "default" => Ok(kind),
+                _ => bail!("`{}` has `rope_type` = `{kind}`; `phi3` has default and longrope only", self.key),
+            },
             Some(Value::String(kind)) => Ok(kind),
             Some(other) => bail!("`{}` has `rope_type` = {other}; expected a text", self.key),
         }
     }
 
-    fn positive(&self, key: &str) -> Result<Option<f64>> {
+    pub fn positive(&self, key: &str) -> Result<Option<f64>> {
         positive(self.values.get(key), key).with_context(|| format!("in `{}`", self.key))
     }
 
-    fn positive_or_null(&self, key: &str) -> Result<Option<Option<f64>>> {
+    pub fn positive_or_null(&self, key: &str) -> Result<Option<Option<f64>>> {
         positive_or_null(self.values.get(key), key).with_context(|| format!("in `{}`", self.key))
     }
 
     /// The context of the training before the scaling. Beside the other keys, it goes before the one in here, but for
     /// numbers by type of layers.
-    fn original_context(&self, c: &Checkpoint) -> Result<f64> {
+    pub fn original_context(&self, c: &Checkpoint) -> Result<f64> {
         const KEY: &str = "original_max_position_embeddings";
         let outside = if self.is_by_type { None } else { positive(c.given(KEY), KEY)? };
         match outside.or(self.positive(KEY)?) {
@@ -219,27 +267,5 @@ fn positive_or_null(value: Option<&Value>, key: &str) -> Result<Option<Option<f6
             Some(number) if number > 0.0 && number.is_finite() => Ok(Some(Some(number))),
             _ => bail!("`{key}` is {value}; expected a positive number"),
         },
-    }
-}
-
-/// Llama 3.1's stretching of slow frequencies (transformers: `_compute_llama3_parameters`).
-struct Llama3Scaling {
-    factor: f64,
-    low: f64,
-    high: f64,
-    original_context: f64,
-}
-
-impl Llama3Scaling {
-    fn apply(&self, frequency: f64) -> f64 {
-        let turns = self.original_context * frequency / (2.0 * std::f64::consts::PI);
-        if turns < self.low {
-            frequency / self.factor
-        } else if turns > self.high {
-            frequency
-        } else {
-            let smooth = (turns - self.low) / (self.high - self.low);
-            (1.0 - smooth) * frequency / self.factor + smooth * frequency
-        }
     }
 }

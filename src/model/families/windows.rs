@@ -7,18 +7,20 @@ use super::common::flag;
 use crate::architecture::Architecture;
 use crate::checkpoint::Checkpoint;
 
+/// The same window in every layer, if there is one.
+pub fn of_all(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
+    let slides = vec![!c.key("sliding_window").is_null(); a.layers];
+    set(c, a, &slides)
+}
+
 /// The same window in every layer. With a key `layer_types`, even a null, transformers takes the model for a
 /// `ministral`, which has the window in some layers and no default for `head_dim`.
 pub fn of_mistral(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
-    if c.given("layer_types").is_none() {
-        let slides = vec![!c.key("sliding_window").is_null(); a.layers];
-        return set(c, a, &slides);
+    if a.family == "mistral" && c.given("layer_types").is_none() {
+        return of_all(c, a);
     }
     for key in ["head_dim", "sliding_window"] {
-        ensure!(
-            !c.key(key).is_null(),
-            "with `layer_types`, transformers reads `mistral` as `ministral`, which must have a number `{key}`"
-        );
+        ensure!(!c.key(key).is_null(), "`ministral`, and `mistral` with `layer_types`, must have a number `{key}`");
     }
     let slides = layer_types(c, a.layers)?.unwrap_or(vec![true; a.layers]);
     set(c, a, &slides)

@@ -77,7 +77,26 @@ fn result(result: anyhow::Result<()>) -> Result<(), String> {
 
 #[test]
 fn configurations_of_models() {
-    for family in ["gpt2", "gpt_neo", "gpt_neox", "llama3", "olmo", "opt", "phi", "qwen2", "smollm3", "stablelm"] {
+    let families = [
+        "cohere",
+        "falcon-new",
+        "gpt2",
+        "gpt_neo",
+        "gpt_neox",
+        "gptj",
+        "granite",
+        "llama3",
+        "mimo",
+        "olmo",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen2-yarn",
+        "smollm3",
+        "stablelm",
+    ];
+    for family in families {
         let folder = Path::new("tests/fixtures/families").join(family);
         let dir = folder_with(&[folder.join("config.json"), folder.join("model.safetensors")]);
         let json: Value = serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
