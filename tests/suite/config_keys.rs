@@ -79,7 +79,8 @@ impl Fixture {
         model.check_nothing_was_left_out()?;
         // The program refuses prompts longer than the context, which `longrope` limits.
         let context = model.architecture.context;
-        let positions = config.get("max_position_embeddings").and_then(Value::as_u64);
+        // Of the text model, where that is a part of another.
+        let positions = model.config().get("max_position_embeddings").and_then(Value::as_u64);
         ensure!(
             self.expected.tokens.len() <= context || positions == Some(context as u64),
             "the prompt is longer than the context (`n_positions`, `rope_scaling`, `original_max_position_embeddings`)"

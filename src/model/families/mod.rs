@@ -9,6 +9,7 @@ mod common;
 mod falcon;
 mod gemma;
 mod gemma2;
+mod glm4;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
@@ -54,7 +55,7 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str = "codegen, cohere, falcon, gemma, gemma2, gemma3, gpt2, gpt_bigcode, gpt_neo, gpt_neox (Pythia), \
+const NAMES: &str = "codegen, cohere, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, gpt_neox (Pythia), \
     gptj, granite, llama, mimo, ministral, mistral, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, qwen2, qwen3, smollm3, \
     stablelm, starcoder2";
 
@@ -67,6 +68,7 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "gemma" => &gemma::FAMILY,
         "gemma2" => &gemma2::GEMMA2,
         "gemma3_text" => &gemma2::GEMMA3,
+        "glm4" => &glm4::FAMILY,
         "gpt2" => &gpt2::FAMILY,
         "gpt_bigcode" => &gpt_bigcode::FAMILY,
         "gpt_neo" => &gpt_neo::FAMILY,
