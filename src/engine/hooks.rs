@@ -83,6 +83,10 @@ pub enum HookPoint {
     Along,
     /// What a projection read of the clean stream, before its bias, [P, S, N].
     CleanRead(Projection),
+    /// What it read of what attention wrote in the clean run, if that is normed, [P, S, N]: without the norm's scale.
+    CleanAttnRead(Projection),
+    /// The clean scale of the norm on what attention writes, [P, S].
+    CleanAttnWriteScale,
     /// W_O γ W of every head, [H, d_head, N].
     OfHeads(Projection),
 
@@ -161,6 +165,8 @@ impl HookPoint {
             Self::Head => "head",
             Self::Along => "along",
             Self::CleanRead(projection) => return format!("{}_of_clean", projection.name()).into(),
+            Self::CleanAttnRead(projection) => return format!("{}_of_clean_attn_out", projection.name()).into(),
+            Self::CleanAttnWriteScale => "ln1_post.scale_of_clean",
             Self::OfHeads(projection) => return format!("{}_of_heads", projection.name()).into(),
             Self::Logits => "logits",
             Self::LogProb => "log_prob",

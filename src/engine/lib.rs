@@ -209,8 +209,7 @@ mod tests {
             change(&mut runtime);
             let weights = SharedWeights::new(folder);
             let reader = if a.parallel { 2 } else { 1 };
-            let first_readers = if a.reads_by_difference() { vec![reader] } else { vec![] };
-            let needs = Needs { ablate: true, first_readers, ..Default::default() };
+            let needs = Needs { ablate: true, first_readers: vec![reader], ..Default::default() };
             let combined = next_readers::combined(a, folder, &runtime, &weights, &needs, 1).unwrap();
             let mut engine = Engine::load_shared(a, folder, &runtime, &weights, &combined, &needs).unwrap();
             let tokens: Vec<u32> = (3..19).collect();
@@ -229,23 +228,31 @@ mod tests {
             let z_change = (0..size).map(|i| (i as f32).sin()).collect();
             let z_change = tensor(&[2, tokens.len(), a.d_head], z_change).unwrap();
             let heads = int_tensor(&[2], vec![0, 2]).unwrap();
-            let reads = engine.clean_reads(reader, base).unwrap().unwrap_or_default();
-            let stream = match a.write_norms {
-                false => engine.replace_heads(1, base, 0..1, &heads, &z_change).unwrap(),
+            let reads = engine.clean_reads(reader, base, of_layer.attention_out.as_ref()).unwrap().unwrap();
+            let (stream, write_scales) = match a.write_norms {
+                false => (engine.replace_heads(1, base, 0..1, &heads, &z_change).unwrap(), None),
                 true => {
-                    let along = (0..2 * tokens.len()).map(|i| (i as f32).cos()).collect();
-                    let along = tensor(&[2, tokens.len()], along).unwrap();
+                    let along = tensor(&[2, tokens.len()], vec![0.0; 2 * tokens.len()]).unwrap();
                     let changes = [&heads, &z_change, &along];
-                    engine.replace_heads_before_norm(1, of_layer, 0..1, changes, &directions).unwrap().0
+                    let replaced = engine.replace_heads_before_norm(1, of_layer, 0..1, changes, &directions).unwrap();
+                    let clean = &directions.write_scales.attention[1];
+                    let scales = [(1, clean), (2, &replaced.1)];
+                    let scales = scales.map(|(n, scale)| tensor(&[n, tokens.len()], scale.clone()).unwrap());
+                    (replaced.0, Some(scales))
                 }
             };
-            let by_difference = by_difference && a.reads_by_difference();
             let suffix = Suffix {
                 layer: 1,
                 place,
                 stream,
                 prompts: 0..1,
-                change: by_difference.then_some(HeadChange { z_change, heads, clean: base, reads: &reads }),
+                change: by_difference.then_some(HeadChange {
+                    z_change,
+                    heads,
+                    clean: base,
+                    reads: &reads,
+                    write_scales,
+                }),
                 hold: None,
                 neurons: &[],
                 residual_final: true,

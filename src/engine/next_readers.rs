@@ -51,6 +51,9 @@ pub struct HeadChange<'a> {
     pub clean: &'a DynValue,
     /// What the readers read of it: [`Engine::clean_reads`].
     pub reads: &'a [DynValue],
+    /// Where what attention writes is normed, that norm's scale in the clean batch, [P, S], and with the head replaced,
+    /// [B, S].
+    pub write_scales: Option<[DynValue; 2]>,
 }
 
 /// The combined weights of the layers that an engine needs them of, to be shared by engines; computed by so many threads.
@@ -103,13 +106,25 @@ impl FirstReaders {
 }
 
 impl Engine {
-    /// What the first readers in `layer` read of a clean stream [P, S, D], [P, S, N] each; nothing if the engine was not
-    /// loaded to read by differences there.
-    pub fn clean_reads(&mut self, layer: usize, clean: &DynValue) -> Result<Option<Vec<DynValue>>> {
+    /// What the first readers in `layer` read of a clean stream [P, S, D], [P, S, N] each, and then, where what attention
+    /// writes is normed, of that; nothing if the engine was not loaded to read by differences there.
+    pub fn clean_reads(
+        &mut self,
+        layer: usize,
+        clean: &DynValue,
+        attention_out: Option<&DynValue>,
+    ) -> Result<Option<Vec<DynValue>>> {
         let Some(readers) = self.first_readers.get_mut(&layer) else { return Ok(None) };
         let (attention, mlp) = export::readers(&self.architecture);
-        let points: Vec<HookPoint> = attention.iter().chain(mlp).map(|&p| HookPoint::CleanRead(p)).collect();
-        let mut outputs = readers.clean_reads.run(vec![(HookPoint::Resid, Input::from(clean))], &points)?;
+        let projections = || attention.iter().chain(mlp);
+        let mut points: Vec<HookPoint> = projections().map(|&p| HookPoint::CleanRead(p)).collect();
+        let mut inputs = vec![(HookPoint::Resid, Input::from(clean))];
+        if self.architecture.write_norms {
+            let written = attention_out.context("the clean pass did not keep what attention writes")?;
+            inputs.push((HookPoint::AttnOut, Input::from(written)));
+            points.extend(projections().map(|&p| HookPoint::CleanAttnRead(p)));
+        }
+        let mut outputs = readers.clean_reads.run(inputs, &points)?;
         points.into_iter().map(|point| outputs.take(point)).collect::<Result<_>>().map(Some)
     }
 
@@ -128,16 +143,25 @@ impl Engine {
     ) -> Result<Outputs> {
         let (attention, mlp) = export::readers(&self.architecture);
         let own = self.first_readers.get_mut(&layer).context("this engine was not loaded to read by differences")?;
-        let (of_attention, of_mlp) = change.reads.split_at(attention.len());
-        let (graph, readers, reads, combined) = match part {
-            Part::Attention => (own.attention.as_mut(), attention, of_attention, &own.combined.attention),
-            Part::Mlp => (Some(&mut own.mlp), mlp, of_mlp, &own.combined.mlp),
+        let (graph, readers, first, combined) = match part {
+            Part::Attention => (own.attention.as_mut(), attention, 0, &own.combined.attention),
+            Part::Mlp => (Some(&mut own.mlp), mlp, attention.len(), &own.combined.mlp),
         };
+        let (of_stream, of_written) = change.reads.split_at(attention.len() + mlp.len());
         let mut inputs = inputs;
-        inputs.push((HookPoint::CleanResid, rows(change.clean, prompts.clone())?));
+        if self.architecture.read_norms {
+            inputs.push((HookPoint::CleanResid, rows(change.clean, prompts.clone())?));
+        }
+        if let Some([clean, replaced]) = &change.write_scales {
+            inputs.push((HookPoint::CleanAttnWriteScale, rows(clean, prompts.clone())?));
+            inputs.push((HookPoint::AttnWriteScale, Input::from(replaced)));
+            for (&projection, read) in readers.iter().zip(&of_written[first..]) {
+                inputs.push((HookPoint::CleanAttnRead(projection), rows(read, prompts.clone())?));
+            }
+        }
         inputs.push((HookPoint::ZChange, Input::from(&change.z_change)));
         inputs.push((HookPoint::Head, Input::from(&change.heads)));
-        for ((&projection, read), combined) in readers.iter().zip(reads).zip(combined) {
+        for ((&projection, read), combined) in readers.iter().zip(&of_stream[first..]).zip(combined) {
             inputs.push((HookPoint::CleanRead(projection), rows(read, prompts.clone())?));
             inputs.push((HookPoint::OfHeads(projection), Input::from(combined)));
         }

@@ -174,18 +174,9 @@ impl Architecture {
         }
     }
 
-    /// Whether the projections that read a replaced head first can read it as a difference of rank d_head: a norm on
-    /// what attention writes would change the rest of it too.
-    pub fn reads_by_difference(&self) -> bool {
-        self.read_norms && !self.write_norms
-    }
-
     /// Numbers in W_O γ W, which the projections that read a replaced head first are given instead of the stream: those
     /// of the MLP in every block, or, where it is parallel, of attention and the MLP in every block but the first.
     pub fn first_reader_weights(&self) -> usize {
-        if !self.reads_by_difference() {
-            return 0;
-        }
         let mlp = (1 + usize::from(self.gated)) * self.d_mlp;
         let (blocks, width) = match self.parallel {
             true => (self.layers - 1, (self.heads + 2 * self.kv_heads) * self.d_head + mlp),

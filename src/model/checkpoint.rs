@@ -1,5 +1,6 @@
 //! Named tensors as float32, with every shape and value checked, from a GGUF file, safetensors or PyTorch `.bin` files.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -11,6 +12,7 @@ use ndarray::{Array1, Array2};
 use serde_json::{Map, Value};
 
 use super::gguf::GgufFile;
+use super::nested::{is_of_another_part, stored_names, text_config};
 use super::pickle::check_pickle;
 use super::safetensors::SafetensorsFile;
 use super::source::{ModelSource, Weights, read_json, weights};
@@ -27,6 +29,8 @@ pub struct Checkpoint {
     tensors: Tensors,
     /// What the names lack that families ask for, if the file is that of the base model (`LlamaModel`, `GPT2Model`).
     left_out: Option<&'static str>,
+    /// Whether the text model is a part of one that reads images too.
+    is_nested: bool,
     /// Whether the unembedding is the embedding.
     tied: bool,
     /// Names read so far, as they are stored.
@@ -103,22 +107,24 @@ impl Checkpoint {
                 (config, open_directory(path)?)
             }
         };
-        Ok(Self::new(path, config, tensors))
+        Self::new(path, config, tensors)
     }
 
     /// The configuration of a directory whose weights may not be there.
     pub fn open_configuration(directory: &Path) -> Result<Self> {
         let config = read_json(&directory.join("config.json"))?;
-        Ok(Self::new(directory.to_path_buf(), config, Tensors::Absent))
+        Self::new(directory.to_path_buf(), config, Tensors::Absent)
     }
 
-    fn new(path: PathBuf, config: Value, tensors: Tensors) -> Self {
+    fn new(path: PathBuf, config: Value, tensors: Tensors) -> Result<Self> {
+        let text = text_config(&config).with_context(|| path.display().to_string())?;
+        let (is_nested, config) = (text.is_some(), text.unwrap_or(config));
         let names = tensors.names();
         let is_whole = names.iter().any(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
         let is_absent = matches!(tensors, Tensors::Absent);
-        let left_out = if is_whole || is_absent { None } else { base_prefix(&config) };
+        let left_out = if is_whole || is_absent || is_nested { None } else { base_prefix(&config) };
         let (keys, read) = (Map::new(), Mutex::default());
-        Self { path, config, keys, spellings: &[], tensors, left_out, tied: false, read }
+        Ok(Self { path, config, keys, spellings: &[], tensors, left_out, is_nested, tied: false, read })
     }
 
     /// Says that the unembedding is the embedding: then a file may have either.
@@ -130,7 +136,7 @@ impl Checkpoint {
         &self.path
     }
 
-    /// The configuration as it is written.
+    /// The configuration as it is written; of a model that reads images too, that of its text model.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -204,10 +210,12 @@ impl Checkpoint {
     }
 
     /// The name that the file has for a tensor.
-    fn stored<'a>(&self, name: &'a str) -> Option<&'a str> {
+    fn stored<'a>(&self, name: &'a str) -> Option<Cow<'a, str>> {
         let of_base = self.left_out.and_then(|prefix| name.strip_prefix(prefix));
         let head = ENDS.iter().find(|(embedding, _)| self.tied && *embedding == name).map(|(_, head)| *head);
-        [Some(name), of_base, head].into_iter().flatten().find(|name| self.tensors.has(name))
+        let names = [Some(name), of_base, head].into_iter().flatten();
+        let nested = names.clone().filter(|_| self.is_nested).flat_map(stored_names).map(Cow::Owned);
+        names.map(Cow::Borrowed).chain(nested).find(|name| self.tensors.has(name))
     }
 
     /// Says that the tensors whose names begin so are no part of the model as it is run here, and how many they are.
@@ -240,12 +248,12 @@ impl Checkpoint {
         match &self.tensors {
             Tensors::Safetensors(shards) => {
                 let name = stored()?;
-                let dtype = shards.of(name).and_then(|file| file.dtype(name));
+                let dtype = shards.of(&name).and_then(|file| file.dtype(&name));
                 Ok(dtype.with_context(missing)?.to_string())
             }
             Tensors::Pickle(shards) => {
                 let name = stored()?;
-                let info = shards.of(name).and_then(|f| f.tensor_infos().get(name));
+                let info = shards.of(&name).and_then(|f| f.tensor_infos().get(&*name));
                 Ok(info.with_context(missing)?.dtype.as_str().to_uppercase())
             }
             Tensors::Gguf(file) => file.dtype(name).with_context(missing),
@@ -273,8 +281,8 @@ impl Checkpoint {
             "rotary_emb.inv_freq",
         ];
         let read = self.read.lock().unwrap_or_else(|e| e.into_inner());
-        let left: Vec<&String> =
-            all.iter().filter(|n| !read.contains(*n) && !computed.iter().any(|c| n.ends_with(c))).collect();
+        let is_other = |n: &str| computed.iter().any(|c| n.ends_with(c)) || self.is_nested && is_of_another_part(n);
+        let left: Vec<&String> = all.iter().filter(|n| !read.contains(*n) && !is_other(n)).collect();
         ensure!(
             left.is_empty(),
             "{}: the checkpoint has tensors that its configuration does not explain ({}{}); this variant is not \
@@ -314,7 +322,7 @@ impl Checkpoint {
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let stored = self.stored(name).with_context(|| self.missing(name))?;
         self.read.lock().unwrap_or_else(|e| e.into_inner()).insert(stored.to_string());
-        let values = without_panic(|| self.values(stored, shape)).with_context(|| {
+        let values = without_panic(|| self.values(&stored, shape)).with_context(|| {
             format!("{}: the tensor `{name}` cannot be read{}", self.path.display(), self.asked_for())
         })?;
         if let Some((i, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {

@@ -24,6 +24,7 @@ mod families;
 mod fold;
 mod gguf;
 pub mod hub;
+mod nested;
 mod non_finite;
 mod pickle;
 pub mod provision;

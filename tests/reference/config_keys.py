@@ -35,6 +35,8 @@ POSITIONS, STEP = [11, 23], 17
 # Logits that differ by less than SAME are the same. What is stored of those that differ must differ by more than FAR.
 SAME, FAR = 1e-5, 3e-4
 DROPPED = object()
+# Where a model that reads images too has the configuration of its text model: there the keys are changed.
+TEXT = "text_config"
 VERBOSE = "-v" in sys.argv
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
@@ -330,19 +332,19 @@ def stored(logits):
 def cases(name: str, source: Path, folder: Path):
     """What each change comes to, and the distinct outcomes."""
     shutil.copy(source / "model.safetensors", folder)
-    config = json.loads((source / "config.json").read_text())
-    found = Outcomes(logits(folder, config)[0])
-    out = []
+    whole = json.loads((source / "config.json").read_text())
+    found = Outcomes(logits(folder, whole)[0])
+    config, out = whole.get(TEXT, whole), []
     for change in distinct(config):
         changed = {key: value for key, value in (config | change).items() if value is not DROPPED}
-        now, why = logits(folder, changed)
+        now, why = logits(folder, whole | {TEXT: changed} if TEXT in whole else changed)
         values = {key: value for key, value in change.items() if value is not DROPPED}
         dropped = [key for key, value in change.items() if value is DROPPED]
         case = ({"set": values} if values else {}) | ({"drop": dropped} if dropped else {})
         out.append(case | {"logits": "refused" if now is None else found.place(now)})
         if VERBOSE:
             print(name, json.dumps(out[-1]), why)
-    return out, found.logits
+    return out, found.logits, TEXT if TEXT in whole else None
 
 
 def main(names):
@@ -352,9 +354,10 @@ def main(names):
     OUT.mkdir(exist_ok=True)
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            out, found = cases(name, FIXTURES / "families" / name, Path(folder))
+            out, found, within = cases(name, FIXTURES / "families" / name, Path(folder))
         values = [[round(x, 5) for x in stored(one).tolist()] for one in found]
         head = f'"tokens": {TOKENS}, "positions": {POSITIONS}, "step": {STEP}'
+        head += f', "within": "{within}"' if within else ""
         lines = [",\n".join("  " + json.dumps(entry) for entry in entries) for entries in (out, values)]
         (OUT / f"{name}.json").write_text(f'{{{head},\n"cases": [\n{lines[0]}\n],\n"logits": [\n{lines[1]}\n]}}\n')
         counts = [sum(test(case["logits"]) for case in out) for test in (

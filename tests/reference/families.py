@@ -260,6 +260,12 @@ FAMILIES |= {
              "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50.0},
              "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}],
         torch.bfloat16),
+    "gemma3-with-images": Family(
+        "Gemma3ForConditionalGeneration",
+        GATED | RMS | {
+            "head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        [{"query_pre_attn_scalar": 8}, {"sliding_window": 6}], torch.bfloat16),
     "olmo2": Family(
         "Olmo2ForCausalLM", GATED | RMS | rope(5000.0) | {"attention_bias": True},
         [rope(50.0), {"rms_norm_eps": 1e-6}]),
@@ -276,7 +282,13 @@ FAMILIES |= {
 
 def build(family: Family, **changes):
     kind = getattr(mimo if family.model.startswith("MiMo") else transformers, family.model)
-    return kind(kind.config_class(**COMMON | family.settings | changes))
+    settings = COMMON | family.settings | changes
+    if "text_config" in kind.config_class.sub_configs:
+        # A model that reads images too; only its text model is measured.
+        vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+                  "image_size": 4, "patch_size": 2}
+        settings = {"text_config": settings, "vision_config": vision, "mm_tokens_per_image": 1, "pad_token_id": None}
+    return kind(kind.config_class(**settings))
 
 
 @torch.no_grad()

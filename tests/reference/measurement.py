@@ -56,6 +56,7 @@ LAYOUTS = {
     "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "self_attn_layer_norm",
                   output="self_attn.out_proj", mlp="fc2", down="fc2"),
     "gemma2": AFTER_BOTH, "gemma3_text": AFTER_BOTH,
+    "gemma3": replace(AFTER_BOTH, blocks="model.language_model.layers", final_norm="model.language_model.norm"),
     "olmo2": replace(AFTER_BOTH, attention_norm=None), "olmo3": replace(AFTER_BOTH, attention_norm=None),
     "phi": Layout(final_norm="model.final_layernorm", output="self_attn.dense", down="mlp.fc2"),
     "starcoder2": Layout(down="mlp.c_proj"),
@@ -141,8 +142,8 @@ class Measurement:
     """One model; a forward pass that can replace what its parts write, and says what every component wrote."""
 
     def __init__(self, model):
-        self.model, c = model, model.config
-        self.layout = layout_of(c)
+        self.model, c = model, model.config.get_text_config()
+        self.layout = layout_of(model.config)
         # Granite adds a multiple of what a part writes to the stream. It counts as part of W_O and W_out.
         self.multiplier = getattr(c, "residual_multiplier", 1.0)
         self.blocks = model.get_submodule(self.layout.blocks)
@@ -377,7 +378,7 @@ class Effects:
     def centred_logit(self, seen):
         """[B, positions]: the target's logit less the mean logit, both before any soft-capping."""
         logits = self.targets.at(seen["logits"])
-        cap = getattr(self.m.model.config, "final_logit_softcapping", None)
+        cap = getattr(self.m.model.config.get_text_config(), "final_logit_softcapping", None)
         if cap:
             logits = cap * torch.atanh(logits / cap)
         return self.targets.pick(logits - logits.mean(-1, keepdim=True))

@@ -1,4 +1,4 @@
-"""Writes a checkpoint of the size of GPT-2 or Pythia with random weights, to measure speed on.
+"""Writes a checkpoint of the size of GPT-2, Pythia or Gemma 3 with random weights, to measure speed on.
 
     pip install numpy safetensors
     python tests/reference/random_checkpoint.py gpt2-small /tmp/gpt2
@@ -65,7 +65,30 @@ def pythia(heads, layers):
     return config, tensors
 
 
-MODELS = {"gpt2-small": (gpt2, 12, 12), "pythia-160m": (pythia, 12, 12), "pythia-410m": (pythia, 16, 24)}
+def gemma3(heads, layers):
+    """Heads are 256 wide, and all of them read one key and value. The vocabulary is an eighth of the published one."""
+    d, width, m, vocab = 160 * heads, 256, 512 * heads, 32768
+    config = dict(model_type="gemma3_text", architectures=["Gemma3ForCausalLM"], hidden_size=d, intermediate_size=m,
+                  num_attention_heads=heads, num_key_value_heads=1, head_dim=width, num_hidden_layers=layers,
+                  hidden_activation="gelu_pytorch_tanh", rms_norm_eps=1e-6, query_pre_attn_scalar=256,
+                  sliding_window=512, max_position_embeddings=32768, vocab_size=vocab, bos_token_id=1, eos_token_id=0)
+    tensors = {"model.embed_tokens.weight": weight(vocab, d), "model.norm.weight": np.zeros(d, np.float32)}
+    for i in range(layers):
+        at = f"model.layers.{i}"
+        for name in ["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
+                     "post_feedforward_layernorm"]:
+            tensors[f"{at}.{name}.weight"] = np.zeros(d, np.float32)
+        for name in ["q_norm", "k_norm"]:
+            tensors[f"{at}.self_attn.{name}.weight"] = np.zeros(width, np.float32)
+        for name, shape in [("self_attn.q_proj", (heads * width, d)), ("self_attn.k_proj", (width, d)),
+                            ("self_attn.v_proj", (width, d)), ("self_attn.o_proj", (d, heads * width)),
+                            ("mlp.gate_proj", (m, d)), ("mlp.up_proj", (m, d)), ("mlp.down_proj", (d, m))]:
+            tensors[f"{at}.{name}.weight"] = weight(*shape)
+    return config, tensors
+
+
+MODELS = {"gpt2-small": (gpt2, 12, 12), "pythia-160m": (pythia, 12, 12), "pythia-410m": (pythia, 16, 24),
+          "gemma3-270m": (gemma3, 4, 18)}
 
 if __name__ == "__main__":
     make, heads, layers = MODELS[sys.argv[1]]

@@ -68,6 +68,7 @@ families! {
     gemma: "gemma",
     gemma_2: "gemma2",
     gemma_3: "gemma3",
+    gemma_3_with_images: "gemma3-with-images",
     gpt2: "gpt2",
     gpt2_of_stanford: "gpt2-stanford",
     gpt_bigcode: "gpt_bigcode",

@@ -118,16 +118,17 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
             None => graphs::ablate(a, l, &stored, weights.name()).save(directory)?,
             Some((gamma, _)) => graphs::ablate_before_norm(a, l, &stored, gamma, weights.name()).save(directory)?,
         }
-        let before = if a.parallel { l.checked_sub(1).map(|before| &heads[before].w_o) } else { Some(&stored.w_o) };
-        if let Some(w_o) = before.filter(|_| a.reads_by_difference()) {
+        let own = stored.head_weights();
+        let before = if a.parallel { l.checked_sub(1).map(|before| &heads[before]) } else { Some(&own) };
+        if let Some(writes) = before {
             if a.parallel {
                 graphs::attention(a, l, &stored, prompt_len, weights.name(), Variant::AfterHead).save(directory)?;
             }
             graphs::mlp(a, l, &stored, weights.name(), Variant::AfterHead).save(directory)?;
             readers::clean_reads(a, l, &stored, weights.name()).save(directory)?;
-            readers::combined(a, l, &stored, w_o, weights.name()).save(directory)?;
+            readers::combined(a, l, &stored, writes, weights.name()).save(directory)?;
         }
-        heads.push(stored.into_head_weights());
+        heads.push(own);
         bar.inc(1);
     }
     let ends = EndWeights::append(&mut weights, model.ends()?, attention_biases)?;

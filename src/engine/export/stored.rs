@@ -76,8 +76,9 @@ impl StoredLayer {
     }
 
     /// What the layer's heads write with.
-    pub fn into_head_weights(self) -> HeadWeights {
-        HeadWeights { w_o: self.w_o, write_norm: self.write_norms.map(|(of_attention, _)| of_attention) }
+    pub fn head_weights(&self) -> HeadWeights {
+        let write_norm = self.write_norms.as_ref().map(|(of_attention, _)| of_attention.clone());
+        HeadWeights { w_o: self.w_o.clone(), write_norm }
     }
 }
 

@@ -58,6 +58,11 @@ impl GraphProto {
     fn weight_to_pad(&self, product: &NodeProto, x: &str, aliased: usize) -> Option<String> {
         let is_product = product.op_type == "MatMul" && product.input[0] == x && product.input[1] != x;
         let weight = self.initializer.iter().find(|t| is_product && t.name == product.input[1])?;
+        // Another product of the same weight would read rows without zeros.
+        let readers = self.node.iter().flat_map(|n| &n.input).filter(|input| **input == weight.name);
+        if readers.count() > 1 {
+            return None;
+        }
         let [rows, _] = weight.dims[..] else { return None };
         let is_aliased = !weight.external_data.is_empty() && (rows as usize).is_multiple_of(aliased);
         is_aliased.then(|| weight.name.clone())

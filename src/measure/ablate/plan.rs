@@ -133,7 +133,7 @@ impl<'a> Plan<'a> {
     /// Layers that read ablated heads first, where they can do so by differences: projections along u are none of z.
     fn first_readers(&self) -> Vec<usize> {
         let is_of_z = |kind: &Kind| matches!(kind, Kind::Resample | Kind::Mean | Kind::Zero);
-        if !self.architecture.reads_by_difference() || !self.kinds.iter().any(is_of_z) {
+        if !self.kinds.iter().any(is_of_z) {
             return vec![];
         }
         let heads = self.groups.keys().filter(|(_, component)| *component == Component::Head);
@@ -250,8 +250,8 @@ impl<'a> Plan<'a> {
         let mut keep = self.keep_of_partners();
         for &(layer, component) in self.groups.keys() {
             if component == Component::Head && self.architecture.write_norms {
-                (keep[layer].residual_pre, keep[layer].attention_linear) = (true, true);
-                continue;
+                let k = &mut keep[layer];
+                (k.residual_pre, k.attention_linear, k.attention_out) = (true, true, true);
             }
             match place(self.architecture, component) {
                 Place::Mid => keep[layer].mid = true,

@@ -65,12 +65,14 @@ impl Replacement {
         let heads = int_tensor(&[runs.len()], heads)?;
         if engine.architecture.write_norms {
             let positions = work.clean.effects.positions;
+            let by_z_alone = along.iter().all(Option::is_none);
             let along = along.into_iter().flat_map(|along| along.unwrap_or_else(|| vec![0.0; positions]));
             let along = tensor(&[runs.len(), positions], along.map(|along| along as f32).collect())?;
             let kept = &work.clean.layers[layer];
             let changes = [&heads, &z_changes, &along];
             let (stream, scale) = engine.replace_heads_before_norm(layer, kept, prompts, changes, &work.directions)?;
-            return Ok(Self { stream, own: OwnChange { effects, write_scale: Some(scale) }, heads: None });
+            let own = OwnChange { effects, write_scale: Some(scale) };
+            return Ok(Self { stream, own, heads: by_z_alone.then_some((z_changes, heads)) });
         }
         let base = base(work, &engine.architecture, layer, Component::Head)?;
         let mut stream = engine.replace_heads(layer, base, prompts, &heads, &z_changes)?;

@@ -17,7 +17,7 @@ use crate::repair::{AblatedComponent, repair};
 use selfrepair_core::components::{Component, Hold};
 use selfrepair_core::interrupt;
 use selfrepair_core::prompts::TargetRow;
-use selfrepair_engine::runtime::{rows, view};
+use selfrepair_engine::runtime::{rows, tensor, view};
 use selfrepair_engine::{Ablated, CleanBatch, Directions, Engine, HeadChange, HoldMasks, Kept, Suffix};
 
 /// Everything that the ablations of some prompts of equal length read.
@@ -142,11 +142,9 @@ impl<'a> Work<'a> {
     }
 
     fn clean_reads(&self, engine: &mut Engine, layer: usize) -> Result<Option<Vec<DynValue>>> {
-        if !self.plan.architecture.reads_by_difference() {
-            return Ok(None);
-        }
         let reader = self.plan.first_reader(layer);
-        engine.clean_reads(reader, base(self, self.plan.architecture, layer, Component::Head)?)
+        let written = self.clean.layers[layer].attention_out.as_ref();
+        engine.clean_reads(reader, base(self, self.plan.architecture, layer, Component::Head)?, written)
     }
 
     /// What each hold of the plan holds where.
@@ -184,7 +182,8 @@ impl<'a> Work<'a> {
             None => None,
             Some((reads, (z_change, heads))) => {
                 let clean = base(self, self.plan.architecture, group.layer, group.component)?;
-                Some(HeadChange { z_change, heads, clean, reads })
+                let write_scales = self.write_scales(group.layer, replacement.own.write_scale.as_ref())?;
+                Some(HeadChange { z_change, heads, clean, reads, write_scales })
             }
         };
         let ablated = engine.suffix(Suffix {
@@ -203,6 +202,16 @@ impl<'a> Work<'a> {
             self.read(engine, group, &ablated, &replacement.own, b, p, item, shard, tally)?;
         }
         Ok(())
+    }
+
+    /// Scales of the norm on what a layer's attention writes, if there is one: clean, and with heads replaced.
+    fn write_scales(&self, layer: usize, replaced: Option<&Vec<f32>>) -> Result<Option<[DynValue; 2]>> {
+        let Some(replaced) = replaced else { return Ok(None) };
+        let of_runs = |scale: &Vec<f32>| {
+            let positions = self.clean.effects.positions;
+            tensor(&[scale.len() / positions, positions], scale.clone())
+        };
+        Ok(Some([of_runs(&self.directions.write_scales.attention[layer])?, of_runs(replaced)?]))
     }
 
     /// What run `b` of a batch says about each token.
