@@ -31,8 +31,10 @@ pub struct Architecture {
     pub write_norms: bool,
     /// Attention and MLP read the same stream and are added together (else the MLP reads what attention wrote).
     pub parallel: bool,
-    /// Rotary positions; without them, positions are learned vectors added to the embedding.
+    /// Rotary positions; without them and ALiBi, positions are learned vectors added to the embedding.
     pub rotary: Option<Rotary>,
+    /// Positions as biases of the scores of attention.
+    pub alibi: Option<Alibi>,
     /// Rotary positions of layers with a window, where they differ.
     pub window_rotary: Option<Rotary>,
     /// Queries and keys are RMS-normed before positions are applied.
@@ -82,6 +84,34 @@ pub struct Rotary {
     /// The longest prompt that has these frequencies, if there is a limit: LongRoPE has others beyond the context of the
     /// training.
     pub longest: Option<usize>,
+}
+
+/// Biases of the scores of attention (ALiBi): each head's grow with the position of the key. A softmax sees differences
+/// only, so they are as good as ones that fall with its distance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alibi {
+    /// Each head's growth for a position.
+    pub slopes: Vec<f32>,
+    /// Slopes, positions and their products are rounded to bfloat16.
+    pub is_bfloat16: bool,
+    /// What the products are multiplied by.
+    pub factor: f32,
+}
+
+impl Alibi {
+    /// Of all heads, for a key at this position.
+    pub fn biases(&self, position: usize) -> Vec<f32> {
+        let rounded = |x: f32| if self.is_bfloat16 { to_bfloat16(x) } else { x };
+        let position = rounded(position as f32);
+        self.slopes.iter().map(|&slope| rounded(rounded(slope) * position) * self.factor).collect()
+    }
+}
+
+/// The nearest bfloat16, ties to even.
+fn to_bfloat16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    f32::from_bits(nearest & 0xffff_0000)
 }
 
 /// What differs between the attentions of one model's layers.
@@ -180,7 +210,7 @@ impl Architecture {
     }
 
     pub fn learned_positions(&self) -> bool {
-        self.rotary.is_none()
+        self.rotary.is_none() && self.alibi.is_none()
     }
 
     /// The rotary positions of a layer, if it has any.

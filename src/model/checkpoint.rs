@@ -146,6 +146,12 @@ impl Checkpoint {
         (self.keys, self.spellings) = (keys, spellings);
     }
 
+    /// The name that the configuration has for a key.
+    pub fn spelling<'a>(&self, key: &'a str) -> &'a str {
+        let others = self.spellings.iter().filter(|(_, own)| *own == key).map(|(other, _)| *other);
+        others.chain([key]).find(|name| self.config.get(name).is_some()).unwrap_or(key)
+    }
+
     /// A key of the configuration, or the family's default; `None` if it has neither.
     pub fn given(&self, key: &str) -> Option<&Value> {
         self.keys.get(key)
@@ -302,11 +308,10 @@ impl Checkpoint {
     fn asked_for(&self) -> String {
         let decides = |value: &Value| value.is_u64() || value.is_boolean() || value.is_null();
         let keys = self.keys.iter().filter(|(_, value)| decides(value)).map(|(key, value)| {
-            let others = self.spellings.iter().filter(|(_, own)| own == key).map(|(other, _)| *other);
-            let mut names = others.chain([key.as_str()]);
-            match names.find(|name| self.config.get(name).is_some()) {
-                Some(name) => format!("`{name}` = {value}"),
-                None => format!("`{key}` = {value} (default)"),
+            let name = self.spelling(key);
+            match self.config.get(name) {
+                Some(_) => format!("`{name}` = {value}"),
+                None => format!("`{name}` = {value} (default)"),
             }
         });
         let keys: Vec<String> = keys.collect();
@@ -368,7 +373,7 @@ impl Tensors {
 /// What the class with a head puts before the names of the base model (transformers: `base_model_prefix`).
 fn base_prefix(config: &Value) -> Option<&'static str> {
     Some(match config["model_type"].as_str()? {
-        "codegen" | "falcon" | "gpt2" | "gpt_bigcode" | "gpt_neo" | "gptj" => "transformer.",
+        "bloom" | "codegen" | "falcon" | "gpt2" | "gpt_bigcode" | "gpt_neo" | "gptj" | "mpt" => "transformer.",
         "gpt_neox" => "gpt_neox.",
         _ => "model.",
     })

@@ -35,7 +35,8 @@ mod unique;
 use anyhow::{Context, Result};
 
 pub use architecture::{
-    Activation, Architecture, AttentionKind, Ends, LayerWeights, Linear, Norm, NormWeights, QkNorm, Rotary, WriteNorms,
+    Activation, Alibi, Architecture, AttentionKind, Ends, LayerWeights, Linear, Norm, NormWeights, QkNorm, Rotary,
+    WriteNorms,
 };
 pub use checkpoint::Checkpoint;
 pub use fold::FoldedBiases;

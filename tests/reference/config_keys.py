@@ -24,6 +24,7 @@ import torch
 import transformers
 
 import mimo  # so that transformers knows it  # noqa: F401
+from measurement import attention_implementation
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 OUT = FIXTURES / "config-keys"
@@ -55,7 +56,13 @@ SETTINGS = {
     "num_hidden_layers": [2, 3, 4], "n_layer": [2], "num_layers": [2], "num_key_value_heads": [1, 2, 4, None],
     "head_dim": [4, 6, 8, None], "intermediate_size": [44, 48, None], "n_inner": [48], "ffn_dim": [48],
     "vocab_size": [383], "max_position_embeddings": [32, None], "n_positions": [32], "n_ctx": [32],
-    "max_sequence_length": [32],
+    "max_sequence_length": [32], "max_seq_len": [32, 16, None],
+    "attn_config": [
+        None, {}, {"softmax_scale": None}, {"softmax_scale": 0.5}, {"clip_qkv": 0.5}, {"clip_qkv": None},
+        {"alibi": False}, {"alibi_bias_max": 4}, {"qk_ln": True}, {"prefix_lm": True},
+        {"attn_type": "multiquery_attention"}, {"softmax_scale": "text"}, {"clip_qkv": "text"},
+    ],
+    "apply_residual_connection_post_layernorm": [True, False], "slow_but_exact": [True],
     # Rotary positions.
     "rope_theta": [50.0, 50, None, "50"], "rotary_emb_base": [50.0, 50, None],
     "rotary_pct": [1.0, 0.5, 0.4, 0.25, None],
@@ -270,6 +277,8 @@ def distinct(config: dict):
     """The changes that change something, each once."""
     seen = set()
     for change in changes(config):
+        if "output_attentions" in change and attention_implementation(config) != "eager":
+            continue  # which the other does not have
         change = {
             key: value for key, value in change.items()
             if (key in config if value is DROPPED else key not in config or text(config[key]) != text(value))}
@@ -289,7 +298,8 @@ def logits(folder: Path, config: dict):
     (folder / "config.json").write_text(json.dumps(config))
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+            folder, dtype=torch.float32, attn_implementation=attention_implementation(config),
+            output_loading_info=True)
         if info["missing_keys"] or info["mismatched_keys"]:
             return None, "weights are missing: " + " ".join(sorted(map(str, info["missing_keys"]))[:2])
         found = model.eval()(input_ids=torch.tensor([TOKENS]), use_cache=False, return_dict=True).logits[0]

@@ -24,7 +24,8 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 import mimo
-from measurement import WEIGHT_IS_GAMMA_LESS_1, Effects, Measurement, bias_of, inputs, load
+from measurement import (
+    WEIGHT_IS_GAMMA_LESS_1, Effects, Measurement, attention_implementation, bias_of, inputs, load)
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 # Small enough that the fixtures are, while every layer still has heads before and after it to repair or be repaired.
@@ -203,6 +204,18 @@ FAMILIES = {
     "falcon-serial": Family(
         "FalconForCausalLM", {"multi_query": False, "parallel_attn": False, "bias": True} | rope(5000.0),
         [rope(50.0), {"activation": "gelu_new"}], torch.bfloat16),
+    "falcon-alibi": Family(
+        "FalconForCausalLM", {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True},
+        [{"alibi": False}], torch.bfloat16),
+    # Numbers of heads that are no power of two; the MLP is four times as wide as the stream.
+    "bloom": Family(
+        "BloomForCausalLM", {"num_attention_heads": 6, "layer_norm_epsilon": 0.01}, [{"layer_norm_epsilon": 1e-5}],
+        torch.float16),
+    "mpt": Family(
+        "MptForCausalLM",
+        {"num_attention_heads": 6, "layer_norm_epsilon": 0.01, "max_seq_len": 64,
+         "attn_config": {"softmax_scale": 0.3, "alibi": True}},
+        [{"attn_config": {}}, {"layer_norm_epsilon": 1e-5}], torch.bfloat16),
     "mimo": Family(
         "MiMoForCausalLM", GATED | RMS | rope(5000.0) | {"head_dim": 6, "num_nextn_predict_layers": 1},
         [rope(50.0), {"rms_norm_eps": 1e-6}], torch.bfloat16, published=True),
@@ -366,7 +379,8 @@ def check(name: str, folder: Path, e: Effects):
 
     # The model in float32, with nothing hooked and nothing set.
     plain = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager").eval()
+        folder, dtype=torch.float32,
+        attn_implementation=attention_implementation(m.model.config.to_dict())).eval()
     gaps["float32"] = (logits_with(plain, tokens) - e.clean["logits"]).abs().max().item()
     assert gaps["float32"] < 1e-3, f"{name}: the hooks must not change the model"
 

@@ -5,6 +5,7 @@ norms, softmax and rotary angles of most families). Nothing here is shared with 
 `pipeline tables` describes the columns.
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,6 +48,11 @@ LAYOUTS = {
     "gpt_bigcode": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn", "attn.c_proj", down="mlp.c_proj"),
     "falcon": Layout("transformer.h", "transformer.ln_f", attention="self_attention", output="self_attention.dense",
                      down="mlp.dense_4h_to_h"),
+    # Their MLP adds to the stream itself.
+    "bloom": Layout("transformer.h", "transformer.ln_f", attention="self_attention", output="self_attention.dense",
+                    mlp="mlp.dense_4h_to_h", down="mlp.dense_4h_to_h"),
+    "mpt": Layout("transformer.blocks", "transformer.norm_f", "norm_1", "attn", "attn.out_proj", "ffn.down_proj",
+                  "ffn.down_proj"),
     "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "self_attn_layer_norm",
                   output="self_attn.out_proj", mlp="fc2", down="fc2"),
     "gemma2": AFTER_BOTH, "gemma3_text": AFTER_BOTH,
@@ -66,11 +72,18 @@ def layout_of(config):
     return layout
 
 
+def attention_implementation(config: dict):
+    """Eager, but for Falcon with ALiBi, which transformers 5.24 adds twice to the scores of eager attention."""
+    return "sdpa" if config["model_type"] == "falcon" and config.get("alibi") else "eager"
+
+
 def load(path: Path):
     options = {"attn_implementation": "eager", "dtype": torch.float32}
     if path.suffix == ".gguf":
         model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
     else:
+        options["attn_implementation"] = attention_implementation(
+            json.loads((path / "config.json").read_text()))
         model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
     for module in model.modules():
         # GPT-2 with this set insists on float32, and computes the same as without.
@@ -151,8 +164,9 @@ class Measurement:
         self.write_modules = [[block.get_submodule(name) for name in names] for block in self.blocks]
         self.write_norms = [[self.norm_of(module) for module in modules] for modules in self.write_modules]
         head = model.get_output_embeddings()
-        # Cohere and Granite scale the logits, which counts as part of W_U.
-        self.w_u = head.weight.detach() * getattr(c, "logit_scale", 1.0) / getattr(c, "logits_scaling", 1.0)
+        # Cohere and Granite scale the logits, which counts as part of W_U. (MPT has the key too, and ignores it.)
+        scale = c.logit_scale if c.model_type == "cohere" else 1 / getattr(c, "logits_scaling", 1.0)
+        self.w_u = head.weight.detach() * scale
         self.centred = self.w_u - self.w_u.mean(0)
         b_u = bias_of(head, len(self.w_u))
         self.centred_bias = b_u - b_u.mean()
@@ -181,6 +195,8 @@ class Measurement:
             values = fused(beta)[-self.d_head:]
         elif c.model_type == "gpt_bigcode":  # as query_key_value
             values = attention.c_attn(beta).view(self.heads, 3, self.d_head)[:, 2]
+        elif c.model_type == "mpt":  # all heads' queries, then keys, then values
+            values = attention.Wqkv(beta).chunk(3)[2]
         elif hasattr(attention, "c_attn"):  # all heads' queries, then keys, then values
             values = attention.c_attn(beta).chunk(3)[2]
         elif hasattr(attention, "query_key_value"):  # head after head, each with its query, key and value

@@ -58,9 +58,11 @@ macro_rules! families {
 }
 
 families! {
+    bloom: "bloom",
     codegen: "codegen",
     cohere: "cohere",
     falcon: "falcon",
+    falcon_with_alibi: "falcon-alibi",
     falcon_with_grouped_queries: "falcon-new",
     falcon_with_serial_residual: "falcon-serial",
     gemma: "gemma",
@@ -81,6 +83,7 @@ families! {
     mimo: "mimo",
     ministral: "ministral",
     mistral: "mistral",
+    mpt: "mpt",
     nemotron: "nemotron",
     olmo: "olmo",
     olmo_2: "olmo2",

@@ -9,7 +9,7 @@ use super::onnx::{Dim, GraphBuilder, Role, Stored, float, int, ints, string};
 use super::readers::{Reading, norm_scale};
 use super::stored::StoredLayer;
 use crate::hooks::{HookPoint, Projection};
-use selfrepair_model::{Activation, Architecture, Norm, QkNorm, Rotary};
+use selfrepair_model::{Activation, Alibi, Architecture, Norm, QkNorm, Rotary};
 
 pub const B: Dim = Dim::Name("B");
 pub const P: Dim = Dim::Name("P");
@@ -89,6 +89,10 @@ pub fn attention(
         (Variant::Masked, _) => Some(g.input(HookPoint::Mask, &[S, S], "0 where a position may look, −∞ where not")),
         (_, Some(window)) => Some(window_mask(&mut g, &residual, window, prompt_len)),
         (_, None) => None,
+    };
+    let mask = match &a.alibi {
+        Some(alibi) => Some(alibi_bias(&mut g, alibi, &residual, &positions, mask, prompt_len)),
+        None => mask,
     };
     let z = HookPoint::HookZ.name();
     let free = if variant == Variant::Held { "z_not_held" } else { &z };
@@ -389,6 +393,36 @@ fn rotary_tables(g: &mut GraphBuilder, rotary: &Rotary, prompt_len: usize) -> (S
     let cos = g.constant("cos", &[prompt_len, pairs], &table(f64::cos));
     let sin = g.constant("sin", &[prompt_len, pairs], &table(f64::sin));
     (cos, sin)
+}
+
+/// Biases [1, H, S, S] to add to the scores: those of the keys' positions, and the mask if there is one.
+fn alibi_bias(
+    g: &mut GraphBuilder,
+    alibi: &Alibi,
+    residual: &str,
+    positions: &str,
+    mask: Option<String>,
+    prompt_len: usize,
+) -> String {
+    let heads = alibi.slopes.len();
+    let table: Vec<f32> = (0..prompt_len).flat_map(|position| alibi.biases(position)).collect();
+    let table = g.constant("alibi", &[prompt_len, heads], &table);
+    // All rows of a batch have the same positions.
+    let [from, to] = [0, 1].map(|i| g.int_constant(&format!("alibi_row_{i}"), &[i]));
+    let positions = g.node("Slice", &[positions, &from, &to], "alibi_positions", vec![]);
+    let of_keys = g.node("Gather", &[&table, &positions], "alibi_of_keys", vec![]);
+    let by_head = g.node("Transpose", &[&of_keys], "alibi_by_head", vec![ints("perm", &[0, 2, 1])]);
+    let axis = g.int_constant("alibi_axis", &[2]);
+    let of_queries = g.node("Unsqueeze", &[&by_head, &axis], "alibi_of_queries", vec![]);
+    match mask {
+        Some(mask) => g.node("Add", &[&of_queries, &mask], "alibi_masked", vec![]),
+        None => {
+            let length = g.node("Shape", &[residual], "alibi_length", vec![int("start", 1), int("end", 2)]);
+            let first = g.int_constant("alibi_heads", &[1, heads as i64]);
+            let shape = g.node("Concat", &[&first, &length, &length], "alibi_shape", vec![int("axis", 0)]);
+            g.node("Expand", &[&of_queries, &shape], "alibi_expanded", vec![])
+        }
+    }
 }
 
 /// A mask [S, S] to add to the scores: −∞ where a position looks back `window` places or more.

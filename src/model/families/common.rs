@@ -28,7 +28,9 @@ pub fn even_share(c: &Checkpoint, width_key: &str, heads_key: &str) -> Result<us
     let (width, heads) = (c.size(width_key)?, c.size(heads_key)?);
     ensure!(
         width.is_multiple_of(heads),
-        "a width of {width} (`{width_key}`) cannot be split among {heads} heads (`{heads_key}`) evenly"
+        "a width of {width} (`{}`) cannot be split among {heads} heads (`{}`) evenly",
+        c.spelling(width_key),
+        c.spelling(heads_key)
     );
     Ok(width / heads)
 }
@@ -41,6 +43,9 @@ const MOST_NUMBERED: usize = u16::MAX as usize;
 
 /// Heads of all layers. Published models have up to 16,128.
 const MOST_HEADS: usize = 1 << 20;
+
+/// The context of a family without one. No prompt is longer.
+const NO_LIMIT: usize = 1 << 24;
 
 /// Numbers of one matrix, and of all together (published models: 2 · 10¹²).
 const MOST_IN_MATRIX: u128 = 1 << 36;
@@ -91,16 +96,14 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         d_head,
         d_mlp,
         vocab: c.size("vocab_size")?,
-        context: match c.optional_size("max_position_embeddings")? {
-            Some(n) => n,
-            None => c.size("n_positions")?,
-        },
+        context: context(c)?,
         norm: Norm::Layer,
         norm_eps: 1e-5,
         read_norms: true,
         write_norms: false,
         parallel: false,
         rotary: None,
+        alibi: None,
         window_rotary: None,
         qk_norm: None,
         score_softcap: None,
@@ -115,6 +118,16 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
     };
     check_parameters(&a)?;
     Ok(a)
+}
+
+/// The longest prompt, where the family has a limit.
+fn context(c: &Checkpoint) -> Result<usize> {
+    for key in ["max_position_embeddings", "n_positions", "max_seq_len"] {
+        if let Some(positions) = c.optional_size(key)? {
+            return Ok(positions);
+        }
+    }
+    Ok(NO_LIMIT)
 }
 
 /// Sizes that are each plausible can still make a model that no machine holds.

@@ -1,14 +1,15 @@
-//! Falcon with rotary positions (`FalconForCausalLM`): layer norms, one matrix for q, k and v. Three layouts: Falcon-7B
+//! Falcon (`FalconForCausalLM`): layer norms, one matrix for q, k and v, rotary positions or ALiBi. Three layouts: Falcon-7B
 //! (one key-value head, parallel residual behind one norm), Falcon-40B (`new_decoder_architecture`: grouped-query heads,
 //! parallel residual behind two norms), and a serial one.
 
 use anyhow::{Result, ensure};
 
 use super::Family;
+use super::alibi::slopes;
 use super::common::{Sizes, activation, even_share, linear, norm, outputs, side_by_side, unembedding, with_sizes};
 use super::keys::{Kind, ROTARY};
 use super::rotary::{RotaryKeys, rotary};
-use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
+use crate::architecture::{Alibi, Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family {
@@ -96,12 +97,18 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
         c.config().get("head_dim").is_none(),
         "`head_dim` is not a key of this family: it is `hidden_size` / heads"
     );
-    ensure!(!flag(c, "alibi"), "the configuration has `alibi` = true, which is not supported yet");
     a.parallel = flag(c, "parallel_attn");
     check_norms(c, a.parallel)?;
     let bias = flag(c, "bias");
     a.norm_eps = c.epsilon("layer_norm_epsilon")?;
-    a.rotary = Some(rotary(c, d_head, &RotaryKeys::whole(10_000.0))?);
+    // transformers reads its keys beside ALiBi too.
+    let rotary = rotary(c, d_head, &RotaryKeys::whole(10_000.0))?;
+    match flag(c, "alibi") {
+        true => {
+            a.alibi = Some(Alibi { slopes: slopes(heads), is_bfloat16: true, factor: (d_head as f32).sqrt().recip() })
+        }
+        false => a.rotary = Some(rotary),
+    }
     a.activation = activation(c, "activation")?;
     a.biases = Biases { norm: true, qkv: bias, attention_out: bias, mlp_in: bias, mlp_out: bias, unembedding: false };
     a.dtype = c.dtype("transformer.h.0.mlp.dense_4h_to_h.weight")?;

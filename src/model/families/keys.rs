@@ -45,6 +45,8 @@ pub enum Kind {
     /// The same, with a decimal point.
     FloatShare,
     MaybeText,
+    /// A number with a decimal point, a text or null.
+    FloatOrText,
     MaybeObject,
     /// A whole number, a list of them, or null.
     Ids,
@@ -61,7 +63,7 @@ impl Kind {
             Self::MaybeWhole(None) | Self::MaybeFloat | Self::MaybeFlag | Self::MaybeList => Some(Value::Null),
             Self::Size | Self::GivenWhole | Self::Any => None,
             Self::Number | Self::MaybeNumber | Self::Share | Self::FloatShare => None,
-            Self::MaybeText | Self::MaybeObject | Self::Ids => None,
+            Self::MaybeText | Self::FloatOrText | Self::MaybeObject | Self::Ids => None,
         }
     }
 
@@ -83,6 +85,7 @@ impl Kind {
             Self::Share => is_share(),
             Self::FloatShare => value.is_f64() && is_share(),
             Self::MaybeText => value.is_string() || value.is_null(),
+            Self::FloatOrText => value.is_f64() || value.is_string() || value.is_null(),
             Self::MaybeObject => value.is_object() || value.is_null(),
             Self::Ids => {
                 value.is_null() || is_whole(value) || value.as_array().is_some_and(|ids| ids.iter().all(is_whole))
@@ -107,6 +110,7 @@ impl Kind {
             Self::Share => "a number from 0 to 1",
             Self::FloatShare => "a number from 0 to 1 with a decimal point",
             Self::MaybeText => "a text or null",
+            Self::FloatOrText => "a number with a decimal point, a text or null",
             Self::MaybeObject => "an object or null",
             Self::Ids => "a whole number, a list of them, or null",
         }

@@ -3,6 +3,8 @@
 //! To add a family, write its file, add its [`Family`] to [`find`], and give it a checkpoint in
 //! `tests/reference/families.py`. A family is supported if it agrees with Hugging Face transformers there.
 
+mod alibi;
+mod bloom;
 mod codegen;
 mod cohere;
 mod common;
@@ -19,6 +21,7 @@ mod granite;
 mod keys;
 mod llama;
 mod mimo;
+mod mpt;
 mod nemotron;
 mod olmo;
 mod olmo2;
@@ -55,13 +58,14 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str = "codegen, cohere, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, gpt_neox (Pythia), \
-    gptj, granite, llama, mimo, ministral, mistral, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, qwen2, qwen3, smollm3, \
-    stablelm, starcoder2";
+const NAMES: &str = "bloom, codegen, cohere, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
+    gpt_neox (Pythia), gptj, granite, llama, mimo, ministral, mistral, mpt, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, \
+    qwen2, qwen3, smollm3, stablelm, starcoder2";
 
 /// The family of a `model_type`.
 pub fn find(model_type: &str) -> Result<&'static Family> {
     Ok(match model_type {
+        "bloom" => &bloom::FAMILY,
         "codegen" => &codegen::FAMILY,
         "cohere" => &cohere::FAMILY,
         "falcon" => &falcon::FAMILY,
@@ -78,6 +82,7 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "llama" => &llama::LLAMA,
         "mimo" => &mimo::FAMILY,
         "ministral" | "mistral" => &llama::MISTRAL,
+        "mpt" => &mpt::FAMILY,
         "nemotron" => &nemotron::FAMILY,
         "qwen2" => &llama::QWEN2,
         "qwen3" => &llama::QWEN3,
@@ -108,7 +113,7 @@ mod tests {
             ("jamba", "recurrent"),
             ("bert", "encoder"),
             ("t5", "encoder with a decoder"),
-            ("bloom", "ALiBi"),
+            ("ctrl", "sinusoids"),
             ("mixtral", "mixtures of experts"),
             ("gemma4", "share keys and values"),
             ("llava", "images"),

@@ -30,7 +30,6 @@ pub fn reason(model_type: &str) -> Option<&'static str> {
         | "t5gemma2"
         | "umt5"
         | "whisper" => "it is an encoder with a decoder: the decoder reads a second stream",
-        "bloom" | "mpt" => "its positions are biases of the attention scores (ALiBi)",
         "ctrl" | "xglm" => "its positions are sinusoids",
         "openai-gpt" => "it normalizes the stream itself after each addition, so that no component adds to the logit",
         "dbrx" | "ernie4_5_moe" | "glm4_moe" | "granitemoe" | "granitemoeshared" | "jetmoe" | "mixtral" | "olmoe"
