@@ -266,6 +266,10 @@ FAMILIES |= {
             "head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 5,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         [{"query_pre_attn_scalar": 8}, {"sliding_window": 6}], torch.bfloat16),
+    "glm4": Family(
+        "Glm4ForCausalLM", GATED | RMS | {"head_dim": 8} | rope(5000.0, partial_rotary_factor=0.5),
+        [rope(50.0, partial_rotary_factor=0.5), rope(5000.0, partial_rotary_factor=1.0), {"rms_norm_eps": 1e-6}],
+        torch.bfloat16),
     "olmo2": Family(
         "Olmo2ForCausalLM", GATED | RMS | rope(5000.0) | {"attention_bias": True},
         [rope(50.0), {"rms_norm_eps": 1e-6}]),

@@ -56,6 +56,7 @@ LAYOUTS = {
     "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "self_attn_layer_norm",
                   output="self_attn.out_proj", mlp="fc2", down="fc2"),
     "gemma2": AFTER_BOTH, "gemma3_text": AFTER_BOTH,
+    "glm4": Layout(mlp="post_mlp_layernorm", write_norms=("post_self_attn_layernorm", "post_mlp_layernorm")),
     "gemma3": replace(AFTER_BOTH, blocks="model.language_model.layers", final_norm="model.language_model.norm"),
     "olmo2": replace(AFTER_BOTH, attention_norm=None), "olmo3": replace(AFTER_BOTH, attention_norm=None),
     "phi": Layout(final_norm="model.final_layernorm", output="self_attn.dense", down="mlp.fc2"),

@@ -69,6 +69,7 @@ families! {
     gemma_2: "gemma2",
     gemma_3: "gemma3",
     gemma_3_with_images: "gemma3-with-images",
+    glm_4: "glm4",
     gpt2: "gpt2",
     gpt2_of_stanford: "gpt2-stanford",
     gpt_bigcode: "gpt_bigcode",

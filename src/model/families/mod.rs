@@ -11,6 +11,7 @@ mod common;
 mod falcon;
 mod gemma;
 mod gemma2;
+mod glm4;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
@@ -57,9 +58,9 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str = "bloom, codegen, cohere, falcon, gemma, gemma2, gemma3, gpt2, gpt_bigcode, gpt_neo, gpt_neox (Pythia), \
-    gptj, granite, llama, mimo, ministral, mistral, mpt, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, qwen2, qwen3, smollm3, \
-    stablelm, starcoder2";
+const NAMES: &str = "bloom, codegen, cohere, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, gpt_neox \
+    (Pythia), gptj, granite, llama, mimo, ministral, mistral, mpt, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, qwen2, \
+    qwen3, smollm3, stablelm, starcoder2";
 
 /// The family of a `model_type`.
 pub fn find(model_type: &str) -> Result<&'static Family> {
@@ -71,6 +72,7 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "gemma" => &gemma::FAMILY,
         "gemma2" => &gemma2::GEMMA2,
         "gemma3_text" => &gemma2::GEMMA3,
+        "glm4" => &glm4::FAMILY,
         "gpt2" => &gpt2::FAMILY,
         "gpt_bigcode" => &gpt_bigcode::FAMILY,
         "gpt_neo" => &gpt_neo::FAMILY,
