@@ -9,6 +9,7 @@ use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
 use selfrepair_engine::batch::of_weights;
 use selfrepair_engine::rate::matmul_rate;
+use selfrepair_model::agreement::{Agreement, agreements};
 use selfrepair_model::{Architecture, Model, Norm};
 
 /// Necessary floating-point operations of ablating every head once on `tokens` tokens in prompts of 128.
@@ -24,6 +25,20 @@ pub fn memory(a: &Architecture) -> f64 {
 
 /// What whole runs reach of the bare matrix product's rate, as measured on SmolLM2-135M.
 pub const EFFICIENCY: f64 = 0.75;
+
+/// How near the tests came to transformers on tiny checkpoints of a family.
+fn agreement(family: &str) -> Result<Option<String>> {
+    let of_family: Vec<Agreement> = agreements()?.into_iter().filter(|of| of.model_type == family).collect();
+    let most = |f: fn(&Agreement) -> f64| of_family.iter().map(f).fold(0.0, f64::max);
+    let (logits, effects) = (most(|of| of.logits), most(|of| of.effects));
+    let version = of_family.iter().map(|of| of.transformers.as_str()).min();
+    Ok(version.map(|version| {
+        format!(
+            "with transformers {version} on checkpoints of {family}: logits within {logits:.1e}, effects within {effects:.1e} \
+             of their scale"
+        )
+    }))
+}
 
 /// The architecture, and memory, work and time of a run of all heads on `tokens` tokens, on this machine.
 pub fn describe(model: &Model, tokens: usize) -> Result<String> {
@@ -44,6 +59,9 @@ pub fn describe(model: &Model, tokens: usize) -> Result<String> {
     row("width", format!("{}, heads of {}, {} neurons a layer", a.d_model, a.d_head, a.d_mlp))?;
     row("vocabulary", a.vocab.to_string())?;
     row("context", format!("{} positions", a.context))?;
+    if let Some(agreement) = agreement(&a.family)? {
+        row("agreement", agreement)?;
+    }
     row("parameters", format!("{:.1} M", a.parameters() as f64 / 1e6))?;
     row("memory", format!("about {}", progress::bytes(memory(a) as u64)))?;
     row(

@@ -17,6 +17,7 @@
     )
 )]
 
+pub mod agreement;
 mod architecture;
 mod checkpoint;
 pub mod corpus;
@@ -32,6 +33,8 @@ mod safetensors;
 mod source;
 mod unique;
 
+pub use families::{Unsupported, unsupported};
+
 use anyhow::{Context, Result};
 
 pub use architecture::{
@@ -40,7 +43,7 @@ pub use architecture::{
 };
 pub use checkpoint::Checkpoint;
 pub use fold::FoldedBiases;
-pub use gguf::{GgufFile, Value as GgufValue};
+pub use gguf::{ARCHITECTURES as GGUF_ARCHITECTURES, GgufFile, Value as GgufValue};
 pub use source::{ModelSource, Origin};
 
 use families::Family;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use selfrepair_core::config::ModelConfig;
 
+use crate::models;
 use crate::parity::{assert_agrees, assert_logits_agree, assert_same_inputs};
 use crate::support::*;
 
@@ -25,13 +26,15 @@ fn assert_family_agrees(name: &str) {
     succeeded(run_tiny("analyze", &out, &[&source, heads]));
     let expected = fixture.join("expected");
     assert_same_inputs(&out, &Path::new(TINY).join("expected"));
-    assert_agrees(&out, &expected, "clean", &["prompt", "position"]);
-    assert_agrees(&out, &expected, "direct_effects", &["component", "layer", "head", "prompt", "position"]);
-    assert_agrees(&out, &expected, "ablations", &["ablation", "layer", "head", "prompt", "position"]);
+    let clean = assert_agrees(&out, &expected, "clean", &["prompt", "position"]);
+    let components = ["component", "layer", "head", "prompt", "position"];
+    let direct_effects = assert_agrees(&out, &expected, "direct_effects", &components);
+    let ablations = assert_agrees(&out, &expected, "ablations", &["ablation", "layer", "head", "prompt", "position"]);
     let config = ModelConfig { source: model.display().to_string(), ..Default::default() };
     let tokens = Path::new(TINY).join("expected/tokens.parquet");
     // Tighter than the 1e-3 that float32 needs on large models: at that, a GELU by another formula would pass.
-    assert_logits_agree(&config, &out, &tokens, &expected, 2e-4);
+    let logits = assert_logits_agree(&config, &out, &tokens, &expected, 2e-4);
+    models::check_agreement(name, logits, clean.max(direct_effects).max(ablations));
 }
 
 macro_rules! families {
@@ -53,6 +56,8 @@ macro_rules! families {
             let mut tested = vec![$($name),*];
             tested.sort();
             assert_eq!(folders, tested);
+            let published: Vec<String> = models::published().into_iter().map(|of| of.checkpoint).collect();
+            assert_eq!(published, tested, "src/model/agreement.json");
         }
     };
 }

@@ -9,14 +9,16 @@ use selfrepair_model::{Model, ModelSource};
 
 use crate::support::*;
 
-/// |difference| ≤ 1e-4 · max(1, largest absolute value in the column), on every row that is expected.
-pub fn assert_agrees(run: &Path, expected: &Path, table: &str, key: &[&str]) {
+/// |difference| ≤ 1e-4 · max(1, largest absolute value in the column), on every row that is expected. Returns the largest
+/// difference over that scale.
+pub fn assert_agrees(run: &Path, expected: &Path, table: &str, key: &[&str]) -> f64 {
     let ours = read(&run.join("tables").join(table));
-    assert_batches_agree(table, &ours, &read(&expected.join(format!("{table}.parquet"))), key);
+    assert_batches_agree(table, &ours, &read(&expected.join(format!("{table}.parquet"))), key)
 }
 
 /// As [`assert_agrees`]; every column of `theirs` that is not in the key is compared.
-pub fn assert_batches_agree(table: &str, ours: &RecordBatch, theirs: &RecordBatch, key: &[&str]) {
+pub fn assert_batches_agree(table: &str, ours: &RecordBatch, theirs: &RecordBatch, key: &[&str]) -> f64 {
+    let mut worst_of_all = 0f64;
     assert!(theirs.num_rows() > 0, "{table}: nothing is expected");
     let (our_rows, their_rows) = (index(ours, key), index(theirs, key));
     let columns: Vec<String> =
@@ -44,7 +46,9 @@ pub fn assert_batches_agree(table: &str, ours: &RecordBatch, theirs: &RecordBatc
             worst.0,
             worst.1
         );
+        worst_of_all = worst_of_all.max(worst.0 / largest);
     }
+    worst_of_all
 }
 
 /// The expected values were made for these prompts and partners; otherwise a comparison would mean nothing.
@@ -64,8 +68,8 @@ fn assert_everything_agrees(run: &Path, expected: &Path) {
     assert_agrees(run, expected, "ablations", &["ablation", "layer", "head", "prompt", "position"]);
 }
 
-/// Logits of the exported graphs within `tolerance` of transformers'.
-pub fn assert_logits_agree(source: &ModelConfig, run: &Path, tokens: &Path, expected: &Path, tolerance: f64) {
+/// Logits of the exported graphs within `tolerance` of transformers'. Returns the largest difference.
+pub fn assert_logits_agree(source: &ModelConfig, run: &Path, tokens: &Path, expected: &Path, tolerance: f64) -> f64 {
     let model = Model::open(ModelSource::resolve(source).unwrap()).unwrap();
     let config = RuntimeConfig::default();
     let mut engine = Engine::load(&model.architecture, &run.join("model"), &config, &Needs::trace()).unwrap();
@@ -74,7 +78,7 @@ pub fn assert_logits_agree(source: &ModelConfig, run: &Path, tokens: &Path, expe
     let logits = read(&expected.join("logits.parquet"));
     let column = |name: &str| numbers(&logits, name);
     let (p, s, id, value) = (column("prompt"), column("position"), column("token"), column("logit"));
-    let mut compared = 0;
+    let (mut compared, mut worst) = (0, 0f64);
     for which in [0.0, 1.0] {
         let ids: Vec<u32> = prompt.iter().zip(&token).filter(|(p, _)| **p == which).map(|(_, t)| *t as u32).collect();
         let ours = engine.logits(&ids).unwrap();
@@ -87,10 +91,12 @@ pub fn assert_logits_agree(source: &ModelConfig, run: &Path, tokens: &Path, expe
                 id[i],
                 value[i]
             );
+            worst = worst.max((ours - value[i]).abs());
             compared += 1;
         }
     }
     assert!(compared > 1000, "only {compared} logits compared");
+    worst
 }
 
 #[test]

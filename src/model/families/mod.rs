@@ -42,6 +42,7 @@ use super::checkpoint::Checkpoint;
 
 use keys::Key;
 pub use keys::resolve;
+pub use unsupported::Unsupported;
 
 /// How to read one family's checkpoints.
 pub struct Family {
@@ -100,6 +101,11 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
             None => bail!("`model_type`: the architecture `{other}` is not supported yet; supported: {NAMES}"),
         },
     })
+}
+
+/// Well-known models that are refused, by the reason.
+pub fn unsupported() -> &'static [Unsupported] {
+    unsupported::UNSUPPORTED
 }
 
 #[cfg(test)]

@@ -143,22 +143,25 @@ impl GgufFile {
     }
 }
 
+/// GGUF architectures, each with Hugging Face's `model_type`.
+pub const ARCHITECTURES: [(&str, &str); 10] = [
+    ("gemma", "gemma"),
+    ("gpt2", "gpt2"),
+    ("gptneox", "gpt_neox"),
+    ("llama", "llama"),
+    ("olmo", "olmo"),
+    ("phi2", "phi"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("smollm3", "smollm3"),
+    ("stablelm", "stablelm"),
+];
+
 /// Hugging Face's name of a GGUF architecture.
 fn model_type(arch: &str) -> Result<&'static str> {
-    Ok(match arch {
-        "llama" => "llama",
-        "qwen2" => "qwen2",
-        "qwen3" => "qwen3",
-        "smollm3" => "smollm3",
-        "gemma" => "gemma",
-        "gpt2" => "gpt2",
-        "gptneox" => "gpt_neox",
-        "olmo" => "olmo",
-        "phi2" => "phi",
-        "stablelm" => "stablelm",
-        other => bail!(
-            "the GGUF architecture `{other}` is not supported yet; supported: gemma, gpt2, gptneox, llama, olmo, phi2, \
-             qwen2, qwen3, smollm3, stablelm"
-        ),
-    })
+    let Some((_, model_type)) = ARCHITECTURES.iter().find(|(name, _)| *name == arch) else {
+        let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+        bail!("the GGUF architecture `{arch}` is not supported yet; supported: {}", names.join(", "));
+    };
+    Ok(model_type)
 }

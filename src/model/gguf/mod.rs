@@ -18,6 +18,7 @@ use candle_core::{Device, Tensor};
 use selfrepair_core::untrusted::{open_file, without_panic};
 
 pub use candle_core::quantized::gguf_file::Value;
+pub use config::ARCHITECTURES;
 
 pub struct GgufFile {
     path: PathBuf,
