@@ -17,7 +17,8 @@
 -- fraction_clipped: mean over tokens of self_repair / direct_effect clipped to [0, 1]
 -- fraction_unclipped: mean of that ratio, not clipped, over tokens with |direct_effect| ≥ 1e-6
 -- fraction_of_means: self_repair / direct_effect of the means
--- norm_clipped, attention_clipped, mlp_clipped: mean over tokens of each cause / direct_effect clipped to [0, 1]
+-- norm_clipped, write_norm_clipped, attention_clipped, mlp_clipped: mean over tokens of each cause / direct_effect
+--     clipped to [0, 1]
 with means as (
     select
         ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head, subset,
@@ -35,6 +36,7 @@ with means as (
         sum(tokens * cast(repair_by_erasers as double)) / sum(tokens) as repair_by_erasers,
         sum(nonzero_tokens * cast(fraction_clipped as double)) / nullif(sum(nonzero_tokens), 0) as fraction_clipped,
         sum(nonzero_tokens * cast(norm_clipped as double)) / nullif(sum(nonzero_tokens), 0) as norm_clipped,
+        sum(nonzero_tokens * cast(write_norm_clipped as double)) / nullif(sum(nonzero_tokens), 0) as write_norm_clipped,
         sum(nonzero_tokens * cast(attention_clipped as double)) / nullif(sum(nonzero_tokens), 0) as attention_clipped,
         sum(nonzero_tokens * cast(mlp_clipped as double)) / nullif(sum(nonzero_tokens), 0) as mlp_clipped,
         sum(ratio_tokens * cast(fraction_unclipped as double)) / nullif(sum(ratio_tokens), 0) as fraction_unclipped
@@ -59,7 +61,7 @@ select
     m.repair_attention, m.repair_mlp, m.repair_norm, m.repair_write_norm, m.repair_write_norm_own, m.repair_by_erasers,
     m.fraction_clipped, m.fraction_unclipped,
     m.self_repair / nullif(m.direct_effect, 0) as fraction_of_means,
-    m.norm_clipped, m.attention_clipped, m.mlp_clipped
+    m.norm_clipped, m.write_norm_clipped, m.attention_clipped, m.mlp_clipped
 from means m
 join spread s using (ablation, strength, hold, hold_value, hold_own_mlp, component, name, subset)
 order by m.ablation, m.strength, m.hold, m.hold_value, m.hold_own_mlp, m.component, m.layer, m.head, m.name, m.subset

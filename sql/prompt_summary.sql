@@ -9,8 +9,8 @@
 -- direct_effect, ablated_direct_effect, logit_change, self_repair, repair_attention, repair_mlp, repair_norm,
 --     repair_write_norm, repair_write_norm_own, repair_by_erasers: means over them [logits]
 -- nonzero_tokens: tokens among them with a direct effect other than 0
--- fraction_clipped, norm_clipped, attention_clipped, mlp_clipped: means over the nonzero_tokens of self_repair, and of
---     its causes, over direct_effect, clipped to [0, 1]
+-- fraction_clipped, norm_clipped, write_norm_clipped, attention_clipped, mlp_clipped: means over the nonzero_tokens of
+--     self_repair, and of its causes, over direct_effect, clipped to [0, 1]
 -- ratio_tokens: tokens among them with |direct_effect| ≥ 1e-6
 -- fraction_unclipped: mean over the ratio_tokens of self_repair / direct_effect
 with marked as (
@@ -35,6 +35,8 @@ select
     sum(case when direct_effect <> 0 then 1 else 0 end) as nonzero_tokens,
     avg(case when direct_effect <> 0 then least(greatest(self_repair / direct_effect, 0), 1) end) as fraction_clipped,
     avg(case when direct_effect <> 0 then least(greatest(repair_norm / direct_effect, 0), 1) end) as norm_clipped,
+    avg(case when direct_effect <> 0 then least(greatest(repair_write_norm / direct_effect, 0), 1) end)
+        as write_norm_clipped,
     avg(case when direct_effect <> 0 then least(greatest(repair_attention / direct_effect, 0), 1) end)
         as attention_clipped,
     avg(case when direct_effect <> 0 then least(greatest(repair_mlp / direct_effect, 0), 1) end) as mlp_clipped,

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, Panel, Point, RED, with_zero};
 use super::escape::escape;
-use super::figures::{CAUSES, Figure, stacked, with_file_names};
+use super::figures::{Figure, causes_of, stacked, with_file_names};
 use super::html::{Listing, Page};
 use super::query::{Asked, ask};
 use super::settings::Settings;
@@ -241,7 +241,9 @@ fn row_height(series: &[Series], each: f64) -> f64 {
 
 fn causes(series: &[Series]) -> Result<Figure> {
     let query = || ask!("compare_causes");
-    let (boxes, ends) = bars(series, query, &CAUSES, 1.0)?;
+    let of_all: Vec<Rows> = series.iter().map(|s| s.rows(query())).collect::<Result<_>>()?;
+    let causes = causes_of(&of_all)?;
+    let (boxes, ends) = bars(series, query, &causes, 1.0)?;
     let axis = Axis::numbers("mean repair over all ablated heads, top tokens [logits]", with_zero(ends));
     let panel = Panel::new("", axis, names(series)).with(Mark::Boxes { boxes, opacity: 1.0 }).with(Mark::thin(
         (0.0, -1.0),
@@ -256,7 +258,7 @@ fn causes(series: &[Series]) -> Result<Figure> {
         chart: Chart {
             title: "What repairs".into(),
             settings: settings(series),
-            legend: box_keys(&CAUSES),
+            legend: box_keys(&causes),
             panels: vec![panel],
             columns: 1,
             height: row_height(series, 62.0),
@@ -272,8 +274,10 @@ fn shares(series: &[Series]) -> Result<Figure> {
         ("heads of the second-to-last layer", || ask!("compare_shares_second_to_last")),
     ];
     let (mut panels, mut sql) = (Vec::new(), Vec::new());
+    let asked = || queries.iter().flat_map(|(_, query)| series.iter().map(|s| s.rows(query())));
+    let causes = causes_of(&asked().collect::<Result<Vec<Rows>>>()?)?;
     for (title, query) in queries {
-        let (boxes, ends) = bars(series, query, &CAUSES, 100.0)?;
+        let (boxes, ends) = bars(series, query, &causes, 100.0)?;
         let axis = Axis::numbers("share of the direct effect, top tokens [%]", with_zero(ends));
         let panel = Panel::new(title, axis, names(series)).with(Mark::Boxes { boxes, opacity: 1.0 });
         panels.push(panel);
@@ -290,7 +294,7 @@ fn shares(series: &[Series]) -> Result<Figure> {
         chart: Chart {
             title: "Share of the direct effect that each cause repairs".into(),
             settings: settings(series),
-            legend: box_keys(&CAUSES),
+            legend: box_keys(&causes),
             panels,
             columns: 1,
             height: row_height(series, 62.0),
@@ -343,6 +347,7 @@ fn summary(series: &[Series]) -> Result<Listing> {
         "repair_attention",
         "repair_mlp",
         "repair_norm",
+        "repair_write_norm",
         "norm_share",
     ];
     let mut columns: Vec<(String, bool)> = texts.iter().map(|t| ((*t).to_string(), true)).collect();

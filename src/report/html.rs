@@ -232,6 +232,7 @@ fn heads(page: &mut Page, tables: &Tables) -> Result<()> {
         "repair_attention",
         "repair_mlp",
         "repair_norm",
+        "repair_write_norm",
         "fraction_clipped",
         "fraction_of_means",
     ];

@@ -67,7 +67,7 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         "  logit change      {:+.3}, where {expected:+.3} would be without self-repair",
         value("logit_change")?
     )?;
-    writeln!(
+    write!(
         text,
         "  self-repair       {:+.3} = {:+.3} other heads {:+.3} MLPs {:+.3} final norm",
         value("self_repair")?,
@@ -75,6 +75,10 @@ fn write_ablation(text: &mut String, tables: &Tables, ablation: &str) -> Result<
         value("repair_mlp")?,
         value("repair_norm")?
     )?;
+    match value("repair_write_norm")? {
+        0.0 => writeln!(text)?,
+        by_write_norms => writeln!(text, " {by_write_norms:+.3} norms of what parts write")?,
+    }
     if tables.has("uncertainty")? {
         let interval = Rows::ask(tables, &ask!("summary_interval", ablation = ablation))?;
         let (low, high) = (interval.number("low")?, interval.number("high")?);

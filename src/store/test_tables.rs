@@ -88,6 +88,9 @@ pub fn complete(names: &mut Vec<String>, rows: &mut [Vec<String>]) {
         add(names, "repair_write_norm", &|_| "0".to_string());
         add(names, "repair_write_norm_own", &|_| "0".to_string());
     }
+    if has(names, &["norm_clipped"]) {
+        add(names, "write_norm_clipped", &|_| "0".to_string());
+    }
 }
 
 fn component_name(component: Option<&str>, layer: &str, head: &str) -> String {

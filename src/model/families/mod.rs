@@ -58,9 +58,9 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str = "bloom, codegen, cohere, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, gpt_neox \
-    (Pythia), gptj, granite, llama, mimo, ministral, mistral, mpt, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, qwen2, \
-    qwen3, smollm3, stablelm, starcoder2";
+const NAMES: &str = "bloom, codegen, cohere, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
+    gpt_neox (Pythia), gptj, granite, llama, mimo, ministral, mistral, mpt, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, \
+    qwen2, qwen3, smollm3, stablelm, starcoder2";
 
 /// The family of a `model_type`.
 pub fn find(model_type: &str) -> Result<&'static Family> {

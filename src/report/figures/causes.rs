@@ -3,13 +3,30 @@
 use anyhow::Result;
 
 use super::{Figure, Study, ask};
-use crate::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, NamedPoint, ORANGE, Panel, with_zero};
+use crate::chart::{Axis, BLUE, Cell, Chart, Colour, GREEN, Key, Mark, NamedPoint, ORANGE, PURPLE, Panel, with_zero};
+use crate::rows::Rows;
 
 const THEME: &str = "What repairs";
 
-/// Causes in the order in which bars are stacked: column, name, colour.
-pub const CAUSES: [(&str, &str, Colour); 3] =
+/// Column, name, colour.
+pub type Cause = (&'static str, &'static str, Colour);
+
+const CAUSES: [Cause; 3] =
     [("repair_attention", "other heads", BLUE), ("repair_mlp", "MLPs", ORANGE), ("repair_norm", "final norm", GREEN)];
+
+/// Only of models with such norms.
+const WRITE_NORM: Cause = ("repair_write_norm", "norms of what parts write", PURPLE);
+
+/// The causes in the order in which bars are stacked: all that any of the rows have.
+pub fn causes_of<'a>(rows: impl IntoIterator<Item = &'a Rows>) -> Result<Vec<Cause>> {
+    let mut causes = CAUSES.to_vec();
+    for rows in rows {
+        if !causes.contains(&WRITE_NORM) && rows.numbers(WRITE_NORM.0)?.iter().any(|v| v.abs() > 0.0) {
+            causes.push(WRITE_NORM);
+        }
+    }
+    Ok(causes)
+}
 
 pub fn figures(study: &Study) -> Result<Vec<Figure>> {
     let mut out = Vec::new();
@@ -36,11 +53,12 @@ fn causes_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
     let sql = ask!("causes_by_layer", ablation = ablation);
     let rows = study.rows(&sql)?;
     let (layer, total) = (rows.numbers("layer")?, rows.numbers("self_repair")?);
-    let causes: Vec<Vec<f64>> = CAUSES.iter().map(|(column, ..)| rows.numbers(column)).collect::<Result<_>>()?;
+    let causes = causes_of([&rows])?;
+    let values: Vec<Vec<f64>> = causes.iter().map(|(column, ..)| rows.numbers(column)).collect::<Result<_>>()?;
     let mut boxes = Vec::new();
     for (i, &layer) in layer.iter().enumerate() {
-        let parts: Vec<f64> = causes.iter().map(|c| c[i]).collect();
-        for ((from, to), (_, name, colour)) in stacked(&parts).into_iter().zip(CAUSES) {
+        let parts: Vec<f64> = values.iter().map(|of_cause| of_cause[i]).collect();
+        for ((from, to), &(_, name, colour)) in stacked(&parts).into_iter().zip(&causes) {
             let corners = ((layer - 0.36, from), (layer + 0.36, to));
             boxes.push(Cell { corners, colour, name: format!("layer {layer}, {name}: {:.3} logits", to - from) });
         }
@@ -59,14 +77,14 @@ fn causes_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
     .with(Mark::Boxes { boxes, opacity: 1.0 })
     .zero()
     .with(Mark::Points { points: sums.collect(), radius: 4.0 });
-    let legend = CAUSES.iter().map(|(_, label, colour)| Key::Box(*colour, 1.0, (*label).into()));
+    let legend = causes.iter().map(|(_, label, colour)| Key::Box(*colour, 1.0, (*label).into()));
     Ok(Figure {
         name: format!("causes_by_layer_{ablation}"),
         theme: THEME,
-        caption:
-            "Self-repair split into its causes: later heads, MLPs (from the ablated head's own layer on), and the \
-                  final norm, whose scale changes when the stream does. Negative bars made the loss larger."
-                .into(),
+        caption: "Self-repair split into its causes: later heads, MLPs (from the ablated head's own layer on), the \
+                  final norm, whose scale changes when the stream does, and, in models that have them, norms of what \
+                  attention and MLPs write. Negative bars made the loss larger."
+            .into(),
         sql: vec![sql],
         chart: Chart {
             title: "What repairs, by layer of the ablated head".into(),
@@ -83,16 +101,17 @@ fn causes_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
 fn shares_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
     let sql = ask!("shares_by_layer", ablation = ablation);
     let rows = study.rows(&sql)?;
+    let causes = causes_of([&rows])?;
     let mut panels = Vec::new();
     for (subset, title) in [("top", "top tokens of each head"), ("all", "all tokens")] {
         let rows = rows.filtered("subset", subset)?;
         let mut ends = Vec::new();
-        for (column, ..) in CAUSES {
+        for (column, ..) in &causes {
             ends.extend(rows.numbers(column)?.into_iter().map(|v| 100.0 * v));
         }
         let x = Axis::whole("layer of the ablated head", &rows.numbers("layer")?);
         let mut panel = Panel::new(title, x, Axis::numbers("share of the direct effect [%]", with_zero(ends)));
-        for (column, _, colour) in CAUSES {
+        for &(column, _, colour) in &causes {
             let line = rows.points("layer", column)?.into_iter().map(|(x, y)| (x, 100.0 * y)).collect();
             panel.marks.push(Mark::line(line, colour));
         }
@@ -108,7 +127,7 @@ fn shares_by_layer(study: &Study, ablation: &str) -> Result<Figure> {
         chart: Chart {
             title: "Share of the direct effect that each cause repairs".into(),
             settings: study.settings.line(&format!("{ablation} ablation")),
-            legend: CAUSES.iter().map(|(_, label, colour)| Key::Line(*colour, (*label).into())).collect(),
+            legend: causes.iter().map(|(_, label, colour)| Key::Line(*colour, (*label).into())).collect(),
             panels,
             columns: 2,
             height: 260.0,

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-pub use causes::{CAUSES, stacked};
+pub use causes::{causes_of, stacked};
 
 use super::Rows;
 use super::chart::{Chart, Colour, Mark, NamedPoint};

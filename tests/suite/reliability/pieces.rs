@@ -139,6 +139,12 @@ pub const MEASURED: [&str; 12] = [
 /// The same keys, and numbers within 1e-5 of the largest in their column.
 #[track_caller]
 pub fn assert_same_rows(tables: &[&str], out: &Path, expected: &Path, when: &str) {
+    assert_rows_within(1e-5, tables, out, expected, when);
+}
+
+/// As [`assert_same_rows`], with another tolerance.
+#[track_caller]
+pub fn assert_rows_within(tolerance: f64, tables: &[&str], out: &Path, expected: &Path, when: &str) {
     for table in tables {
         let (ours, theirs) = (rows(out, table), rows(expected, table));
         assert!(
@@ -152,7 +158,7 @@ pub fn assert_same_rows(tables: &[&str], out: &Path, expected: &Path, when: &str
             let scale = theirs.values().map(|v| v[column].abs()).filter(|v| v.is_finite()).fold(1.0, f64::max);
             for (key, theirs) in &theirs {
                 let (a, b) = (ours[key][column], theirs[column]);
-                let same = (a - b).abs() <= 1e-5 * scale || a.is_nan() && b.is_nan();
+                let same = (a - b).abs() <= tolerance * scale || a.is_nan() && b.is_nan();
                 assert!(same, "{table}, number {column} of {key}: {a} and {b} after {when}");
             }
         }
