@@ -35,7 +35,7 @@ pub fn text_config(config: &Value) -> Result<Option<Value>> {
         Some(Value::Object(text)) => text.clone(),
         Some(other) => bail!("`text_config` is {other}; expected an object, the configuration of the text model"),
     };
-    if let Some(other) = text.get("model_type").filter(|own| **own != Value::from(*text_type)) {
+    if let Some(other) = text.get("model_type").filter(|own| own.as_str() != Some(*text_type)) {
         bail!("`text_config` has `model_type` = {other}; expected `{text_type}` in a `{model_type}`");
     }
     text.entry("model_type").or_insert_with(|| Value::from(*text_type));

@@ -75,6 +75,23 @@ fn layer_norms_and_biases() {
     assert_family_agrees("gpt2", &components);
 }
 
+const OF_THREE_LAYERS: [&str; 4] = [
+    "ablation.heads=[\"L0H1\", \"L1H3\", \"L2H2\"]",
+    "ablation.mlps=[\"L1\"]",
+    "ablation.attention=[\"L1\"]",
+    "ablation.blocks=[\"L1\"]",
+];
+
+#[test]
+fn biases_of_scores_in_place_of_positions() {
+    assert_family_agrees("bloom", &OF_THREE_LAYERS);
+}
+
+#[test]
+fn multipliers() {
+    assert_family_agrees("granite", &OF_THREE_LAYERS);
+}
+
 #[test]
 fn norms_on_what_parts_write() {
     let components = [
