@@ -59,7 +59,7 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str = "bloom, codegen, cohere, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
+const NAMES: &str = "bloom, codegen, cohere, cohere2, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
     gpt_neox (Pythia), gptj, granite, llama, mimo, ministral, mistral, mpt, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, \
     qwen2, qwen3, smollm3, stablelm, starcoder2";
 
@@ -69,6 +69,7 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "bloom" => &bloom::FAMILY,
         "codegen" => &codegen::FAMILY,
         "cohere" => &cohere::FAMILY,
+        "cohere2" => &cohere::COHERE2,
         "falcon" => &falcon::FAMILY,
         "gemma" => &gemma::FAMILY,
         "gemma2" => &gemma2::GEMMA2,

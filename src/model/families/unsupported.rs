@@ -113,7 +113,6 @@ pub const UNSUPPORTED: &[Unsupported] = &[
         model_types: &["llama4", "llama4_text"],
         reason: "its MLPs are mixtures of experts, and its attention is cut into chunks",
     },
-    Unsupported { model_types: &["cohere2"], reason: "only its layers with a window have positions" },
     Unsupported {
         model_types: &[
             "idefics",
