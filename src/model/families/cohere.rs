@@ -2,7 +2,7 @@
 //! positions on neighbouring dimensions, scaled logits. Command R7B (`Cohere2ForCausalLM`) has windows in three of four
 //! layers, and positions in these only.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::common::{multiplier, norm, refuse, scale_logits};
 use super::keys::{Kind, ROTARY, SIZES, UNUSED_BY_MOST};
@@ -42,6 +42,7 @@ pub const COHERE2: Family = Family {
         &[
             ("max_position_embeddings", Kind::Whole(8192)),
             ("num_key_value_heads", Kind::MaybeWhole(None)),
+            ("head_dim", Kind::GivenWhole),
             ("hidden_act", Kind::Text("silu")),
             ("layer_norm_eps", Kind::Float(1e-5)),
             ("attention_bias", Kind::Flag(false)),
@@ -65,11 +66,6 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
 }
 
 fn cohere2(c: &Checkpoint) -> Result<Architecture> {
-    // transformers cannot set what it computes.
-    ensure!(
-        c.config().get("head_dim").is_none(),
-        "`head_dim` is not a key of this family: it is `hidden_size` / heads"
-    );
     let mut a = of_both(c, 10_000.0)?;
     let every = if c.given("sliding_window_pattern").is_some() { c.size("sliding_window_pattern")? } else { 4 };
     windows::alternating(c, &mut a, every)?;
