@@ -171,7 +171,11 @@ impl Checkpoint {
 
     pub fn model_type(&self) -> Result<&str> {
         let named = self.config.get("model_type").and_then(Value::as_str);
-        named.with_context(|| format!("{}: the configuration has no `model_type`", self.path.display()))
+        named.with_context(|| {
+            let of_lens = ["d_model", "act_fn"].iter().all(|key| self.config.get(key).is_some());
+            let why = if of_lens { "; it is in TransformerLens's own format, which is not supported yet" } else { "" };
+            format!("{}: the configuration has no `model_type`{why}", self.path.display())
+        })
     }
 
     /// A whole number of the configuration.
