@@ -105,8 +105,7 @@ const REFUSED: &str = "
 
 These are refused before anything is computed. Other architectures that are not in the first table are refused by their
 name, and variants of a family by the key of the configuration that says so, such as `do_layer_norm_before` = false
-(OPT-350M, which normalizes the stream itself). Checkpoints in TransformerLens's own format (attn-only, gelu and solu
-models of a few layers) are not read yet.
+(OPT-350M, which normalizes the stream itself) or `act_fn` = solu_ln (TransformerLens's SoLU models).
 
 ";
 
