@@ -41,6 +41,7 @@ use anyhow::{Result, bail};
 use super::architecture::{Architecture, Ends, LayerWeights};
 use super::checkpoint::Checkpoint;
 
+pub use common::NO_LIMIT;
 use keys::Key;
 pub use keys::resolve;
 pub use unsupported::Unsupported;
