@@ -31,7 +31,7 @@ pub fn from_gguf(gguf: &GgufFile) -> Result<Tokenizer> {
     let place = || gguf.path().display().to_string();
     match gguf.metadata("tokenizer.ggml.model")?.to_string()?.as_str() {
         "gpt2" => byte_level_bpe(gguf),
-        "llama" if gguf.architecture()? == "gemma" => bail!(
+        "llama" if gguf.architecture()?.starts_with("gemma") => bail!(
             "{}: Gemma's tokenizer cannot be rebuilt from a GGUF file yet; use the model's folder with tokenizer.json",
             place()
         ),
