@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use candle_core::quantized::gguf_file::{Content, Value as GgufValue, write};
 use selfrepair_model::GgufFile;
 use serde_json::{Value, json};
 
@@ -91,6 +92,65 @@ fn what_gguf_cannot_say_is_as_llama_cpp_has_it() {
     }
     let gguf = GgufFile::open(Path::new("tests/fixtures/gguf/smollm3.gguf")).unwrap();
     assert_eq!(gguf.config().unwrap()["no_rope_layers"], json!([1, 1, 1]));
+}
+
+/// The configuration of a fixture with a value of its metadata changed, or taken away.
+fn config_with(name: &str, key: &str, value: Option<GgufValue>) -> Result<Value, String> {
+    let mut file = fs::File::open(Path::new("tests/fixtures/gguf").join(format!("{name}.gguf"))).unwrap();
+    let mut content = Content::read(&mut file).unwrap();
+    let arch = content.metadata["general.architecture"].to_string().unwrap();
+    let key = format!("{arch}.{key}");
+    match value {
+        Some(value) => content.metadata.insert(key, value),
+        None => content.metadata.remove(&key),
+    };
+    let embedding = content.tensor(&mut file, "token_embd.weight", &candle_core::Device::Cpu).unwrap();
+    let entries: Vec<(&str, &GgufValue)> = content.metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("changed.gguf");
+    write(&mut fs::File::create(&path).unwrap(), &entries, &[("token_embd.weight", &embedding)]).unwrap();
+    GgufFile::open(&path).unwrap().config().map_err(|e| format!("{e:#}"))
+}
+
+#[test]
+fn metadata_that_would_change_the_numbers_is_refused_by_its_key() {
+    let float = |x| Some(GgufValue::F32(x));
+    let list = |of: &[bool]| Some(GgufValue::Array(of.iter().map(|&b| GgufValue::Bool(b)).collect()));
+    for (name, key, value) in [
+        ("llama", "attention.max_alibi_bias", float(8.0)),
+        ("llama", "attention.scale", float(0.1)),
+        ("llama", "attn_logit_softcapping", float(30.0)),
+        ("llama", "embedding_scale", float(2.0)),
+        ("llama", "expert_count", Some(GgufValue::U32(8))),
+        ("llama", "final_logit_softcapping", float(30.0)),
+        ("llama", "logit_scale", float(2.0)),
+        ("llama", "residual_scale", float(2.0)),
+        ("llama", "rope.scaling.attn_factor", float(1.2)),
+        ("gemma2", "attention.scale", float(0.1)),
+        ("gemma2", "rope.freq_base_swa", float(100.0)),
+        ("gemma3", "attention.sliding_window_pattern", list(&[true, false])),
+        ("gemma3", "attn_logit_softcapping", float(30.0)),
+        ("olmo2", "attention.sliding_window", Some(GgufValue::U32(5))),
+        ("phi3-mini", "rope.scaling.attn_factor", float(1.2)),
+        ("granite", "rope.scaling.finetuned", Some(GgufValue::Bool(false))),
+        ("granite", "rope.scaling.type", Some(GgufValue::String("longrope".into()))),
+        ("bloom", "feed_forward_length", Some(GgufValue::U32(44))),
+        ("falcon", "attention.key_length", Some(GgufValue::U32(8))),
+        ("mpt", "attention.max_alibi_bias", float(4.0)),
+        ("mpt", "attention.max_alibi_bias", None),
+        ("mpt", "attention.clamp_kqv", float(4.0)),
+    ] {
+        let error = config_with(name, key, value).unwrap_err();
+        let named = if key == "rope.scaling.type" { "`longrope`".to_string() } else { format!(".{key}`") };
+        assert!(error.contains(&named) && error.contains("changed.gguf"), "{name} {key}: {error}");
+    }
+    let types = config_with("gemma3", "attention.sliding_window_pattern", list(&[false, true, true])).unwrap();
+    assert_eq!(types["layer_types"], json!(["full_attention", "sliding_attention", "sliding_attention"]));
+    // llama.cpp knows Gemma's 27B by its layers.
+    for (name, layers) in [("gemma2", 46), ("gemma3", 62)] {
+        let config = config_with(name, "block_count", Some(GgufValue::U32(layers))).unwrap();
+        assert_eq!(config["query_pre_attn_scalar"], json!(6));
+    }
 }
 
 #[derive(serde::Deserialize)]

@@ -297,6 +297,15 @@ mod tests {
     }
 
     #[test]
+    fn gemma_s_tokenizer_is_refused() {
+        for arch in ["gemma", "gemma2", "gemma3"] {
+            let changes = [("tokenizer.ggml.model", Some("llama")), ("general.architecture", Some(arch))];
+            let error = format!("{:#}", with_metadata(&changes).unwrap_err());
+            assert!(error.contains("Gemma's tokenizer") && error.contains("tokenizer.json"), "{error}");
+        }
+    }
+
+    #[test]
     fn sentence_piece_gives_the_ids_of_hugging_face() {
         let cases: SpmCases = read("spm_cases.json");
         let tokenizer = from_gguf(&GgufFile::open(&Path::new(FIXTURES).join("spm.gguf")).unwrap()).unwrap();

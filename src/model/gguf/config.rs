@@ -1,7 +1,7 @@
 //! GGUF metadata, translated to the keys of Hugging Face's `config.json`.
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::{GgufFile, Value};
 use crate::architecture::MOST_LAYERS;
@@ -110,18 +110,17 @@ impl GgufFile {
     fn add_peculiarities(&self, arch: &str, config: &mut Json) -> Result<()> {
         let key = |rest: &str| format!("{arch}.{rest}");
         match arch {
-            "bloom" => self.check_plain_shape(arch, config, true)?,
+            "bloom" => self.check_shape(arch, config, true)?,
             "command-r" => {
                 config["use_qk_norm"] = json!(self.stores("blk.0.attn_q_norm.weight"));
                 // llama.cpp takes a missing scale, and 0, for none.
                 config["logit_scale"] = json!(self.scale(&key("logit_scale"))?.unwrap_or(1.0));
             }
             "falcon" => {
-                self.check_plain_shape(arch, config, false)?;
+                self.check_shape(arch, config, false)?;
                 // With one key-value head, the three layouts of Falcon's fused matrix that GGUF files can hold are one.
                 config["new_decoder_architecture"] = json!(true);
-                config["num_ln_in_parallel_attn"] =
-                    json!(if self.stores("blk.0.attn_norm_2.weight") { 2 } else { 1 });
+                config["num_ln_in_parallel_attn"] = json!(if self.stores("blk.0.attn_norm_2.weight") { 2 } else { 1 });
                 config["num_kv_heads"] = config["num_key_value_heads"].clone();
                 config["ffn_hidden_size"] = config["intermediate_size"].clone();
                 if let Some(config) = config.as_object_mut() {
@@ -140,23 +139,14 @@ impl GgufFile {
                 let d_head = config["head_dim"].as_f64().unwrap_or(1.0);
                 config["attention_multiplier"] =
                     json!(self.scale(&key("attention.scale"))?.unwrap_or(d_head.sqrt().recip()));
-                ensure!(
-                    self.flag(&key("rope.scaling.finetuned"), true)?,
-                    "{}: `{}` is false (no positions), which is not supported yet",
-                    self.path().display(),
-                    key("rope.scaling.finetuned")
-                );
+                // llama.cpp then leaves positions out.
+                let positions = key("rope.scaling.finetuned");
+                ensure!(self.flag(&positions, true)?, self.wrong(&positions, "true"));
             }
             "mpt" => {
-                self.check_plain_shape(arch, config, true)?;
-                let bias = self.float(&key("attention.max_alibi_bias"))?;
-                ensure!(
-                    bias == Some(8.0),
-                    "{}: `{}` is {}; only 8 is supported",
-                    self.path().display(),
-                    key("attention.max_alibi_bias"),
-                    bias.map_or("missing".into(), |bias| bias.to_string())
-                );
+                self.check_shape(arch, config, true)?;
+                let alibi = key("attention.max_alibi_bias");
+                ensure!(self.float(&alibi)? == Some(8.0), self.wrong(&alibi, "8"));
                 config["max_seq_len"] = config["max_position_embeddings"].clone();
             }
             "olmo2" => ensure!(
@@ -204,20 +194,15 @@ impl GgufFile {
         Ok(())
     }
 
-    /// Of families that split the width of the stream among the heads and, if `four`, have MLPs four times as wide.
-    fn check_plain_shape(&self, arch: &str, config: &Json, four: bool) -> Result<()> {
+    /// Of families whose heads share the width of the stream and, if `four`, whose MLPs are four times as wide.
+    fn check_shape(&self, arch: &str, config: &Json, four: bool) -> Result<()> {
         let size = |key: &str| config[key].as_u64().unwrap_or(0);
-        let d_model = size("hidden_size");
-        for (rest, found, expected) in [
-            ("attention.key_length", size("head_dim") * size("num_attention_heads"), d_model),
-            ("feed_forward_length", size("intermediate_size"), if four { 4 * d_model } else { size("intermediate_size") }),
-        ] {
-            ensure!(
-                found == expected,
-                "{}: `{arch}.{rest}` is not that of this architecture: {found} instead of {expected} in all",
-                self.path().display()
-            );
-        }
+        let (d_model, heads, d_mlp) = (size("hidden_size"), size("num_attention_heads"), size("intermediate_size"));
+        let key = format!("{arch}.attention.key_length");
+        let expected = format!("{heads} heads that share a width of {d_model}");
+        ensure!(self.integer(&key)?.is_none_or(|d_head| d_head * heads == d_model), self.wrong(&key, &expected));
+        let (key, expected) = (format!("{arch}.feed_forward_length"), 4 * d_model);
+        ensure!(!four || d_mlp == expected, self.wrong(&key, &format!("{expected}, 4 times the width of the stream")));
         Ok(())
     }
 
@@ -249,10 +234,10 @@ impl GgufFile {
             slides.iter().map(|&slides| if slides { "sliding_attention" } else { "full_attention" }).collect();
         if arch == "gemma3" {
             let mut full = match config["rope_scaling"].take() {
-                Json::Null => json!({ "rope_type": "default" }),
-                scaling => scaling,
+                Json::Object(scaling) => scaling,
+                _ => Map::new(),
             };
-            full["rope_theta"] = config["rope_theta"].clone();
+            full.insert("rope_theta".into(), config["rope_theta"].clone());
             let base = self.float(&key("rope.freq_base_swa"))?.unwrap_or(10_000.0);
             let sliding = json!({ "rope_type": "default", "rope_theta": base });
             config["rope_parameters"] = json!({ "full_attention": full, "sliding_attention": sliding });

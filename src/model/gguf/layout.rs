@@ -119,7 +119,7 @@ fn layer_of(name: &str) -> &str {
 /// pairs the first half of a head with its second half. Undoes `LlamaModel.permute`.
 fn side_by_side_to_halves(tensor: &Tensor, heads: usize) -> Result<Tensor> {
     let rows = tensor.dim(0)?;
-    if heads == 0 || rows % (2 * heads) != 0 {
+    if heads == 0 || rows == 0 || rows % (2 * heads) != 0 {
         candle_core::bail!("{rows} rows cannot be split into {heads} heads");
     }
     let columns = tensor.elem_count() / rows;
@@ -130,7 +130,7 @@ fn side_by_side_to_halves(tensor: &Tensor, heads: usize) -> Result<Tensor> {
 /// q, k and v one after the other → head by head, as GPT-NeoX has them.
 fn interleave_heads(tensor: &Tensor, heads: usize) -> Result<Tensor> {
     let rows = tensor.dim(0)?;
-    if heads == 0 || rows % (3 * heads) != 0 {
+    if heads == 0 || rows == 0 || rows % (3 * heads) != 0 {
         candle_core::bail!("{rows} rows cannot be split into q, k and v of {heads} heads");
     }
     let columns = tensor.elem_count() / rows;
@@ -141,7 +141,7 @@ fn interleave_heads(tensor: &Tensor, heads: usize) -> Result<Tensor> {
 /// All q, then all k, then all v → each key and value behind the queries that share them, as Falcon has them.
 fn group_heads(tensor: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
     let rows = tensor.dim(0)?;
-    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || !rows.is_multiple_of(heads + 2 * kv_heads) {
+    if kv_heads == 0 || rows == 0 || !heads.is_multiple_of(kv_heads) || !rows.is_multiple_of(heads + 2 * kv_heads) {
         candle_core::bail!("{rows} rows cannot be split into {heads} heads of q and {kv_heads} of k and v");
     }
     let (d_head, columns) = (rows / (heads + 2 * kv_heads), tensor.elem_count() / rows);
