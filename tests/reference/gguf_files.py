@@ -10,15 +10,25 @@ them, and a file with a tensor of every type of quantisation.
 - quants.gguf, quants.json: rows of blocks, and what gguf-py makes of them.
 
 Settings that llama.cpp has no key for cannot be in a file: so neither mistral (its window), nor gpt2-stanford (scaled
-by the layer), nor the families llama.cpp has not. smollm3.gguf has rotary embeddings in all of its three layers, as
-llama.cpp leaves them out in every fourth.
+by the layer), nor falcon-alibi and falcon-serial, nor the families llama.cpp has not (it knows the name gptj only).
+These files hold another model than their checkpoint (`settings`, and `without` for tensors that are left out):
+
+- smollm3 has rotary embeddings in all of its three layers, as llama.cpp leaves them out in every fourth.
+- gemma2 and gemma3 divide scores by the square root of the width of a head, as llama.cpp does in all sizes but 27B.
+- olmo2 and cohere have no biases in their attention: llama.cpp does not read them.
+- starcoder2 has no window, mpt divides scores by the square root of the width of a head.
+
+llama.cpp reads the window of phi3-mini and does not use it; the program does, as transformers does. So llama.cpp is
+compared with transformers without the window (`ignored`), and the program with the checkpoint.
 
 Made with torch 2.15.0, transformers 5.23.0, gguf 0.19.0, xllamacpp 2026.10.11549.
 """
 
 import json
 import math
+import shutil
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -100,7 +110,7 @@ def add_rope_freq_base(w: GGUFWriter, c: dict):
 
 
 def rotated(c: dict) -> int:
-    return int(c["rope"]["partial_rotary_factor"] * c["head_dim"])
+    return int(c["rope"].get("partial_rotary_factor", 1) * c["head_dim"])
 
 
 def write_gptneox(w: GGUFWriter, c: dict):
@@ -158,6 +168,105 @@ def write_phi2(w: GGUFWriter, c: dict):
     add_rope_freq_base(w, c)
 
 
+def write_gemma2(w: GGUFWriter, c: dict):
+    write_gemma(w, c)
+    w.add_attn_logit_softcapping(c["attn_logit_softcapping"])
+    w.add_final_logit_softcapping(c["final_logit_softcapping"])
+    w.add_sliding_window(c["sliding_window"])
+
+
+def write_gemma3(w: GGUFWriter, c: dict):
+    """The converter leaves out the base of layers with a window (10000 in published models) and their period (6)."""
+    full, sliding = c["rope"]["full_attention"], c["rope"]["sliding_attention"]
+    write_gemma(w, c | {"rope": full})
+    w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    w.add_rope_scaling_factor(full["factor"])
+    w.add_rope_freq_base_swa(sliding["rope_theta"])
+    w.add_sliding_window(c["sliding_window"])
+    w.add_sliding_window_pattern(2)
+
+
+def write_phi3(w: GGUFWriter, c: dict):
+    rope = c["rope"]
+    w.add_context_length(c["max_position_embeddings"])
+    w.add_rope_scaling_orig_ctx_len(c["original_max_position_embeddings"])
+    w.add_embedding_length(c["hidden_size"])
+    w.add_feed_forward_length(c["intermediate_size"])
+    w.add_block_count(c["layers"])
+    w.add_head_count(c["num_attention_heads"])
+    w.add_head_count_kv(c["num_key_value_heads"])
+    w.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    w.add_rope_dimension_count(rotated(c))
+    w.add_rope_freq_base(rope["rope_theta"])
+    w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    w.add_sliding_window(c["sliding_window"] or 0)
+    if "long_factor" in rope:
+        original = c["original_max_position_embeddings"]
+        scale = c["max_position_embeddings"] / original
+        w.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(original)))
+
+
+def write_starcoder2(w: GGUFWriter, c: dict):
+    write_common(w, c)
+    w.add_layer_norm_eps(c["norm_epsilon"])
+
+
+def write_granite(w: GGUFWriter, c: dict):
+    write_llama(w, c)
+    w.add_attention_scale(c["attention_multiplier"])
+    w.add_embedding_scale(c["embedding_multiplier"])
+    w.add_residual_scale(c["residual_multiplier"])
+    w.add_logit_scale(c["logits_scaling"])
+
+
+def write_command_r(w: GGUFWriter, c: dict):
+    write_common(w, c)
+    w.add_layer_norm_eps(c["layer_norm_eps"])
+    w.add_logit_scale(c["logit_scale"])
+    w.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+
+
+def write_bloom(w: GGUFWriter, c: dict):
+    w.add_context_length(2048)
+    w.add_embedding_length(c["hidden_size"])
+    w.add_feed_forward_length(4 * c["hidden_size"])
+    w.add_block_count(c["layers"])
+    w.add_head_count(c["n_head"])
+    w.add_head_count_kv(c["n_head"])
+    w.add_layer_norm_eps(c["layer_norm_epsilon"])
+    w.add_file_type(gguf.LlamaFileType.ALL_F32)
+
+
+def falcon_kv_heads(c: dict) -> int:
+    return c["num_kv_heads"] if c["new_decoder_architecture"] else 1
+
+
+def write_falcon(w: GGUFWriter, c: dict):
+    w.add_context_length(2048)
+    w.add_tensor_data_layout("jploski")
+    w.add_embedding_length(c["hidden_size"])
+    # As for gpt2.
+    w.add_feed_forward_length(c["ffn_hidden_size"])
+    w.add_block_count(c["layers"])
+    w.add_head_count(c["num_attention_heads"])
+    w.add_head_count_kv(falcon_kv_heads(c))
+    w.add_layer_norm_eps(c["layer_norm_epsilon"])
+    w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    add_rope_freq_base(w, c)
+
+
+def write_mpt(w: GGUFWriter, c: dict):
+    w.add_context_length(c["max_seq_len"])
+    w.add_embedding_length(c["d_model"])
+    w.add_block_count(c["layers"])
+    w.add_feed_forward_length(4 * c["d_model"])
+    w.add_head_count(c["n_heads"])
+    # The converter says 1e-5.
+    w.add_layer_norm_eps(c["layer_norm_epsilon"])
+    w.add_max_alibi_bias(c["attn_config"]["alibi_bias_max"])
+    w.add_file_type(gguf.LlamaFileType.ALL_F32)
+
+
 # Of a tensor's name in the checkpoint, the tensor, and the settings: the tensor as the converter stores it.
 
 
@@ -183,7 +292,16 @@ def whole_qkv(name, t, c):
     """Rows (head, q/k/v, i) become (q/k/v, head, i)."""
     if "query_key_value" not in name:
         return t
-    return t.unflatten(0, (c["num_attention_heads"], 3, -1)).transpose(0, 1).flatten(0, 2)
+    heads = c.get("n_head") or c["num_attention_heads"]
+    return t.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def ungrouped_qkv(name, t, c):
+    """Rows (key-value head, its query heads then key and value, i) become all queries, all keys, all values."""
+    if "query_key_value" not in name:
+        return t
+    groups = t.unflatten(0, (falcon_kv_heads(c), -1, c["head_dim"]))
+    return torch.cat([part.flatten(0, 2) for part in (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])])
 
 
 def with_gamma(name, t, c):
@@ -202,6 +320,10 @@ class File:
     """How close log-probabilities must be."""
     settings: dict = field(default_factory=dict)
     """Of the model that the file holds, where not the checkpoint's."""
+    without: str = ""
+    """The end of names of tensors that the file leaves out, as the settings do."""
+    ignored: dict = field(default_factory=dict)
+    """Settings by which transformers does what llama.cpp does with the file."""
 
 
 FILES = {
@@ -219,6 +341,30 @@ FILES = {
     "olmo": File(MODEL_ARCH.OLMO, "families/olmo", write_olmo, interleaved),
     "smollm3": File(
         MODEL_ARCH.SMOLLM3, "families/smollm3", write_llama, interleaved, settings={"no_rope_layers": [1, 1, 1]}),
+    "gemma2": File(
+        MODEL_ARCH.GEMMA2, "families/gemma2", write_gemma2, with_gamma, CLOSE_GELU,
+        settings={"query_pre_attn_scalar": 8}),
+    "gemma3": File(
+        MODEL_ARCH.GEMMA3, "families/gemma3", write_gemma3, with_gamma, CLOSE_GELU,
+        settings={"query_pre_attn_scalar": 8}),
+    "olmo2": File(
+        MODEL_ARCH.OLMO2, "families/olmo2", write_common, as_is, settings={"attention_bias": False}, without=".bias"),
+    "phi3": File(MODEL_ARCH.PHI3, "families/phi3", write_phi3, as_is),
+    "phi3-mini": File(
+        MODEL_ARCH.PHI3, "families/phi3-mini", write_phi3, as_is, ignored={"sliding_window": None}),
+    "starcoder2": File(
+        MODEL_ARCH.STARCODER2, "families/starcoder2", write_starcoder2, as_is, CLOSE_GELU,
+        settings={"sliding_window": None}),
+    "granite": File(MODEL_ARCH.GRANITE, "families/granite", write_granite, interleaved),
+    "cohere": File(
+        MODEL_ARCH.COMMAND_R, "families/cohere", write_command_r, as_is, settings={"attention_bias": False},
+        without=".bias"),
+    "bloom": File(MODEL_ARCH.BLOOM, "families/bloom", write_bloom, whole_qkv, CLOSE_GELU),
+    "falcon": File(MODEL_ARCH.FALCON, "families/falcon", write_falcon, ungrouped_qkv, CLOSE_GELU),
+    "falcon-new": File(MODEL_ARCH.FALCON, "families/falcon-new", write_falcon, ungrouped_qkv, CLOSE_GELU),
+    "mpt": File(
+        MODEL_ARCH.MPT, "families/mpt", write_mpt, as_is, CLOSE_GELU,
+        settings={"attn_config": {"softmax_scale": None}}),
 }
 
 
@@ -246,7 +392,8 @@ def finish(w: GGUFWriter):
 def start(name: str, arch: MODEL_ARCH) -> GGUFWriter:
     w = GGUFWriter(OUT / f"{name}.gguf", gguf.MODEL_ARCH_NAMES[arch])
     w.add_type(gguf.GGUFType.MODEL)
-    w.add_name(name)
+    # llama.cpp asks for tokens of Phi-3's own vocabulary in a model whose name has phi3 in it.
+    w.add_name(name.replace("phi3", "phi"))
     return w
 
 
@@ -269,10 +416,28 @@ def make(name: str):
     write_tokenizer(w)
     if c["rope"].get("rope_type") == "llama3":
         w.add_tensor("rope_freqs.weight", rope_factors(c["rope"], c["head_dim"]).numpy())
+    if "long_factor" in c["rope"]:
+        for which in ["long", "short"]:
+            w.add_tensor(f"rope_factors_{which}.weight", np.array(c["rope"][f"{which}_factor"], np.float32))
     for source, tensor in load_file(FIXTURES / file.source / "model.safetensors").items():
-        target = names.get_name(source, try_suffixes=(".weight", ".bias"))
+        if file.without and source.endswith(file.without):
+            continue
+        # As the converter does for BLOOM.
+        known = source.removeprefix("transformer.") if file.arch == MODEL_ARCH.BLOOM else source
+        target = names.get_name(known, try_suffixes=(".weight", ".bias"))
         w.add_tensor(target, file.change(source, tensor.float(), c).contiguous().numpy())
     finish(w)
+
+
+def with_short_factors(name: str) -> Path:
+    """llama.cpp chooses by its own context, of at least 256 positions, and not by the prompt's length. So it is given a
+    copy that says that the short factors are for as many."""
+    copy = Path(tempfile.mkdtemp()) / f"{name}.gguf"
+    shutil.copy(OUT / f"{name}.gguf", copy)
+    reader = gguf.GGUFReader(copy, "r+")
+    reader.fields["phi3.rope.scaling.original_context_length"].parts[-1][0] = 256
+    reader.data.flush()
+    return copy
 
 
 @torch.no_grad()
@@ -283,9 +448,10 @@ def check(name: str) -> float:
     file = FILES[name]
     table = pq.read_table(TINY_LLAMA / "expected" / "tokens.parquet").to_pylist()
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        FIXTURES / file.source, dtype=torch.float32, attn_implementation="eager", **file.settings).eval()
+        FIXTURES / file.source, dtype=torch.float32, attn_implementation="eager",
+        **file.settings | file.ignored).eval()
     params = xllamacpp.CommonParams()
-    params.model.path = str(OUT / f"{name}.gguf")
+    params.model.path = str(with_short_factors(name) if name == "phi3" else OUT / f"{name}.gguf")
     params.n_ctx, params.cpuparams.n_threads, params.verbosity, params.warmup = 64, 1, 0, False
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -31,7 +31,7 @@ pub fn from_gguf(gguf: &GgufFile) -> Result<Tokenizer> {
     let place = || gguf.path().display().to_string();
     match gguf.metadata("tokenizer.ggml.model")?.to_string()?.as_str() {
         "gpt2" => byte_level_bpe(gguf),
-        "llama" if gguf.architecture()? == "gemma" => bail!(
+        "llama" if gguf.architecture()?.starts_with("gemma") => bail!(
             "{}: Gemma's tokenizer cannot be rebuilt from a GGUF file yet; use the model's folder with tokenizer.json",
             place()
         ),
@@ -293,6 +293,15 @@ mod tests {
                 assert!(error.contains(arch) && error.contains("`tokenizer.ggml.pre` is"), "{error}");
                 assert!(error.contains("tokenizer.json"), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn gemma_s_tokenizer_is_refused() {
+        for arch in ["gemma", "gemma2", "gemma3"] {
+            let changes = [("tokenizer.ggml.model", Some("llama")), ("general.architecture", Some(arch))];
+            let error = format!("{:#}", with_metadata(&changes).unwrap_err());
+            assert!(error.contains("Gemma's tokenizer") && error.contains("tokenizer.json"), "{error}");
         }
     }
 

@@ -142,6 +142,9 @@ impl GgufFile {
         let mut read: BTreeSet<String> = read.iter().filter_map(|name| layout::stored_name(self, name)).collect();
         // Read with the configuration.
         read.insert(config::ROPE_FACTORS.into());
+        if self.architecture()? == "phi3" {
+            read.extend(config::LONG_ROPE_FACTORS.map(String::from));
+        }
         let left: Vec<&String> = self.content.tensor_infos.keys().filter(|n| !read.contains(*n)).collect();
         ensure!(
             left.is_empty(),

@@ -250,9 +250,15 @@ fn odd_metadata() -> Vec<GgufValue> {
 fn metadata_of_gguf_files() {
     let before = peak();
     let (mut cases, mut refused) = (0, 0);
-    for (path, whole) in
-        [("gguf/gpt2", true), ("gguf/llama", true), ("gguf-tokenizers/bpe", false), ("gguf-tokenizers/spm", false)]
-    {
+    for (path, whole) in [
+        ("gguf/gpt2", true),
+        ("gguf/llama", true),
+        ("gguf/gemma3", true),
+        ("gguf/granite", true),
+        ("gguf/phi3", true),
+        ("gguf-tokenizers/bpe", false),
+        ("gguf-tokenizers/spm", false),
+    ] {
         let mut file = fs::File::open(Path::new("tests/fixtures").join(format!("{path}.gguf"))).unwrap();
         let content = Content::read(&mut file).unwrap();
         let names: Vec<String> = content.tensor_infos.keys().cloned().collect();
