@@ -1,5 +1,6 @@
 //! Describes a model and the cost of a run, before anything expensive starts.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use anyhow::Result;
@@ -10,7 +11,7 @@ use selfrepair_core::progress;
 use selfrepair_engine::batch::of_weights;
 use selfrepair_engine::rate::matmul_rate;
 use selfrepair_model::agreement::{Agreement, agreements};
-use selfrepair_model::{Architecture, Model, Norm};
+use selfrepair_model::{Architecture, Model, NO_LIMIT, Norm};
 
 /// Necessary floating-point operations of ablating every head once on `tokens` tokens in prompts of 128.
 pub fn all_heads_flops(a: &Architecture, tokens: usize) -> f64 {
@@ -29,15 +30,17 @@ pub const EFFICIENCY: f64 = 0.75;
 /// How near the tests came to transformers on tiny checkpoints of a family.
 fn agreement(family: &str) -> Result<Option<String>> {
     let of_family: Vec<Agreement> = agreements()?.into_iter().filter(|of| of.model_type == family).collect();
+    if of_family.is_empty() {
+        return Ok(None);
+    }
     let most = |f: fn(&Agreement) -> f64| of_family.iter().map(f).fold(0.0, f64::max);
     let (logits, effects) = (most(|of| of.logits), most(|of| of.effects));
-    let version = of_family.iter().map(|of| of.transformers.as_str()).min();
-    Ok(version.map(|version| {
-        format!(
-            "with transformers {version} on checkpoints of {family}: logits within {logits:.1e}, effects within {effects:.1e} \
-             of their scale"
-        )
-    }))
+    let versions: BTreeSet<&str> = of_family.iter().map(|of| of.transformers.as_str()).collect();
+    let versions = versions.into_iter().collect::<Vec<_>>().join(" and ");
+    Ok(Some(format!(
+        "with transformers {versions} on checkpoints of {family}: logits within {logits:.1e}, effects within {effects:.1e} \
+         of their scale"
+    )))
 }
 
 /// The architecture, and memory, work and time of a run of all heads on `tokens` tokens, on this machine.
@@ -58,7 +61,8 @@ pub fn describe(model: &Model, tokens: usize) -> Result<String> {
     row("layers", format!("{} of {} heads ({} for keys and values)", a.layers, a.heads, a.kv_heads))?;
     row("width", format!("{}, heads of {}, {} neurons a layer", a.d_model, a.d_head, a.d_mlp))?;
     row("vocabulary", a.vocab.to_string())?;
-    row("context", format!("{} positions", a.context))?;
+    let has_limit = a.context < NO_LIMIT;
+    row("context", if has_limit { format!("{} positions", a.context) } else { "no limit".into() })?;
     if let Some(agreement) = agreement(&a.family)? {
         row("agreement", agreement)?;
     }

@@ -1,7 +1,8 @@
 -- Question: which share of the direct effect does each cause make up for?
 -- Grain:    one row, the mean over heads of the second-to-last layer, for $ablation, on their top tokens
 --
--- repair_attention, repair_mlp, repair_norm, repair_write_norm: mean over tokens of the cause over direct effect, clipped to [0, 1]
+-- repair_attention, repair_mlp, repair_norm, repair_write_norm: mean over tokens of the cause over direct effect,
+--     clipped to [0, 1]
 select
     avg(h.attention_clipped) as repair_attention,
     avg(h.mlp_clipped) as repair_mlp,

@@ -2,7 +2,8 @@
 -- Grain:    one row, the mean over all heads of $ablation on their top tokens
 --
 -- heads: ablated heads
--- direct_effect, logit_change, self_repair, repair_attention, repair_mlp, repair_norm, repair_write_norm: as in `head_summary`
+-- direct_effect, logit_change, self_repair, repair_attention, repair_mlp, repair_norm, repair_write_norm: as in
+--     `head_summary`
 -- fraction: self_repair / direct_effect of the means
 -- norm_share: mean over tokens of repair_norm / direct_effect, clipped to [0, 1]
 select

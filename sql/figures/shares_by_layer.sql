@@ -2,8 +2,8 @@
 -- Grain:    layer × subset of $ablation
 --
 -- layer, subset: as in `layer_summary`
--- repair_attention, repair_mlp, repair_norm, repair_write_norm: mean over the layer's heads of the mean over tokens of the cause over
---     direct effect, clipped to [0, 1]
+-- repair_attention, repair_mlp, repair_norm, repair_write_norm: mean over the layer's heads of the mean over tokens of
+--     the cause over direct effect, clipped to [0, 1]
 select
     layer, subset,
     avg(attention_clipped) as repair_attention,

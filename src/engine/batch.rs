@@ -30,7 +30,7 @@ pub fn rows_wanted(config: &RuntimeConfig) -> usize {
 /// Bytes of weights while heads are ablated: once as they are read, the same again in the order that products want, and
 /// W_O γ W of every head.
 pub fn of_weights(a: &Architecture) -> f64 {
-    4.0 * (2 * a.parameters() + a.first_reader_weights()) as f64
+    4.0 * (2 * a.stored_numbers() + a.first_reader_weights()) as f64
 }
 
 /// Bytes that any run takes beside weights and activations: the program, ONNX Runtime, its graphs and their buffers.
@@ -50,11 +50,13 @@ pub fn rows_that_fit(
     let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads);
     // Logits, their exponentials and a copy, in the clean pass.
     let at_the_end = 12 * a.vocab;
-    let row = (in_block.max(at_the_end) * config.engine_count()) as f64;
-    // W_O γ W is there for the layers whose heads are ablated only.
     let layers: BTreeSet<usize> = ablated.iter().filter(|c| c.head.is_some()).map(|c| c.layer).collect();
+    // What attention gives and writes in these layers, where that is normed.
+    let kept = if a.write_norms { 8 * a.d_model * layers.len() } else { 0 };
+    let row = ((in_block.max(at_the_end) + kept) * config.engine_count()) as f64;
+    // W_O γ W is there for the layers whose heads are ablated only.
     let share = layers.len() as f64 / a.layers as f64;
-    let twice = 4.0 * (2 * a.parameters()) as f64;
+    let twice = 4.0 * (2 * a.stored_numbers()) as f64;
     let weights = twice + (of_weights(a) - twice) * share;
     let bytes = match config.memory {
         0 => {

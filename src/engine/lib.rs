@@ -216,7 +216,7 @@ mod tests {
             let target = TargetRow { answer: tokens.clone(), wrong: None, measured: 0..tokens.len() };
             let mut directions = engine.directions(&[target]).unwrap();
             let within = Keep { z: true, attention_out: true, mlp_out: true, post: true, ..Default::default() };
-            let around = Keep { residual_pre: true, attention_linear: a.write_norms, ..within };
+            let around = Keep { attention_linear: a.write_norms, ..within };
             let keep = vec![Keep { mid: true, residual_post: true, ..around }; a.layers];
             let clean = engine.clean(&[&tokens], &mut directions, &keep).unwrap();
             let of_layer = &clean.layers[1];

@@ -154,17 +154,19 @@ impl Engine {
         directions: &Directions,
     ) -> Result<(DynValue, Vec<f32>)> {
         let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
-        let before = kept.residual_pre.as_ref().context("the clean pass did not keep the stream before the block")?;
+        let mid = kept.mid.as_ref().context("the clean pass did not keep the stream after attention")?;
+        let written = kept.attention_out.as_ref().context("the clean pass did not keep what attention writes")?;
         let linear = kept.attention_linear.as_ref().context("the clean pass did not keep what attention gives")?;
         let inputs = vec![
-            (HookPoint::ResidPre, rows(before, prompts.clone())?),
+            (HookPoint::ResidMid, rows(mid, prompts.clone())?),
+            (HookPoint::AttnOut, rows(written, prompts.clone())?),
             (HookPoint::AttnLinear, rows(linear, prompts.clone())?),
             (HookPoint::ZChange, Input::from(z_changes)),
             (HookPoint::Head, Input::from(heads)),
             (HookPoint::U, rows(&directions.u, prompts)?),
             (HookPoint::Along, Input::from(along)),
         ];
-        let clean = before.shape();
+        let clean = mid.shape();
         let shape = [heads.shape()[0], clean[1], clean[2]];
         let mut outputs = graph.run_on_device(inputs, &[HookPoint::Ablated, HookPoint::AttnWriteScale], &shape)?;
         let scale = copied(view(&outputs.take(HookPoint::AttnWriteScale)?)?)?;

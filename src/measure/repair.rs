@@ -209,15 +209,18 @@ fn own_write_norm(clean: &CleanEffects, i: usize, what: &AblatedComponent) -> f6
     let Some(scale) = what.write_scale else { return 0.0 };
     let heads = clean.heads[what.layer].len() / (clean.prompts * clean.positions);
     let of_heads = &clean.heads[what.layer][i * heads..(i + 1) * heads];
-    let at_clean_scale = sum_of_attention(clean, i, what.layer, of_heads) + what.own_change;
-    at_clean_scale * (f64::from(clean.write_scales.attention[what.layer][i]) / scale - 1.0)
+    norm_change(clean, i, what.layer, sum_of_attention(clean, i, what.layer, of_heads) + what.own_change, scale)
 }
 
 /// What the new `scale` of the norm on what a layer's attention writes adds, unscaled, at row `i` of a clean batch. The
 /// heads' new effects are by the clean scale.
 pub fn attention_norm_change(clean: &CleanEffects, i: usize, layer: usize, heads: &[f32], scale: f32) -> f64 {
-    let clean_scale = f64::from(clean.write_scales.attention[layer][i]);
-    sum_of_attention(clean, i, layer, heads) * (clean_scale / f64::from(scale) - 1.0)
+    norm_change(clean, i, layer, sum_of_attention(clean, i, layer, heads), f64::from(scale))
+}
+
+/// What an attention writes more at `scale` than the `effect` that it has at the clean scale.
+fn norm_change(clean: &CleanEffects, i: usize, layer: usize, effect: f64, scale: f64) -> f64 {
+    effect * (f64::from(clean.write_scales.attention[layer][i]) / scale - 1.0)
 }
 
 /// The effect that what an MLP wrote through a norm of `scale`, if there is one, would have at the norm's clean scale.

@@ -50,6 +50,8 @@ pub struct Architecture {
     pub biases: Biases,
     /// What the token embedding is multiplied by on its way into the stream.
     pub embedding_scale: f32,
+    /// What is added to the stream is the norm of the token embedding.
+    pub embedding_norm: bool,
     /// The unembedding is the embedding.
     pub tied: bool,
     /// The element type the checkpoint stores most of its weights in.
@@ -96,13 +98,16 @@ pub struct Alibi {
     pub is_bfloat16: bool,
     /// What the products are multiplied by.
     pub factor: f32,
+    /// Positions are counted back from the end of the prompt, which leaves more digits to the keys before it.
+    pub is_from_end: bool,
 }
 
 impl Alibi {
-    /// Of all heads, for a key at this position.
-    pub fn biases(&self, position: usize) -> Vec<f32> {
+    /// Of all heads, for a key at this position of a prompt.
+    pub fn biases(&self, position: usize, prompt_len: usize) -> Vec<f32> {
         let rounded = |x: f32| if self.is_bfloat16 { to_bfloat16(x) } else { x };
-        let position = rounded(position as f32);
+        let from = if self.is_from_end { prompt_len.saturating_sub(1) } else { 0 };
+        let position = rounded(position as f32 - from as f32);
         self.slopes.iter().map(|&slope| rounded(rounded(slope) * position) * self.factor).collect()
     }
 }
@@ -197,6 +202,13 @@ impl Architecture {
         let positions = if self.learned_positions() { self.context } else { 0 };
         let norms = 2 * usize::from(self.read_norms) + 2 * usize::from(self.write_norms);
         self.layers * (attention + mlp + norms * self.d_model) + (1 + ends + positions) * self.d_model
+    }
+
+    /// Numbers in the matrices of the exported graphs: those of parameters, and, where the embedding is normed, the
+    /// unembedding besides.
+    pub fn stored_numbers(&self) -> usize {
+        let unembedding = if self.tied && self.embedding_norm { self.vocab * self.d_model } else { 0 };
+        self.parameters() + unembedding
     }
 
     /// Whether attention writes something to the stream that no head does: b_O, or value biases through W_O.

@@ -1,4 +1,5 @@
-//! Named tensors as float32, with every shape and value checked, from a GGUF file, safetensors or PyTorch `.bin` files.
+//! Named tensors as float32, with every shape and value checked, from a GGUF file, safetensors or PyTorch `.bin` and `.pth`
+//! files.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,9 +9,10 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use candle_core::pickle::PthTensors;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Array3};
 use serde_json::{Map, Value};
 
+use super::families::LENS;
 use super::gguf::GgufFile;
 use super::nested::{is_of_another_part, stored_names, text_config};
 use super::pickle::check_pickle;
@@ -48,6 +50,9 @@ const ENDS: [(&str, &str); 5] = [
     ("transformer.word_embeddings.weight", "lm_head.weight"),
     ("gpt_neox.embed_in.weight", "embed_out.weight"),
 ];
+
+/// By which a configuration in TransformerLens's own format is known: it has no `model_type`.
+const LENS_KEYS: [&str; 3] = ["d_model", "n_heads", "act_fn"];
 
 enum Tensors {
     Safetensors(Shards<SafetensorsFile>),
@@ -118,7 +123,11 @@ impl Checkpoint {
 
     fn new(path: PathBuf, config: Value, tensors: Tensors) -> Result<Self> {
         let text = text_config(&config).with_context(|| path.display().to_string())?;
-        let (is_nested, config) = (text.is_some(), text.unwrap_or(config));
+        let (is_nested, mut config) = (text.is_some(), text.unwrap_or(config));
+        let is_of_lens = LENS_KEYS.iter().all(|key| config.get(key).is_some()) && config.get("model_type").is_none();
+        if let Some(config) = config.as_object_mut().filter(|_| is_of_lens) {
+            config.insert("model_type".into(), LENS.into());
+        }
         let names = tensors.names();
         let is_whole = names.iter().any(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
         let is_absent = matches!(tensors, Tensors::Absent);
@@ -236,6 +245,11 @@ impl Checkpoint {
         Ok(Array2::from_shape_vec((rows, columns), self.read(name, &[rows, columns])?)?)
     }
 
+    /// As [`Checkpoint::matrix`], of three dimensions.
+    pub fn cube(&self, name: &str, shape: [usize; 3]) -> Result<Array3<f32>> {
+        Ok(Array3::from_shape_vec(shape, self.read(name, &shape)?)?)
+    }
+
     /// A linear layer's weight, stored [out, in] as PyTorch does, as a matrix that acts on rows: [in, out].
     pub fn linear(&self, name: &str, inputs: usize, outputs: usize) -> Result<Array2<f32>> {
         Ok(self.matrix(name, outputs, inputs)?.t().as_standard_layout().into_owned())
@@ -276,6 +290,8 @@ impl Checkpoint {
             "attn.bias",
             "attn.masked_bias",
             "attn.causal_mask",
+            "attn.mask",
+            "attn.IGNORE",
             "attention.bias",
             "attention.masked_bias",
             "rotary_emb.inv_freq",

@@ -33,7 +33,7 @@ mod safetensors;
 mod source;
 mod unique;
 
-pub use families::{Unsupported, unsupported};
+pub use families::{NO_LIMIT, Unsupported, unsupported};
 
 use anyhow::{Context, Result};
 

@@ -55,6 +55,11 @@ pub fn text_config(config: &Value) -> Result<Option<Value>> {
             text.insert(key.into(), value.clone());
         }
     }
+    // Published checkpoints leave these out, or have them outside.
+    for (key, default) in [("bos_token_id", 2), ("eos_token_id", 1)] {
+        let outside = outer.get(key).cloned();
+        text.entry(key).or_insert_with(|| outside.unwrap_or(Value::from(default)));
+    }
     // The outer model ties its ends, unless it says otherwise. What is no flag stays, to be refused.
     if text.get("tie_word_embeddings").is_none_or(Value::is_boolean) {
         let tied = outer.get("tie_word_embeddings").cloned().unwrap_or(Value::Bool(true));
@@ -85,10 +90,11 @@ mod tests {
         let config = json!({
             "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "torch_dtype": "bfloat16",
             "hidden_size": 99, "text_config": {"model_type": "gemma3_text", "hidden_size": 8, "architectures": ["x"]},
-            "vision_config": {"hidden_size": 7},
+            "vision_config": {"hidden_size": 7}, "eos_token_id": [1, 106],
         });
         let expected = json!({
             "model_type": "gemma3_text", "hidden_size": 8, "torch_dtype": "bfloat16", "tie_word_embeddings": true,
+            "bos_token_id": 2, "eos_token_id": [1, 106],
         });
         assert_eq!(text_config(&config).unwrap(), Some(expected));
         // Another class, and another way to store weights, are seen by who refuses them.

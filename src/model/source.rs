@@ -148,6 +148,12 @@ fn fetch(name: &str, revision: &str) -> Result<PathBuf> {
         }
         return Ok(config.parent().context("a file in the cache has a folder")?.to_path_buf());
     }
+    // TransformerLens's own.
+    let finals: Vec<&String> = files.iter().filter(|file| is_final(file)).collect();
+    if let [file] = finals[..] {
+        repo.get(file)?;
+        return Ok(config.parent().context("a file in the cache has a folder")?.to_path_buf());
+    }
     bail!("hf:{name} has neither model.safetensors nor pytorch_model.bin (or an index of shards of either)")
 }
 
@@ -160,8 +166,14 @@ pub struct Weights {
 
 impl Weights {
     pub fn are_pickles(&self) -> bool {
-        self.files.iter().any(|f| f.extension().is_some_and(|e| e == "bin"))
+        self.files.iter().any(|f| f.extension().is_some_and(|e| e == "bin" || e == "pth"))
     }
+}
+
+/// Whether a file has the weights at the end of the training, as TransformerLens's own format calls them
+/// (`model_final.pth`, `SoLU_1L_final.pth`). Folders of other files are not looked into.
+fn is_final(name: &str) -> bool {
+    name.ends_with("final.pth") && !name.contains('/')
 }
 
 /// One file, or the shards that an index names. safetensors are preferred to PyTorch's `.bin`.
@@ -175,6 +187,13 @@ pub fn weights(directory: &Path) -> Result<Weights> {
         if directory.join(index).is_file() {
             return shards(directory, &directory.join(index));
         }
+    }
+    let mut finals = Vec::new();
+    for entry in directory.read_dir().with_context(|| directory.display().to_string())? {
+        finals.extend(entry?.file_name().into_string().ok().filter(|name| is_final(name)));
+    }
+    if let [file] = &finals[..] {
+        return Ok(Weights { files: vec![directory.join(file)], index: BTreeMap::new() });
     }
     bail!(
         "{}: found no weights; expected model.safetensors, pytorch_model.bin or an index of shards of either",

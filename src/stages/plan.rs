@@ -43,7 +43,7 @@ impl Estimate {
         }
         let tokens = (c.tokens / c.prompt_len * (c.prompt_len - 1)) as f64;
         let flops = pieces.iter().map(|piece| flops_of_token(config, a, piece)).sum::<f64>() * tokens;
-        let weights = 4.0 * a.parameters() as f64;
+        let weights = 4.0 * a.stored_numbers() as f64;
         // Measured: 37 bytes per row of `ablations`, 4 per row of `direct_effects`.
         let of_effects = pieces.iter().filter(|piece| piece.outputs.effects);
         let rows = of_effects.map(|piece| piece.ablations().len()).sum::<usize>() as f64 * tokens;

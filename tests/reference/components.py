@@ -43,7 +43,7 @@ class Extended(Effects):
         self.siblings = [self]
         """Those whose prompts the means are over: more than this one if prompts differ in length."""
         c = m.model.config
-        always = c.model_type in ["codegen", "cohere", "gptj", "phi"]
+        always = c.model_type in ["codegen", "cohere", "cohere2", "gptj", "phi"]
         parallel = getattr(c, "use_parallel_residual", getattr(c, "parallel_attn", always))
         self.mlp_reads_attention = not parallel
         self.w_out = [m.multiplier * weight_of(m.part(l, "down")) for l in range(m.layers)]

@@ -248,6 +248,10 @@ OF_TYPE = {
         {"layer_types": DROPPED, "sliding_window_pattern": 0}, {"layer_types": DROPPED, "sliding_window_pattern": None},
         {"final_logit_softcapping": 0.7}, {"query_pre_attn_scalar": 0}, {"hidden_activation": "silu"},
     ],
+    "cohere2": [
+        {"layer_types": DROPPED}, {"layer_types": DROPPED, "sliding_window_pattern": 2},
+        {"layer_types": DROPPED, "sliding_window_pattern": 1}, {"layer_types": DROPPED, "sliding_window_pattern": None},
+    ],
     "olmo3": ROTARY_BY_TYPE + [{"layer_types": DROPPED}],
 }
 

@@ -260,6 +260,13 @@ FAMILIES |= {
              "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50.0},
              "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}],
         torch.bfloat16),
+    "cohere2": Family(
+        "Cohere2ForCausalLM",
+        GATED | LAYER_NORM | rope(5000.0) | {
+            "sliding_window": 5, "logit_scale": 0.5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        [rope(50.0), {"layer_norm_eps": 1e-5}, {"sliding_window": 6}, {"logit_scale": 1.0},
+         {"layer_types": ["full_attention"] * 3}, {"layer_types": ["sliding_attention"] * 3}]),
     "gemma3-with-images": Family(
         "Gemma3ForConditionalGeneration",
         GATED | RMS | {

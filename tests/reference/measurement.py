@@ -165,7 +165,7 @@ class Measurement:
         self.write_norms = [[self.norm_of(module) for module in modules] for modules in self.write_modules]
         head = model.get_output_embeddings()
         # Cohere and Granite scale the logits, which counts as part of W_U. (MPT has the key too, and ignores it.)
-        scale = c.logit_scale if c.model_type == "cohere" else 1 / getattr(c, "logits_scaling", 1.0)
+        scale = c.logit_scale if c.model_type.startswith("cohere") else 1 / getattr(c, "logits_scaling", 1.0)
         self.w_u = head.weight.detach() * scale
         self.centred = self.w_u - self.w_u.mean(0)
         b_u = bias_of(head, len(self.w_u))

@@ -105,6 +105,17 @@ fn norms_on_what_parts_write() {
 }
 
 #[test]
+fn norms_on_what_parts_write_alone_and_biases() {
+    let components = [
+        "ablation.heads=[\"L0H3\", \"L1H3\", \"L2H3\"]",
+        "ablation.mlps=[\"L1-2\"]",
+        "ablation.attention=[\"L1\"]",
+        "ablation.blocks=[\"L1\"]",
+    ];
+    assert_family_agrees("olmo2", &components);
+}
+
+#[test]
 fn parallel_blocks() {
     let components = [
         "ablation.heads=[\"L0H1\", \"L1H3\", \"L2H2\"]",

@@ -66,6 +66,7 @@ families! {
     bloom: "bloom",
     codegen: "codegen",
     cohere: "cohere",
+    cohere_2: "cohere2",
     falcon: "falcon",
     falcon_with_alibi: "falcon-alibi",
     falcon_with_grouped_queries: "falcon-new",

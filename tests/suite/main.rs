@@ -14,6 +14,7 @@ mod golden;
 mod graphs;
 mod hostile_sql;
 mod hub;
+mod lens;
 mod models;
 mod notebook;
 mod own_queries;

@@ -96,7 +96,13 @@ columns of `ablations` for four heads by `resample`, `mean` and `zero`.
 - *GGUF*: the architecture in GGUF files that are read too. The tokenizer is read from the file, but for Gemma's.
 
 A key of the configuration does what it does in transformers, or is refused by its name. `tests/suite/config_keys.rs`
-tests 300 to 500 changes of each of these configurations.
+tests 300 to 600 changes of each of these configurations.
+
+Attn-only and gelu models in TransformerLens's own format (`config.json` without a `model_type`, `*final.pth`) are
+supported too. They agree with a GPT-2 of the same weights, whose logits are TransformerLens's
+([`tests/reference/lens.py`](../tests/reference/lens.py)). A block without an MLP has one that writes nothing. The
+tokenizer is another repository's (`tokenizer_name`): put its `tokenizer.json` beside the weights, and name its BOS with
+`corpus.bos_token`.
 
 ";
 
@@ -105,7 +111,7 @@ const REFUSED: &str = "
 
 These are refused before anything is computed. Other architectures that are not in the first table are refused by their
 name, and variants of a family by the key of the configuration that says so, such as `do_layer_norm_before` = false
-(OPT-350M, which normalizes the stream itself).
+(OPT-350M, which normalizes the stream itself) or `act_fn` = solu_ln (TransformerLens's SoLU models).
 
 ";
 

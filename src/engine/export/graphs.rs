@@ -265,7 +265,9 @@ pub fn ablate_before_norm(
     let d = Dim::Size(a.d_model);
     let doc = "The stream with one head's z changed, through the norm on what attention writes.";
     let mut g = GraphBuilder::new(&super::ablate_graph(layer), Role::Exact, doc, weights);
-    let residual = g.input(HookPoint::ResidPre, &[P, S, d], "the clean stream before this block");
+    let mid = g.input(HookPoint::ResidMid, &[P, S, d], "the clean stream after attention");
+    let clean = g.input(HookPoint::AttnOut, &[P, S, d], "what attention wrote in the clean run");
+    let residual = g.node("Sub", &[&mid, &clean], "resid_pre", vec![]);
     let linear = g.input(HookPoint::AttnLinear, &[P, S, d], "what attention gave in the clean run, before its norm");
     let delta = g.input(HookPoint::ZChange, &[B, S, Dim::Size(a.d_head)], "replacement z less clean z");
     let head = g.int_input(HookPoint::Head, &[B], "which head");
@@ -288,7 +290,7 @@ pub fn ablate_before_norm(
     let added = g.node("Mul", &[&direction, &multiple], "added_along_u", vec![]);
     let linear = g.node("Add", &[&changed, &added], "linear_ablated", vec![]);
 
-    let written = norm_written(&mut g, a, &linear, gamma, &HookPoint::AttnOut.name(), HookPoint::AttnWriteScale);
+    let written = norm_written(&mut g, a, &linear, gamma, "attn_out_ablated", HookPoint::AttnWriteScale);
     g.node("Add", &[&residual, &written], &HookPoint::Ablated.name(), vec![]);
     g.output(HookPoint::Ablated, &[B, S, d], "the ablated stream");
     g
@@ -405,7 +407,7 @@ fn alibi_bias(
     prompt_len: usize,
 ) -> String {
     let heads = alibi.slopes.len();
-    let table: Vec<f32> = (0..prompt_len).flat_map(|position| alibi.biases(position)).collect();
+    let table: Vec<f32> = (0..prompt_len).flat_map(|position| alibi.biases(position, prompt_len)).collect();
     let table = g.constant("alibi", &[prompt_len, heads], &table);
     // All rows of a batch have the same positions.
     let [from, to] = [0, 1].map(|i| g.int_constant(&format!("alibi_row_{i}"), &[i]));

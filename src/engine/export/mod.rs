@@ -16,13 +16,13 @@ mod stored;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use graphs::Variant;
 pub use onnx::ExternalWeight;
 use onnx::{Dim, GraphBuilder, Role, WeightsFile};
 use selfrepair_core::interrupt;
 use selfrepair_core::progress;
-use selfrepair_model::Model;
+use selfrepair_model::{Model, Norm};
 
 use crate::hooks::HookPoint;
 pub use readers::readers;
@@ -95,6 +95,11 @@ const WEIGHTS: &str = "weights.bin";
 /// Writes every graph of `model` for prompts of up to `prompt_len` tokens into `directory`, a layer at a time.
 pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> {
     let a = &model.architecture;
+    ensure!(
+        !a.write_norms || (a.norm == Norm::Rms && !a.parallel),
+        "{}: norms on what parts write are supported as RMS norms of serial blocks only",
+        a.family
+    );
     let bar = progress::bar("export", a.layers as u64 + 1, "layers");
     let mut weights = WeightsFile::create(&directory.join(WEIGHTS))?;
     let mut heads: Vec<HeadWeights> = Vec::new();

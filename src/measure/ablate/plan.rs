@@ -251,7 +251,7 @@ impl<'a> Plan<'a> {
         for &(layer, component) in self.groups.keys() {
             if component == Component::Head && self.architecture.write_norms {
                 let k = &mut keep[layer];
-                (k.residual_pre, k.attention_linear, k.attention_out) = (true, true, true);
+                (k.attention_linear, k.attention_out) = (true, true);
             }
             match place(self.architecture, component) {
                 Place::Mid => keep[layer].mid = true,

@@ -63,9 +63,9 @@ impl Replacement {
         let d_head = engine.architecture.d_head;
         let z_changes = tensor(&[runs.len(), z_changes.len() / (runs.len() * d_head), d_head], z_changes)?;
         let heads = int_tensor(&[runs.len()], heads)?;
+        let by_z_alone = along.iter().all(Option::is_none);
         if engine.architecture.write_norms {
             let positions = work.clean.effects.positions;
-            let by_z_alone = along.iter().all(Option::is_none);
             let along = along.into_iter().flat_map(|along| along.unwrap_or_else(|| vec![0.0; positions]));
             let along = tensor(&[runs.len(), positions], along.map(|along| along as f32).collect())?;
             let kept = &work.clean.layers[layer];
@@ -76,7 +76,6 @@ impl Replacement {
         }
         let base = base(work, &engine.architecture, layer, Component::Head)?;
         let mut stream = engine.replace_heads(layer, base, prompts, &heads, &z_changes)?;
-        let by_z_alone = along.iter().all(Option::is_none);
         if !by_z_alone {
             stream = to_host(stream)?;
             add_along_u(work, view_mut(&mut stream)?, runs, &along)?;
@@ -175,8 +174,8 @@ fn own_change(
 /// What a projection adds along u at each position, in units of u; `None` for other kinds. A part c·u / ‖u‖² is taken
 /// away, or put back.
 ///
-/// Of a head whose output is normed before it is written, what it adds along γ_post ⊙ u before the norm, as a dot product
-/// with it: that times the norm's clean scale is the head's effect.
+/// Of a head whose output is normed before it is written: the dot product with γ_post ⊙ u that is added before the norm,
+/// which is the head's effect times the norm's clean scale.
 fn along_u(
     work: &Work,
     component: Component,

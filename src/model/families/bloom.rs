@@ -5,7 +5,7 @@ use ndarray::Array2;
 
 use super::Family;
 use super::alibi::slopes;
-use super::common::{Sizes, even_share, flag, linear, norm, refuse, side_by_side, unembedding, with_sizes};
+use super::common::{Sizes, even_share, linear, norm, refuse, side_by_side, unembedding, with_sizes};
 use super::keys::Kind;
 use crate::architecture::{Activation, Alibi, Architecture, Biases, Ends, LayerWeights, NormWeights};
 use crate::checkpoint::Checkpoint;
@@ -40,12 +40,11 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let d_head = even_share(c, "hidden_size", "n_head")?;
     let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp: 4 * d_model })?;
     refuse(c, "apply_residual_connection_post_layernorm", |v| v != false)?;
-    a.alibi = Some(Alibi { slopes: slopes(heads), is_bfloat16: false, factor: 1.0 });
+    a.alibi = Some(Alibi { slopes: slopes(heads), is_bfloat16: false, factor: 1.0, is_from_end: false });
     a.norm_eps = c.epsilon("layer_norm_epsilon")?;
     a.activation = Activation::GeluTanh;
     a.biases = Biases { norm: true, qkv: true, attention_out: true, mlp_in: true, mlp_out: true, unembedding: false };
-    // What is added to the stream is the normed embedding.
-    a.tied = false;
+    a.embedding_norm = true;
     a.dtype = c.dtype("transformer.h.0.mlp.dense_4h_to_h.weight")?;
     Ok(a)
 }
@@ -71,8 +70,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
     let raw = c.matrix("transformer.word_embeddings.weight", a.vocab, a.d_model)?;
-    let as_stored = Architecture { tied: flag(c, "tie_word_embeddings")?, ..a.clone() };
-    let unembedding = unembedding(c, &as_stored, "lm_head", &raw)?;
+    let unembedding = unembedding(c, a, "lm_head", &raw)?;
     let embedding = normed(&raw, &norm(c, a, "transformer.word_embeddings_layernorm")?, a.norm_eps);
     Ok(Ends {
         positions: None,

@@ -45,7 +45,7 @@ const MOST_NUMBERED: usize = u16::MAX as usize;
 const MOST_HEADS: usize = 1 << 20;
 
 /// The context of a family without one. No prompt is longer.
-const NO_LIMIT: usize = 1 << 24;
+pub const NO_LIMIT: usize = 1 << 24;
 
 /// Numbers of one matrix, and of all together (published models: 2 · 10¹²).
 const MOST_IN_MATRIX: u128 = 1 << 36;
@@ -113,6 +113,7 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         activation: Activation::Gelu,
         biases: Biases::default(),
         embedding_scale: 1.0,
+        embedding_norm: false,
         tied: flag(c, "tie_word_embeddings")?,
         dtype: String::new(),
     };

@@ -105,7 +105,12 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let rotary = rotary(c, d_head, &RotaryKeys::whole(10_000.0))?;
     match flag(c, "alibi") {
         true => {
-            a.alibi = Some(Alibi { slopes: slopes(heads), is_bfloat16: true, factor: (d_head as f32).sqrt().recip() })
+            a.alibi = Some(Alibi {
+                slopes: slopes(heads),
+                is_bfloat16: true,
+                factor: (d_head as f32).sqrt().recip(),
+                is_from_end: false,
+            })
         }
         false => a.rotary = Some(rotary),
     }

@@ -44,6 +44,7 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     a.rotary = Some(rotary(c, a.d_head, &RotaryKeys::whole(10_000.0))?);
     a.embedding_scale = multiplier(c, "embedding_multiplier")?;
     let score_scale = multiplier(c, "attention_multiplier")?;
+    ensure!(score_scale > 0.0, "`attention_multiplier` is {score_scale}; expected a positive number");
     a.attention.iter_mut().for_each(|kind| kind.scale = score_scale);
     // Read here so that a wrong number is found before any weights are read.
     multiplier(c, "residual_multiplier")?;

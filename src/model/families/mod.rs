@@ -19,6 +19,7 @@ mod gpt_neox;
 mod gptj;
 mod granite;
 mod keys;
+mod lens;
 mod llama;
 mod mimo;
 mod mpt;
@@ -40,6 +41,7 @@ use anyhow::{Result, bail};
 use super::architecture::{Architecture, Ends, LayerWeights};
 use super::checkpoint::Checkpoint;
 
+pub use common::NO_LIMIT;
 use keys::Key;
 pub use keys::resolve;
 pub use unsupported::Unsupported;
@@ -59,9 +61,12 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str = "bloom, codegen, cohere, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
+const NAMES: &str = "bloom, codegen, cohere, cohere2, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
     gpt_neox (Pythia), gptj, granite, llama, mimo, ministral, mistral, mpt, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, \
-    qwen2, qwen3, smollm3, stablelm, starcoder2";
+    qwen2, qwen3, smollm3, stablelm, starcoder2, and TransformerLens's own attn-only and gelu models";
+
+/// What stands for the `model_type` of models in TransformerLens's own format, which have none.
+pub const LENS: &str = "transformer_lens";
 
 /// The family of a `model_type`.
 pub fn find(model_type: &str) -> Result<&'static Family> {
@@ -69,6 +74,7 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "bloom" => &bloom::FAMILY,
         "codegen" => &codegen::FAMILY,
         "cohere" => &cohere::FAMILY,
+        "cohere2" => &cohere::COHERE2,
         "falcon" => &falcon::FAMILY,
         "gemma" => &gemma::FAMILY,
         "gemma2" => &gemma2::GEMMA2,
@@ -80,6 +86,7 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "gpt_neox" => &gpt_neox::FAMILY,
         "gptj" => &gptj::FAMILY,
         "granite" => &granite::FAMILY,
+        LENS => &lens::FAMILY,
         "llama" => &llama::LLAMA,
         "mimo" => &mimo::FAMILY,
         "ministral" | "mistral" => &llama::MISTRAL,

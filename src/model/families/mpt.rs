@@ -51,14 +51,22 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
         clip.is_null() || clip.as_f64() == Some(0.0),
         "`attn_config` has `clip_qkv` = {clip}, which is not supported yet"
     );
+    // transformers ignores these, but a model that was trained with others is another model.
+    for (key, usual) in [("alibi", Value::from(true)), ("alibi_bias_max", 8.into()), ("prefix_lm", false.into())] {
+        let value = &of_attention[key];
+        ensure!(
+            value.is_null() || *value == usual,
+            "`attn_config` has `{key}` = {value}, which is not supported; expected {usual}"
+        );
+    }
     match &of_attention["softmax_scale"] {
         Value::Null => {}
-        value => match value.as_f64().filter(|x| (*x as f32).is_finite()) {
+        value => match value.as_f64().filter(|x| *x as f32 > 0.0 && (*x as f32).is_finite()) {
             Some(scale) => a.attention.iter_mut().for_each(|kind| kind.scale = scale as f32),
-            None => bail!("`attn_config` has `softmax_scale` = {value}; expected a number or null"),
+            None => bail!("`attn_config` has `softmax_scale` = {value}; expected a positive number or null"),
         },
     }
-    a.alibi = Some(Alibi { slopes: slopes_of_mpt(heads), is_bfloat16: false, factor: 1.0 });
+    a.alibi = Some(Alibi { slopes: slopes_of_mpt(heads), is_bfloat16: false, factor: 1.0, is_from_end: true });
     a.norm_eps = c.epsilon("layer_norm_epsilon")?;
     a.activation = Activation::Gelu;
     a.dtype = c.dtype("transformer.blocks.0.ffn.down_proj.weight")?;

@@ -51,7 +51,7 @@ fn olmo3(c: &Checkpoint) -> Result<Architecture> {
     let mut a = of_both(c)?;
     const BASE: f64 = 500_000.0;
     a.rotary = Some(rotary_of_type(c, a.d_head, "full_attention", ("rope_theta", BASE))?);
-    // transformers gives a `rope_theta` outside of `rope_parameters` to the other layers only.
+    // transformers gives a `rope_theta` outside of `rope_parameters` to layers of full attention only.
     a.window_rotary = Some(rotary_of_type(c, a.d_head, "sliding_attention", ("", BASE))?);
     windows::alternating(c, &mut a, 4)?;
     Ok(a)

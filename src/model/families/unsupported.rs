@@ -106,14 +106,13 @@ pub const UNSUPPORTED: &[Unsupported] = &[
         reason: "its keys and values come from a compressed stream (multi-head latent attention)",
     },
     Unsupported {
-        model_types: &["gemma3n", "gemma4", "gemma4_text", "gemma4_unified"],
-        reason: "its layers read embeddings of their own, share keys and values with other layers, and normalize what they write",
+        model_types: &["gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified"],
+        reason: "its layers read embeddings of their own and share keys and values with other layers",
     },
     Unsupported {
         model_types: &["llama4", "llama4_text"],
         reason: "its MLPs are mixtures of experts, and its attention is cut into chunks",
     },
-    Unsupported { model_types: &["cohere2"], reason: "only its layers with a window have positions" },
     Unsupported {
         model_types: &[
             "idefics",
