@@ -47,6 +47,8 @@ pub struct Architecture {
     /// The MLP multiplies its activation by a second projection.
     pub gated: bool,
     pub activation: Activation,
+    /// Neurons are the layer norm (without weights) of x · softmax(x) over all neurons, in place of `activation`.
+    pub solu: bool,
     pub biases: Biases,
     /// What the token embedding is multiplied by on its way into the stream.
     pub embedding_scale: f32,

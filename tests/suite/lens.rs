@@ -47,9 +47,15 @@ fn blocks_with_an_mlp() {
 }
 
 #[test]
+fn solu_with_its_norm() {
+    assert_checkpoint_agrees("solu");
+}
+
+#[test]
 fn what_is_not_supported_is_named() {
     for (from, to, key) in [
-        ("\"act_fn\": \"gelu\"", "\"act_fn\": \"solu_ln\"", "`act_fn`"),
+        ("\"act_fn\": \"gelu\"", "\"act_fn\": \"solu\"", "`act_fn`"),
+        ("\"act_fn\": \"gelu\"", "\"act_fn\": \"solu_ln\"", "mlp.ln.w"),
         ("\"normalization\": \"LN\"", "\"normalization\": \"LNPre\"", "`normalization`"),
         ("\"shortformer_pos\": false", "\"shortformer_pos\": true", "`shortformer_pos`"),
         ("\"n_heads\": 4", "\"n_heads\": 4, \"architecture\": \"neel-solu-old\"", "`architecture`"),

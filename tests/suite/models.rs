@@ -101,10 +101,10 @@ columns of `ablations` for four heads by `resample`, `mean` and `zero`.
 A key of the configuration does what it does in transformers, or is refused by its name. `tests/suite/config_keys.rs`
 tests 300 to 600 changes of each of these configurations.
 
-Attn-only and gelu models in TransformerLens's own format (`config.json` without a `model_type`, `*final.pth`) are
+Attn-only, gelu and SoLU models in TransformerLens's own format (`config.json` without a `model_type`, `*final.pth`) are
 supported too. They agree with a GPT-2 of the same weights, whose logits are TransformerLens's
-([`tests/reference/lens.py`](../tests/reference/lens.py)). A block without an MLP has one that writes nothing. The
-tokenizer is another repository's (`tokenizer_name`): put its `tokenizer.json` beside the weights, and name its BOS with
+([`tests/reference/lens.py`](../tests/reference/lens.py)). A block without an MLP has one that writes nothing.
+Neurons of SoLU models are those after the norm in the MLP (`hook_post`). The tokenizer is another repository's (`tokenizer_name`): put its `tokenizer.json` beside the weights, and name its BOS with
 `corpus.bos_token`.
 
 ";
@@ -114,7 +114,7 @@ const REFUSED: &str = "
 
 These are refused before anything is computed. Other architectures that are not in the first table are refused by their
 name, and variants of a family by the key of the configuration that says so, such as `do_layer_norm_before` = false
-(OPT-350M, which normalizes the stream itself) or `act_fn` = solu_ln (TransformerLens's SoLU models).
+(OPT-350M, which normalizes the stream itself).
 
 ";
 

@@ -168,6 +168,7 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, varia
             let gate = activate(&mut g, a.activation, &gate, "gate_activated");
             g.node("Mul", &[&gate, &hidden], &HookPoint::MlpPost.name(), vec![])
         }
+        None if a.solu => solu(&mut g, a, &hidden, &HookPoint::MlpPost.name()),
         None => activate(&mut g, a.activation, &hidden, &HookPoint::MlpPost.name()),
     };
     let mlp_out = HookPoint::MlpOut.name();
@@ -371,6 +372,14 @@ fn activate(g: &mut GraphBuilder, activation: Activation, x: &str, name: &str) -
             g.node("Mul", &[&relu, &relu], name, vec![])
         }
     }
+}
+
+/// The layer norm of x · softmax(x); its γ and β are part of W_out and its bias.
+fn solu(g: &mut GraphBuilder, a: &Architecture, x: &str, name: &str) -> String {
+    let softmax = g.node("Softmax", &[x], &format!("{name}_softmax"), vec![int("axis", -1)]);
+    let product = g.node("Mul", &[x, &softmax], &format!("{name}_solu"), vec![]);
+    let ones = g.constant("solu_gamma", &[a.d_mlp], &vec![1.0; a.d_mlp]);
+    g.node("LayerNormalization", &[&product, &ones], name, vec![float("epsilon", a.norm_eps), int("axis", -1)])
 }
 
 fn reshape(g: &mut GraphBuilder, x: &str, shape: &[i64], name: &str) -> String {

@@ -111,6 +111,7 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         attention: vec![attention; layers],
         gated: false,
         activation: Activation::Gelu,
+        solu: false,
         biases: Biases::default(),
         embedding_scale: 1.0,
         embedding_norm: false,

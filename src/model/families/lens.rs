@@ -1,9 +1,9 @@
-//! Models in TransformerLens's own format: attn-only and gelu models of a few layers, which tutorials use. Layer norms,
-//! learned positions, and matrices with a dimension for the head. `config.json` has TransformerLens's keys and no
+//! Models in TransformerLens's own format: attn-only, gelu and SoLU models of a few layers, which tutorials use. Layer
+//! norms, learned positions, and matrices with a dimension for the head. `config.json` has TransformerLens's keys and no
 //! `model_type`.
 
 use anyhow::{Result, ensure};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Axis};
 
 use super::Family;
 use super::common::{Sizes, activation, refuse, with_sizes};
@@ -56,7 +56,8 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let (layers, heads, d_model, d_head) =
         (c.size("n_layers")?, c.size("n_heads")?, c.size("d_model")?, c.size("d_head")?);
     let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
-    a.activation = if is_attention_only { Activation::Relu } else { activation(c, "act_fn")? };
+    a.solu = !is_attention_only && *c.key("act_fn") == "solu_ln";
+    a.activation = if is_attention_only || a.solu { Activation::Relu } else { activation(c, "act_fn")? };
     let mlp = !is_attention_only;
     let unembedding = c.has("unembed.b_U");
     a.biases = Biases { norm: true, qkv: true, attention_out: true, mlp_in: mlp, mlp_out: mlp, unembedding };
@@ -97,7 +98,13 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         }
         false => {
             let up = linear("mlp.W_in", "mlp.b_in", d, a.d_mlp)?;
-            (norm(c, a, &name("ln2"))?, up, linear("mlp.W_out", "mlp.b_out", a.d_mlp, d)?)
+            let mut down = linear("mlp.W_out", "mlp.b_out", a.d_mlp, d)?;
+            if a.solu {
+                let (gamma, beta) = (c.vector(&name("mlp.ln.w"), a.d_mlp)?, c.vector(&name("mlp.ln.b"), a.d_mlp)?);
+                down.b = down.b.map(|b| b + beta.dot(&down.w));
+                down.w *= &gamma.insert_axis(Axis(1));
+            }
+            (norm(c, a, &name("ln2"))?, up, down)
         }
     };
     Ok(LayerWeights {

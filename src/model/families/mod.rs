@@ -63,7 +63,7 @@ pub struct Family {
 
 const NAMES: &str = "bloom, codegen, cohere, cohere2, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
     gpt_neox (Pythia), gptj, granite, llama, mimo, ministral, mistral, mpt, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, \
-    qwen2, qwen3, smollm3, stablelm, starcoder2, and TransformerLens's own attn-only and gelu models";
+    qwen2, qwen3, smollm3, stablelm, starcoder2, and TransformerLens's own attn-only, gelu and solu models";
 
 /// What stands for the `model_type` of models in TransformerLens's own format, which have none.
 pub const LENS: &str = "transformer_lens";
