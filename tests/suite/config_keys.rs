@@ -147,7 +147,8 @@ fn far(ours: &[f64], theirs: &[f64]) -> Option<String> {
     assert_eq!(ours.len(), theirs.len());
     let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).max_by(f64::total_cmp)?;
     // What is no number is not near one.
-    (!(worst <= TOLERANCE)).then(|| format!("logits differ by {worst}"))
+    let is_near = worst <= TOLERANCE;
+    (!is_near).then(|| format!("logits differ by {worst}"))
 }
 
 /// Values, or `dropped`, that transformers accepts and this program refuses by name. A value is refused in every family
