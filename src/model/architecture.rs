@@ -242,6 +242,14 @@ pub struct NormWeights {
     pub beta: Option<Array1<f32>>,
 }
 
+impl NormWeights {
+    /// Of a checkpoint that stores γ − 1.
+    pub fn plus_one(mut self) -> Self {
+        self.gamma += 1.0;
+        self
+    }
+}
+
 /// The weights of one block, as the checkpoint has them.
 pub struct LayerWeights {
     /// γ is 1 where the stream is read as it is.

@@ -201,6 +201,12 @@ pub fn outputs(of: &Linear, columns: impl IntoIterator<Item = usize>) -> Linear 
     Linear { w: of.w.select(Axis(1), &columns), b: of.b.as_ref().map(|b| b.select(Axis(0), &columns)) }
 }
 
+/// The gate and the other input of an MLP from a fused projection, one after the other.
+pub fn gate_and_up(c: &Checkpoint, a: &Architecture, name: &str) -> Result<[Linear; 2]> {
+    let fused = linear(c, name, a.d_model, 2 * a.d_mlp, a.biases.mlp_in)?;
+    Ok([outputs(&fused, 0..a.d_mlp), outputs(&fused, a.d_mlp..2 * a.d_mlp)])
+}
+
 /// q, k and v of a fused projection in which every head has its query, key and value side by side.
 pub fn side_by_side(qkv: &Linear, d_head: usize) -> [Linear; 3] {
     let part = |which: usize| {

@@ -50,14 +50,11 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
 }
 
 fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
-    let mut w = llama::layer(c, a, layer)?;
-    w.attention_norm.gamma += 1.0;
-    w.mlp_norm.gamma += 1.0;
-    Ok(w)
+    let w = llama::layer(c, a, layer)?;
+    Ok(LayerWeights { attention_norm: w.attention_norm.plus_one(), mlp_norm: w.mlp_norm.plus_one(), ..w })
 }
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
-    let mut ends = llama::ends(c, a)?;
-    ends.final_norm.gamma += 1.0;
-    Ok(ends)
+    let ends = llama::ends(c, a)?;
+    Ok(Ends { final_norm: ends.final_norm.plus_one(), ..ends })
 }

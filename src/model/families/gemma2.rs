@@ -121,26 +121,21 @@ fn softcap(c: &Checkpoint, key: &str) -> Result<Option<f32>> {
 }
 
 fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
-    let gamma = |which: &str| -> Result<_> {
-        let mut of = norm(c, a, &format!("model.layers.{layer}.{which}"))?;
-        of.gamma += 1.0;
-        Ok(of)
-    };
-    let (before_attention, before_mlp) = (gamma("input_layernorm")?, gamma("pre_feedforward_layernorm")?);
+    let norm = |which: &str| -> Result<_> { Ok(norm(c, a, &format!("model.layers.{layer}.{which}"))?.plus_one()) };
+    let (before_attention, before_mlp) = (norm("input_layernorm")?, norm("pre_feedforward_layernorm")?);
     let mut w = llama::block(c, a, layer, before_attention, before_mlp)?;
     if let Some((q, k)) = &mut w.qk_norm {
         *q += 1.0;
         *k += 1.0;
     }
     w.write_norms = Some(WriteNorms {
-        attention: gamma("post_attention_layernorm")?.gamma,
-        mlp: gamma("post_feedforward_layernorm")?.gamma,
+        attention: norm("post_attention_layernorm")?.gamma,
+        mlp: norm("post_feedforward_layernorm")?.gamma,
     });
     Ok(w)
 }
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
-    let mut ends = llama::ends(c, a)?;
-    ends.final_norm.gamma += 1.0;
-    Ok(ends)
+    let ends = llama::ends(c, a)?;
+    Ok(Ends { final_norm: ends.final_norm.plus_one(), ..ends })
 }

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::Family;
-use super::common::{linear, norm, outputs};
+use super::common::{gate_and_up, linear, norm};
 use super::keys::{Kind, ROTARY, SIZES, UNUSED_BY_MOST};
 use super::llama;
 use super::rotary::{RotaryKeys, halves, rotary};
@@ -46,26 +46,23 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
 fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
     let name = |rest: &str| format!("model.layers.{layer}.{rest}");
     let gamma = |which: &str| Ok::<_, anyhow::Error>(norm(c, a, &name(which))?.gamma);
-    let (width, kv, bias) = (a.heads * a.d_head, a.kv_heads * a.d_head, a.biases.qkv);
+    let [q, k, v, o] = llama::projections(c, a, layer)?;
     let dims = a.rotary.as_ref().map_or(0, |rotary| 2 * rotary.inverse_frequencies.len());
-    let turned = |which: &str, width: usize| -> Result<_> {
-        Ok(halves(&linear(c, &name(&format!("self_attn.{which}_proj")), a.d_model, width, bias)?, a.d_head, dims))
-    };
-    let gate_up = linear(c, &name("mlp.gate_up_proj"), a.d_model, 2 * a.d_mlp, false)?;
+    let [gate, up] = gate_and_up(c, a, &name("mlp.gate_up_proj"))?;
     Ok(LayerWeights {
         attention_norm: norm(c, a, &name("input_layernorm"))?,
-        q: turned("q", width)?,
-        k: turned("k", kv)?,
-        v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, bias)?,
-        o: linear(c, &name("self_attn.o_proj"), width, a.d_model, false)?,
+        q: halves(&q, a.d_head, dims),
+        k: halves(&k, a.d_head, dims),
+        v,
+        o,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
         write_norms: Some(WriteNorms {
             attention: gamma("post_self_attn_layernorm")?,
             mlp: gamma("post_mlp_layernorm")?,
         }),
-        gate: Some(outputs(&gate_up, 0..a.d_mlp)),
-        up: outputs(&gate_up, a.d_mlp..2 * a.d_mlp),
+        gate: Some(gate),
+        up,
         down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, false)?,
     })
 }

@@ -10,7 +10,7 @@ use super::common::{activation, even_share, flag, linear, norm, plain, unembeddi
 use super::keys::{Key, Kind, QWEN_WINDOWS, ROTARY, SIZES, UNUSED_BY_MOST};
 use super::rotary::{RotaryKeys, rotary};
 use super::{Family, windows};
-use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Norm, NormWeights, QkNorm};
+use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear, Norm, NormWeights, QkNorm};
 use crate::checkpoint::Checkpoint;
 
 const fn family(keys: &'static [&'static [Key]], classes: &'static [&'static str]) -> Family {
@@ -202,6 +202,20 @@ pub fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeig
     block(c, a, layer, before_attention, before_mlp)
 }
 
+/// W_Q, W_K, W_V and W_O with their biases.
+pub fn projections(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<[Linear; 4]> {
+    let (d, width, kv, b) = (a.d_model, a.heads * a.d_head, a.kv_heads * a.d_head, a.biases);
+    let named = |which: &str, inputs, outputs, biased| {
+        linear(c, &format!("model.layers.{layer}.self_attn.{which}_proj"), inputs, outputs, biased)
+    };
+    Ok([
+        named("q", d, width, b.qkv)?,
+        named("k", d, kv, b.qkv)?,
+        named("v", d, kv, b.qkv)?,
+        named("o", width, d, b.attention_out)?,
+    ])
+}
+
 /// A block with Llama's names for everything but its norms.
 pub fn block(
     c: &Checkpoint,
@@ -211,19 +225,19 @@ pub fn block(
     mlp_norm: NormWeights,
 ) -> Result<LayerWeights> {
     let name = |rest: &str| format!("model.layers.{layer}.{rest}");
-    let (width, kv) = (a.heads * a.d_head, a.kv_heads * a.d_head);
     let b = a.biases;
     let qk_gamma = |which: &str, heads: usize| {
         let width = if a.qk_norm == Some(QkNorm::Whole) { heads * a.d_head } else { a.d_head };
         c.vector(&name(&format!("self_attn.{which}.weight")), width)
     };
     let qk_norm = || -> Result<_> { Ok((qk_gamma("q_norm", a.heads)?, qk_gamma("k_norm", a.kv_heads)?)) };
+    let [q, k, v, o] = projections(c, a, layer)?;
     Ok(LayerWeights {
         attention_norm,
-        q: linear(c, &name("self_attn.q_proj"), a.d_model, width, b.qkv)?,
-        k: linear(c, &name("self_attn.k_proj"), a.d_model, kv, b.qkv)?,
-        v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, b.qkv)?,
-        o: linear(c, &name("self_attn.o_proj"), width, a.d_model, b.attention_out)?,
+        q,
+        k,
+        v,
+        o,
         qk_norm: a.qk_norm.map(|_| qk_norm()).transpose()?,
         mlp_norm,
         write_norms: None,

@@ -47,27 +47,24 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
 
 fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
     let name = |rest: &str| format!("model.layers.{layer}.{rest}");
-    let (width, kv, b) = (a.heads * a.d_head, a.kv_heads * a.d_head, a.biases);
-    let mut w = LayerWeights {
-        attention_norm: norm(c, a, &name("input_layernorm"))?,
-        q: linear(c, &name("self_attn.q_proj"), a.d_model, width, b.qkv)?,
-        k: linear(c, &name("self_attn.k_proj"), a.d_model, kv, b.qkv)?,
-        v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, b.qkv)?,
-        o: linear(c, &name("self_attn.o_proj"), width, a.d_model, b.attention_out)?,
+    let [q, k, v, o] = llama::projections(c, a, layer)?;
+    let b = a.biases;
+    Ok(LayerWeights {
+        attention_norm: norm(c, a, &name("input_layernorm"))?.plus_one(),
+        q,
+        k,
+        v,
+        o,
         qk_norm: None,
-        mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
+        mlp_norm: norm(c, a, &name("post_attention_layernorm"))?.plus_one(),
         write_norms: None,
         gate: None,
         up: linear(c, &name("mlp.up_proj"), a.d_model, a.d_mlp, b.mlp_in)?,
         down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, b.mlp_out)?,
-    };
-    w.attention_norm.gamma += 1.0;
-    w.mlp_norm.gamma += 1.0;
-    Ok(w)
+    })
 }
 
 fn ends(c: &Checkpoint, a: &Architecture) -> Result<Ends> {
-    let mut ends = llama::ends(c, a)?;
-    ends.final_norm.gamma += 1.0;
-    Ok(ends)
+    let ends = llama::ends(c, a)?;
+    Ok(Ends { final_norm: ends.final_norm.plus_one(), ..ends })
 }

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::Family;
-use super::common::{linear, norm, outputs};
+use super::common::{gate_and_up, linear, norm, outputs};
 use super::keys::{Kind, ROTARY, SIZES};
 use super::llama;
 use super::rotary::{RotaryKeys, rotary};
@@ -53,7 +53,7 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
     let name = |rest: &str| format!("model.layers.{layer}.{rest}");
     let (width, kv) = (a.heads * a.d_head, a.kv_heads * a.d_head);
     let qkv = linear(c, &name("self_attn.qkv_proj"), a.d_model, width + 2 * kv, false)?;
-    let gate_up = linear(c, &name("mlp.gate_up_proj"), a.d_model, 2 * a.d_mlp, false)?;
+    let [gate, up] = gate_and_up(c, a, &name("mlp.gate_up_proj"))?;
     Ok(LayerWeights {
         attention_norm: norm(c, a, &name("input_layernorm"))?,
         q: outputs(&qkv, 0..width),
@@ -63,8 +63,8 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         qk_norm: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
         write_norms: None,
-        gate: Some(outputs(&gate_up, 0..a.d_mlp)),
-        up: outputs(&gate_up, a.d_mlp..2 * a.d_mlp),
+        gate: Some(gate),
+        up,
         down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, false)?,
     })
 }

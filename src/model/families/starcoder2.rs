@@ -51,13 +51,14 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
 
 fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {
     let name = |rest: &str| format!("model.layers.{layer}.{rest}");
-    let (width, kv, b) = (a.heads * a.d_head, a.kv_heads * a.d_head, a.biases);
+    let [q, k, v, o] = llama::projections(c, a, layer)?;
+    let b = a.biases;
     Ok(LayerWeights {
         attention_norm: norm(c, a, &name("input_layernorm"))?,
-        q: linear(c, &name("self_attn.q_proj"), a.d_model, width, b.qkv)?,
-        k: linear(c, &name("self_attn.k_proj"), a.d_model, kv, b.qkv)?,
-        v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, b.qkv)?,
-        o: linear(c, &name("self_attn.o_proj"), width, a.d_model, b.attention_out)?,
+        q,
+        k,
+        v,
+        o,
         qk_norm: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
         write_norms: None,
