@@ -1,4 +1,4 @@
-//! Runs of an older schema, for the report: their measured tables are rewritten with the present columns in a temporary
+//! Runs of an older schema or measurement version, for the report: their measured tables are rewritten with the present columns in a temporary
 //! folder, and the derived tables are computed from them. The run itself is not changed.
 
 use std::fs;
@@ -14,24 +14,35 @@ use datafusion::error::Result as DataFusionResult;
 use datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf};
 use tempfile::TempDir;
 
-use crate::analyze::{self, Query, SCHEMA_2};
+use crate::analyze::{self, MEASUREMENT_2, Query, SCHEMA_2};
 use crate::sql::Tables;
 use selfrepair_core::components::{Ablatable, Component};
 use selfrepair_core::interrupt;
 use selfrepair_core::own_files;
 use selfrepair_core::progress;
+use selfrepair_core::provenance::MEASUREMENT_VERSION;
 use selfrepair_core::tables::{DISTRIBUTIONS, MEASURED, SCHEMA_VERSION, Table};
-use selfrepair_store::{Metadata, TableWriter, schema_version};
+use selfrepair_store::{Metadata, TableWriter, measurement_version, schema_version};
 
-/// A folder with the tables of a finished run in the present schema, if the run has schema 2. `None` if it has the present
-/// one.
+/// A folder with the tables of a finished run in the present schema, if the run has schema 2 or was written by an earlier
+/// measurement version. `None` if it has the present ones.
 ///
 /// # Errors
 /// If the run's schema is neither, or a table cannot be read.
 pub fn as_present(out: &Path) -> Result<Option<TempDir>> {
-    match schema_version(&out.join("tables/head_summary/head_summary.parquet")).as_deref() {
-        None | Some(SCHEMA_VERSION) => Ok(None),
-        Some("2") => rewritten(out).with_context(|| format!("reading {} as schema 2", out.display())).map(Some),
+    let file = out.join("tables/head_summary/head_summary.parquet");
+    let rewritten = |what: &str, queries: &[Query]| {
+        rewritten(out, what, queries).with_context(|| format!("reading {} as {what}", out.display())).map(Some)
+    };
+    match schema_version(&file).as_deref() {
+        None => Ok(None),
+        Some(SCHEMA_VERSION) => match measurement_version(&file) {
+            Some(version) if version < MEASUREMENT_VERSION => {
+                rewritten(&format!("measurement version {version}"), MEASUREMENT_2)
+            }
+            _ => Ok(None),
+        },
+        Some("2") => rewritten("schema 2", SCHEMA_2),
         Some(version) => bail!(
             "the tables of {} have schema version {version}; this program reports on versions 2 and {SCHEMA_VERSION}. Use \
              the version of the program that wrote them (`pipeline sql` still reads the tables)",
@@ -40,10 +51,10 @@ pub fn as_present(out: &Path) -> Result<Option<TempDir>> {
     }
 }
 
-fn rewritten(out: &Path) -> Result<TempDir> {
+fn rewritten(out: &Path, what: &str, queries: &[Query]) -> Result<TempDir> {
     progress::line(
         "report",
-        &format!("{} has schema 2; its tables are read as schema {SCHEMA_VERSION}", out.display()),
+        &format!("{} has {what}; its tables are read with the columns of schema {SCHEMA_VERSION}", out.display()),
     );
     let folder = interrupt::scratch_folder("self-repair-report-")?;
     let tables = Tables::open_in_order(out)?;
@@ -54,7 +65,7 @@ fn rewritten(out: &Path) -> Result<TempDir> {
     }
     let meta = Metadata { run_id: String::new(), fingerprint: String::new(), ledger: None };
     for table in MEASURED {
-        let query = SCHEMA_2.iter().find(|query| query.name == table.name);
+        let query = queries.iter().find(|query| query.name == table.name);
         if is_there(&tables, table)? {
             rewrite(&tables, table, query, folder.path(), &meta)
                 .with_context(|| format!("the table {}", table.name))?;
@@ -72,9 +83,9 @@ fn rewritten(out: &Path) -> Result<TempDir> {
     Ok(folder)
 }
 
-/// Whether a run of schema 2 has what the table is made of.
+/// Whether a run has what the table is made of. Distributions are columns of `ablations` in schema 2.
 fn is_there(tables: &Tables, table: &Table) -> Result<bool> {
-    match table.name == DISTRIBUTIONS.name {
+    match table.name == DISTRIBUTIONS.name && !tables.has(table.name)? {
         true => Ok(tables.has("ablations")? && tables.schema("ablations")?.column_with_name("kl_divergence").is_some()),
         false => tables.has(table.name),
     }

@@ -33,4 +33,4 @@ pub mod test_tables;
 
 pub use piece_files::PieceFiles;
 pub use stage_files::StageFiles;
-pub use table_writer::{EMPTY_FILE, Metadata, TableWriter, is_of_table, is_whole, schema_version};
+pub use table_writer::{EMPTY_FILE, Metadata, TableWriter, is_of_table, is_whole, measurement_version, schema_version};

@@ -39,6 +39,7 @@ pub struct Metadata {
 pub const EMPTY_FILE: &str = "empty.parquet";
 
 const SCHEMA: &str = "pipeline.schema_version";
+const MEASUREMENT: &str = "pipeline.measurement_version";
 const FINGERPRINT: &str = "pipeline.fingerprint";
 const TABLE: &str = "pipeline.table";
 const ROWS_IN_GROUP: usize = 512 * 1024;
@@ -145,7 +146,7 @@ fn properties(
             pair(TABLE, name),
             pair("pipeline.run_id", &meta.run_id),
             pair(FINGERPRINT, &meta.fingerprint),
-            pair("pipeline.measurement_version", &MEASUREMENT_VERSION.to_string()),
+            pair(MEASUREMENT, &MEASUREMENT_VERSION.to_string()),
             pair("pipeline.commit", provenance::commit()),
         ]));
     for field in schema.fields() {
@@ -194,6 +195,11 @@ pub fn is_of_table(path: &Path, table: &str) -> bool {
 /// The version of the schema that a Parquet file was written with. `None` if it cannot be read, or says nothing of it.
 pub fn schema_version(path: &Path) -> Option<String> {
     said(path, SCHEMA)
+}
+
+/// The measurement version of the program that wrote a Parquet file, as [`schema_version`].
+pub fn measurement_version(path: &Path) -> Option<u32> {
+    said(path, MEASUREMENT)?.parse().ok()
 }
 
 /// Whether a Parquet file has that in its metadata.

@@ -25,7 +25,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 pub use own::tables_of;
 pub use paper::authors_schema;
 pub use quantiles::quantiles;
-pub use queries::{CHECKS, DERIVED, PAPER, Query, SCHEMA_2, VIEWS};
+pub use queries::{CHECKS, DERIVED, MEASUREMENT_2, PAPER, Query, SCHEMA_2, VIEWS};
 
 pub use crate::sql::Tables;
 

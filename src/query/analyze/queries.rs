@@ -91,6 +91,9 @@ pub const SCHEMA_2: &[Query] = queries!("schema_2/":
     "head_similarity",
 );
 
+/// Those of a run of measurement version 2, which has the present schema but for a column.
+pub const MEASUREMENT_2: &[Query] = queries!("measurement_2/": "stream_additions");
+
 impl Query {
     /// The comment lines at the head of the file, without `--`, continuation lines joined to the line they continue.
     fn header(&self) -> Vec<String> {

@@ -1,9 +1,12 @@
 //! A run that an earlier program wrote: `tests/fixtures/schema-2`, made by `tests/reference/schema_2.sh`.
 
-use std::fs;
+use std::fs::{self, File};
 
 use super::pieces::{MEASURED, assert_rows_within, assert_same_rows};
 use super::*;
+use parquet::arrow::ArrowWriter;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
 use selfrepair_query::older;
 
 const FIXTURE: &str = "tests/fixtures/schema-2";
@@ -72,4 +75,37 @@ fn a_run_of_schema_2_can_be_queried_and_reported() {
     let error = failed(run_present(out));
     assert!(error.contains("schema version 2 → 3") && error.contains("nothing was changed"), "{error}");
     assert!(of_folder(out, "tables/") == tables);
+}
+
+/// A table's file without some columns, as a program of measurement version 2 wrote it.
+fn as_version_2(out: &Path, table: &str, without: &[&str]) {
+    let folder = out.join("tables").join(table);
+    let rows = read(&folder);
+    let kept: Vec<usize> =
+        (0..rows.num_columns()).filter(|&i| !without.contains(&rows.schema().field(i).name().as_str())).collect();
+    assert_eq!(kept.len() + without.len(), rows.num_columns(), "{table}");
+    let rows = rows.project(&kept).unwrap();
+    let said = [("pipeline.schema_version", "3"), ("pipeline.measurement_version", "2"), ("pipeline.table", table)];
+    let said = said.map(|(key, value)| KeyValue::new(key.into(), Some(value.into())));
+    let properties = WriterProperties::builder().set_key_value_metadata(Some(said.to_vec())).build();
+    let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.iter().for_each(|file| fs::remove_file(file).unwrap());
+    let mut writer = ArrowWriter::try_new(File::create(&files[0]).unwrap(), rows.schema(), Some(properties)).unwrap();
+    writer.write(&rows).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn a_run_of_an_earlier_measurement_version_can_be_reported() {
+    let present = tempfile::tempdir().unwrap();
+    let out = present.path();
+    succeeded(run_present(out));
+    let figures = of_folder(out, "figures/");
+    as_version_2(out, "stream_additions", &["response_write_norm"]);
+    as_version_2(out, "head_summary", &["write_norm_clipped"]);
+    let reported = pipeline().args(["report", "--out"]).arg(out).output().unwrap();
+    assert!(text(&reported.stderr).contains("has measurement version 2"), "{}", text(&reported.stderr));
+    succeeded(reported);
+    // Nothing that was measured has changed.
+    assert!(of_folder(out, "figures/") == figures);
 }
