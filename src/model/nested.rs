@@ -43,7 +43,7 @@ pub fn text_config(config: &Value) -> Result<Option<Value>> {
     for key in ["architectures", "configuration_files", "transformers_weights"] {
         text.remove(key);
     }
-    // It does not cap logits either; what is no number stays, to be refused.
+    // Nor does it cap logits. A value of another type stays, and is refused later.
     if text.get("final_logit_softcapping").is_some_and(Value::is_f64) {
         text.remove("final_logit_softcapping");
     }
@@ -60,7 +60,7 @@ pub fn text_config(config: &Value) -> Result<Option<Value>> {
         let outside = outer.get(key).cloned();
         text.entry(key).or_insert_with(|| outside.unwrap_or(Value::from(default)));
     }
-    // The outer model ties its ends, unless it says otherwise. What is no flag stays, to be refused.
+    // The outer model ties its ends, unless it says otherwise. A value of another type stays, and is refused later.
     if text.get("tie_word_embeddings").is_none_or(Value::is_boolean) {
         let tied = outer.get("tie_word_embeddings").cloned().unwrap_or(Value::Bool(true));
         text.insert("tie_word_embeddings".into(), tied);

@@ -203,17 +203,16 @@ fn by_depth(series: &[Series]) -> Result<Figure> {
     })
 }
 
-/// Bars of several columns for each series, the first series at the top.
+/// Bars of several columns for each series, whose rows are given in the same order; the first series at the top.
 fn bars(
     series: &[Series],
-    query: fn() -> Asked,
+    of_series: &[Rows],
     columns: &[(&str, &str, Colour)],
     scale: f64,
 ) -> Result<(Vec<Cell>, Vec<f64>)> {
     let (mut cells, mut ends) = (Vec::new(), Vec::new());
     let high = 0.8 / columns.len() as f64;
-    for (i, s) in series.iter().enumerate() {
-        let rows = s.rows(query())?;
+    for (i, (s, rows)) in series.iter().zip(of_series).enumerate() {
         for (j, (column, name, colour)) in columns.iter().enumerate() {
             let value = scale * rows.number(column)?;
             // Rows of an axis count from below, runs are read from above.
@@ -224,6 +223,10 @@ fn bars(
         }
     }
     Ok((cells, ends))
+}
+
+fn rows_of(series: &[Series], query: impl Fn() -> Asked) -> Result<Vec<Rows>> {
+    series.iter().map(|s| s.rows(query())).collect()
 }
 
 fn names(series: &[Series]) -> Axis {
@@ -241,9 +244,9 @@ fn row_height(series: &[Series], each: f64) -> f64 {
 
 fn causes(series: &[Series]) -> Result<Figure> {
     let query = || ask!("compare_causes");
-    let of_all: Vec<Rows> = series.iter().map(|s| s.rows(query())).collect::<Result<_>>()?;
-    let causes = causes_of(&of_all)?;
-    let (boxes, ends) = bars(series, query, &causes, 1.0)?;
+    let rows = rows_of(series, query)?;
+    let causes = causes_of(&rows)?;
+    let (boxes, ends) = bars(series, &rows, &causes, 1.0)?;
     let axis = Axis::numbers("mean repair over all ablated heads, top tokens [logits]", with_zero(ends));
     let panel = Panel::new("", axis, names(series)).with(Mark::Boxes { boxes, opacity: 1.0 }).with(Mark::thin(
         (0.0, -1.0),
@@ -274,10 +277,10 @@ fn shares(series: &[Series]) -> Result<Figure> {
         ("heads of the second-to-last layer", || ask!("compare_shares_second_to_last")),
     ];
     let (mut panels, mut sql) = (Vec::new(), Vec::new());
-    let asked = || queries.iter().flat_map(|(_, query)| series.iter().map(|s| s.rows(query())));
-    let causes = causes_of(&asked().collect::<Result<Vec<Rows>>>()?)?;
-    for (title, query) in queries {
-        let (boxes, ends) = bars(series, query, &causes, 100.0)?;
+    let rows: Vec<Vec<Rows>> = queries.iter().map(|(_, query)| rows_of(series, query)).collect::<Result<_>>()?;
+    let causes = causes_of(rows.iter().flatten())?;
+    for ((title, query), rows) in queries.into_iter().zip(&rows) {
+        let (boxes, ends) = bars(series, rows, &causes, 100.0)?;
         let axis = Axis::numbers("share of the direct effect, top tokens [%]", with_zero(ends));
         let panel = Panel::new(title, axis, names(series)).with(Mark::Boxes { boxes, opacity: 1.0 });
         panels.push(panel);

@@ -146,7 +146,7 @@ impl Case {
 fn far(ours: &[f64], theirs: &[f64]) -> Option<String> {
     assert_eq!(ours.len(), theirs.len());
     let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).max_by(f64::total_cmp)?;
-    // What is no number is not near one.
+    // False for NaN.
     let is_near = worst <= TOLERANCE;
     (!is_near).then(|| format!("logits differ by {worst}"))
 }

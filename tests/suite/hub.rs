@@ -6,7 +6,7 @@ mod hostile;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::{Arc, Mutex};
 
@@ -40,9 +40,16 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 impl Hub {
     fn start(trouble: Trouble) -> Self {
+        let of_model = ["config.json", "model.safetensors", "tokenizer.json"].map(|name| Path::new(TINY).join(name));
+        Self::serving(&of_model, trouble)
+    }
+
+    /// The files of the model, each under its own name.
+    fn serving(of_model: &[PathBuf], trouble: Trouble) -> Self {
         let mut files = BTreeMap::new();
-        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-            files.insert(format!("{MODEL}{name}"), std::fs::read(Path::new(TINY).join(name)).unwrap());
+        for file in of_model {
+            let name = file.file_name().unwrap().to_str().unwrap();
+            files.insert(format!("{MODEL}{name}"), std::fs::read(file).unwrap());
         }
         let corpus = std::fs::read("tests/fixtures/corpus.txt").unwrap();
         files.insert(format!("{DATA}train.txt"), corpus);
@@ -150,6 +157,17 @@ fn a_model_and_a_data_set_are_fetched_once_and_then_come_from_the_cache() {
 
     succeeded(hub.run(&home, &dir.path().join("offline"), &[("HF_HUB_OFFLINE", "1")]));
     assert!(hub.requests.lock().unwrap().is_empty());
+}
+
+#[test]
+fn weights_in_transformer_lens_s_own_format_are_fetched() {
+    let fixture = Path::new("tests/fixtures/transformer_lens/gelu");
+    let mut of_model = ["config.json", "model_final.pth"].map(|name| fixture.join(name)).to_vec();
+    of_model.push(Path::new(TINY).join("tokenizer.json"));
+    let (hub, dir) = (Hub::serving(&of_model, Trouble::None), tempfile::tempdir().unwrap());
+    let out = dir.path().join("out");
+    succeeded(hub.run(&dir.path().join("home"), &out, &[]));
+    assert_eq!(texts(&read(&out.join("tables/model")), "revision"), [COMMIT]);
 }
 
 #[test]

@@ -10,6 +10,14 @@ use super::keys::Kind;
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::checkpoint::Checkpoint;
 
+/// Also of GPT-J and StarCoder.
+pub const SPELLINGS: &[(&str, &str)] = &[
+    ("hidden_size", "n_embd"),
+    ("num_attention_heads", "n_head"),
+    ("num_hidden_layers", "n_layer"),
+    ("max_position_embeddings", "n_positions"),
+];
+
 pub const FAMILY: Family = Family {
     keys: &[&[
         ("n_embd", Kind::Size),
@@ -37,12 +45,7 @@ pub const FAMILY: Family = Family {
         ("summary_proj_to_labels", Kind::Flag(true)),
         ("summary_first_dropout", Kind::Number),
     ],
-    spellings: &[
-        ("hidden_size", "n_embd"),
-        ("num_attention_heads", "n_head"),
-        ("num_hidden_layers", "n_layer"),
-        ("max_position_embeddings", "n_positions"),
-    ],
+    spellings: SPELLINGS,
     classes: &["GPT2LMHeadModel", "GPT2Model"],
     architecture,
     layer,
@@ -50,17 +53,23 @@ pub const FAMILY: Family = Family {
 };
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
-    let (d_model, heads, layers) = (c.size("n_embd")?, c.size("n_head")?, c.size("n_layer")?);
-    let d_mlp = c.optional_size("n_inner")?.unwrap_or(4 * d_model);
-    let d_head = even_share(c, "n_embd", "n_head")?;
-    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: heads, d_model, d_head, d_mlp })?;
-    refuse(c, "add_cross_attention", |v| v != false)?;
-    if !flag(c, "scale_attn_weights")? {
-        a.attention.iter_mut().for_each(|kind| kind.scale = 1.0);
-    }
+    let mut a = without_variants(c, |heads| heads)?;
     // `reorder_and_upcast_attn` changes the order of the same multiplications, for half precision.
     if flag(c, "scale_attn_by_inverse_layer_idx")? {
         a.attention.iter_mut().enumerate().for_each(|(l, kind)| kind.scale /= (l + 1) as f32);
+    }
+    Ok(a)
+}
+
+/// What StarCoder has too, with as many key-value heads as there are for so many heads.
+pub fn without_variants(c: &Checkpoint, kv_heads: impl Fn(usize) -> usize) -> Result<Architecture> {
+    let (d_model, heads, layers) = (c.size("n_embd")?, c.size("n_head")?, c.size("n_layer")?);
+    let d_mlp = c.optional_size("n_inner")?.unwrap_or(4 * d_model);
+    let d_head = even_share(c, "n_embd", "n_head")?;
+    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads: kv_heads(heads), d_model, d_head, d_mlp })?;
+    refuse(c, "add_cross_attention", |v| v != false)?;
+    if !flag(c, "scale_attn_weights")? {
+        a.attention.iter_mut().for_each(|kind| kind.scale = 1.0);
     }
     a.norm_eps = c.epsilon("layer_norm_epsilon")?;
     a.activation = activation(c, "activation_function")?;

@@ -2,12 +2,10 @@
 
 use anyhow::Result;
 
-use super::Family;
-use super::common::{
-    Sizes, activation, even_share, flag, linear, norm, outputs, refuse, side_by_side, unembedding, with_sizes,
-};
+use super::common::{flag, linear, norm, outputs, side_by_side, unembedding};
 use super::keys::Kind;
-use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
+use super::{Family, gpt2};
+use crate::architecture::{Architecture, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
 
 pub const FAMILY: Family = Family {
@@ -34,12 +32,7 @@ pub const FAMILY: Family = Family {
         ("attention_softmax_in_fp32", Kind::Flag(true)),
         ("scale_attention_softmax_in_fp32", Kind::Flag(true)),
     ],
-    spellings: &[
-        ("hidden_size", "n_embd"),
-        ("num_attention_heads", "n_head"),
-        ("num_hidden_layers", "n_layer"),
-        ("max_position_embeddings", "n_positions"),
-    ],
+    spellings: gpt2::SPELLINGS,
     classes: &["GPTBigCodeForCausalLM", "GPTBigCodeModel"],
     architecture,
     layer,
@@ -47,20 +40,8 @@ pub const FAMILY: Family = Family {
 };
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
-    let (d_model, heads, layers) = (c.size("n_embd")?, c.size("n_head")?, c.size("n_layer")?);
-    let d_mlp = c.optional_size("n_inner")?.unwrap_or(4 * d_model);
-    let d_head = even_share(c, "n_embd", "n_head")?;
-    let kv_heads = if flag(c, "multi_query")? { 1 } else { heads };
-    let mut a = with_sizes(c, Sizes { layers, heads, kv_heads, d_model, d_head, d_mlp })?;
-    refuse(c, "add_cross_attention", |v| v != false)?;
-    if !flag(c, "scale_attn_weights")? {
-        a.attention.iter_mut().for_each(|kind| kind.scale = 1.0);
-    }
-    a.norm_eps = c.epsilon("layer_norm_epsilon")?;
-    a.activation = activation(c, "activation_function")?;
-    a.biases = Biases { norm: true, qkv: true, attention_out: true, mlp_in: true, mlp_out: true, unembedding: false };
-    a.dtype = c.dtype("transformer.h.0.mlp.c_proj.weight")?;
-    Ok(a)
+    let is_shared = flag(c, "multi_query")?;
+    gpt2::without_variants(c, |heads| if is_shared { 1 } else { heads })
 }
 
 fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights> {

@@ -3,10 +3,10 @@
 
 use anyhow::{Result, ensure};
 
-use super::Family;
 use super::common::{Sizes, activation, even_share, linear, norm, unembedding, with_sizes};
 use super::keys::{Key, Kind};
 use super::rotary::{halves, unscaled};
+use super::{Family, gpt2};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::checkpoint::Checkpoint;
 
@@ -31,12 +31,7 @@ pub const FAMILY: Family = Family {
         ("embd_pdrop", Kind::Share),
         ("attn_pdrop", Kind::Number),
     ],
-    spellings: &[
-        ("hidden_size", "n_embd"),
-        ("num_attention_heads", "n_head"),
-        ("num_hidden_layers", "n_layer"),
-        ("max_position_embeddings", "n_positions"),
-    ],
+    spellings: gpt2::SPELLINGS,
     classes: &["GPTJForCausalLM", "GPTJModel"],
     architecture,
     layer,
