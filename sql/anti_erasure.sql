@@ -4,7 +4,7 @@
 --           component's top tokens
 --
 -- ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head: as in `ablations`
--- neuron_layer, subset, expert: as in `neuron_repairs`
+-- neuron_layer, subset, expert: as in `neuron_totals`: a mixture of experts is one MLP
 -- component_share: part of repair_attention + repair_mlp that comes from components with a negative clean direct effect
 -- tokens: top tokens whose neurons were measured
 -- first_direct_effect, first_change: mean clean direct effect of each token's most repairing neuron, and of its change
@@ -31,7 +31,7 @@ marked as (
 ),
 neurons as (
     select
-        ablation, strength, hold, hold_value, hold_own_mlp, component, name, neuron_layer, subset, expert,
+        ablation, strength, hold, hold_value, hold_own_mlp, component, name, neuron_layer, subset,
         sum(case when rank = 1 then 1 else 0 end) as tokens,
         avg(case when rank = 1 then cast(direct_effect as double) end) as first_direct_effect,
         avg(case when rank = 1 then cast(change as double) end) as first_change,
@@ -41,11 +41,11 @@ neurons as (
         avg(erases_less) as ten_erase_less,
         sum(erases * change) / nullif(sum(cast(change as double)), 0) as ten_share
     from marked
-    group by ablation, strength, hold, hold_value, hold_own_mlp, component, name, neuron_layer, subset, expert
+    group by ablation, strength, hold, hold_value, hold_own_mlp, component, name, neuron_layer, subset
 )
 select
     c.ablation, c.strength, c.hold, c.hold_value, c.hold_own_mlp, c.component, c.name, c.layer, c.head,
-    n.neuron_layer, n.subset, n.expert,
+    n.neuron_layer, n.subset, cast(null as int) as expert,
     c.component_share,
     n.tokens, n.first_direct_effect, n.first_change, n.first_erases, n.first_erases_less,
     n.ten_erase, n.ten_erase_less, n.ten_share
@@ -53,4 +53,4 @@ from components c
 left join neurons n using (ablation, strength, hold, hold_value, hold_own_mlp, component, name)
 order by
     c.ablation, c.strength, c.hold, c.hold_value, c.hold_own_mlp, c.component, c.layer, c.head, c.name,
-    n.neuron_layer, n.subset, n.expert
+    n.neuron_layer, n.subset

@@ -2,7 +2,7 @@
 -- Grain:    ablated head (`ablation` to `head`, without a hold) × neuron_layer × expert, over the head's top tokens
 --
 -- ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head: as in `ablations`
--- neuron_layer, subset, expert: as in `neuron_totals`
+-- neuron_layer, subset, expert: as in `neuron_totals`: a mixture of experts is one MLP
 -- tokens: top tokens
 -- self_repair: mean self-repair on them [logits]
 -- total_change: mean change of the MLP's direct effect [logits]
@@ -30,12 +30,12 @@ with totals as (
 -- Of the first five, those that fell are not repair.
 first_five as (
     select
-        ablation, strength, hold, hold_value, hold_own_mlp, component, name, neuron_layer, subset, expert,
+        ablation, strength, hold, hold_value, hold_own_mlp, component, name, neuron_layer, subset,
         sum(cast(greatest(change, 0) as double)) as change,
         count(*) as kept
     from neuron_repairs
     where hold = 'none' and component = 'head' and rank <= 5
-    group by ablation, strength, hold, hold_value, hold_own_mlp, component, name, neuron_layer, subset, expert
+    group by ablation, strength, hold, hold_value, hold_own_mlp, component, name, neuron_layer, subset
 ),
 curves as (
     select
@@ -62,7 +62,7 @@ join head_summary h using (ablation, strength, hold, hold_value, hold_own_mlp, c
 left join first_five f
     on t.ablation = f.ablation and t.strength = f.strength and t.hold_value = f.hold_value
     and t.hold_own_mlp = f.hold_own_mlp and t.name = f.name and t.neuron_layer = f.neuron_layer
-    and t.subset = f.subset and (t.expert is not distinct from f.expert)
+    and t.subset = f.subset
 left join curves c
     on t.ablation = c.ablation and t.strength = c.strength and t.hold_value = c.hold_value
     and t.hold_own_mlp = c.hold_own_mlp and t.name = c.name and t.neuron_layer = c.neuron_layer

@@ -11,7 +11,7 @@ use selfrepair_core::progress;
 use selfrepair_engine::batch::of_weights;
 use selfrepair_engine::rate::matmul_rate;
 use selfrepair_model::agreement::{Agreement, agreements};
-use selfrepair_model::{Architecture, Model, NO_LIMIT, Norm};
+use selfrepair_model::{Architecture, Experts, Model, NO_LIMIT, Norm};
 
 /// Necessary floating-point operations of ablating every head once on `tokens` tokens in prompts of 128.
 pub fn all_heads_flops(a: &Architecture, tokens: usize) -> f64 {
@@ -60,6 +60,9 @@ pub fn describe(model: &Model, tokens: usize) -> Result<String> {
     row("architecture", format!("{}, {norm}, {residual} residual, stored as {}", a.family, a.dtype))?;
     row("layers", format!("{} of {} heads ({} for keys and values)", a.layers, a.heads, a.kv_heads))?;
     row("width", format!("{}, heads of {}, {} neurons a layer", a.d_model, a.d_head, a.d_mlp))?;
+    if let Some(experts) = &a.experts {
+        row("experts", experts_of_layer(experts))?;
+    }
     row("vocabulary", a.vocab.to_string())?;
     let has_limit = a.context < NO_LIMIT;
     row("context", if has_limit { format!("{} positions", a.context) } else { "no limit".into() })?;
@@ -76,4 +79,13 @@ pub fn describe(model: &Model, tokens: usize) -> Result<String> {
     let time = progress::seconds(flops / (EFFICIENCY * rate));
     write!(text, "{:<14}about {time}, at {EFFICIENCY} of that rate", "time")?;
     Ok(text)
+}
+
+fn experts_of_layer(experts: &Experts) -> String {
+    let Experts { count, chosen, neurons, shared_neurons, .. } = experts;
+    let shared = match shared_neurons {
+        0 => String::new(),
+        n => format!(", and one of {n} at all positions"),
+    };
+    format!("{count} of {neurons} neurons a layer, {chosen} at a position{shared}")
 }

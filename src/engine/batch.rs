@@ -47,7 +47,7 @@ pub fn rows_that_fit(
     ablated: &[Ablatable],
 ) -> Result<usize> {
     let heads = a.heads * (3 * a.d_head + 3 * prompt_len);
-    let in_block = 4 * (10 * a.d_model + 4 * a.d_mlp + heads);
+    let in_block = 4 * (10 * a.d_model + 4 * a.active_neurons() + heads);
     // Logits, their exponentials and a copy, in the clean pass.
     let at_the_end = 12 * a.vocab;
     let layers: BTreeSet<usize> = ablated.iter().filter(|c| c.head.is_some()).map(|c| c.layer).collect();

@@ -5,6 +5,7 @@ use ort::value::DynValue;
 
 use super::Engine;
 use super::hooks::{HookPoint, Outputs};
+use super::posts::Posts;
 use super::runtime::{self, Input, int_tensor, tensor, view, view_mut};
 use selfrepair_core::memory::{copied, try_with_capacity};
 use selfrepair_core::prompts::TargetRow;
@@ -92,8 +93,7 @@ pub struct Kept {
     pub attention_out: Option<DynValue>,
     /// What the MLP writes, its bias included, [B, S, D].
     pub mlp_out: Option<DynValue>,
-    /// The neurons, [B, S, M].
-    pub post: Option<DynValue>,
+    pub post: Option<Posts>,
 }
 
 impl Engine {
@@ -218,11 +218,11 @@ impl Engine {
         let Attended { mid, head_effects, write_scale } = attended;
         let mut wanted = vec![HookPoint::ResidPost, HookPoint::MlpEffect];
         wanted.extend(write_scale.is_some().then_some(HookPoint::MlpWriteScale));
-        wanted.extend(keep.post.then_some(HookPoint::MlpPost));
+        wanted.extend(if keep.post { Posts::points(&self.architecture) } else { &[] });
         wanted.extend(keep.mlp_out.then_some(HookPoint::MlpOut));
         let mut outputs = self.mlp(layer, &residual, &mid, u, &wanted)?;
         kept.mlp_out = outputs.take_if(keep.mlp_out, HookPoint::MlpOut)?;
-        kept.post = outputs.take_if(keep.post, HookPoint::MlpPost)?;
+        kept.post = keep.post.then(|| Posts::take(&self.architecture, &mut outputs)).transpose()?;
         let mlp_effect = outputs.take(HookPoint::MlpEffect)?;
         let of_mlp = outputs.take_if(write_scale.is_some(), HookPoint::MlpWriteScale)?;
         let write_scales = match write_scale.zip(of_mlp) {

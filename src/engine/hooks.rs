@@ -21,8 +21,13 @@ pub enum HookPoint {
     AttnOut,
     /// The stream with attention added, [B, S, D].
     ResidMid,
-    /// The neurons' activations before W_out, [B, S, M].
+    /// The neurons' activations before W_out, [B, S, M]; of a mixture of experts, those of the chosen experts, with the
+    /// experts' weights.
     MlpPost,
+    /// The chosen experts, in the order of their neurons, [B, S, K].
+    ExpertIndices,
+    /// What the biases of the chosen experts write · u, with the experts' weights, [B, S].
+    ExpertBiasEffect,
     /// The scale of the norm on what the MLP writes, [B, S].
     MlpWriteScale,
     /// What the MLP adds to the stream, its bias included, [B, S, D].
@@ -137,6 +142,8 @@ impl HookPoint {
             Self::AttnOut => "attn_out",
             Self::ResidMid => "resid_mid",
             Self::MlpPost => "mlp_post",
+            Self::ExpertIndices => "expert_indices",
+            Self::ExpertBiasEffect => "expert_bias_effect",
             Self::MlpWriteScale => "ln2_post.scale",
             Self::MlpOut => "mlp_out",
             Self::ResidPost => "resid_post",

@@ -12,6 +12,7 @@ pub mod library;
 pub mod load;
 mod next_readers;
 mod operators;
+mod posts;
 pub mod rate;
 pub mod runtime;
 mod suffix;
@@ -29,6 +30,7 @@ pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, WriteScales};
 pub use iterate::{Addition, Response};
 pub use next_readers::HeadChange;
 use next_readers::{Combined, FirstReaders};
+pub use posts::Posts;
 pub use suffix::{Ablated, HoldMasks, Place, Suffix};
 pub use worker_pool::WorkerPool;
 
@@ -209,7 +211,8 @@ mod tests {
             change(&mut runtime);
             let weights = SharedWeights::new(folder);
             let reader = if a.parallel { 2 } else { 1 };
-            let needs = Needs { ablate: true, first_readers: vec![reader], ..Default::default() };
+            let first_readers = if a.reads_by_difference() { vec![reader] } else { vec![] };
+            let needs = Needs { ablate: true, first_readers, ..Default::default() };
             let combined = next_readers::combined(a, folder, &runtime, &weights, &needs, 1).unwrap();
             let mut engine = Engine::load_shared(a, folder, &runtime, &weights, &combined, &needs).unwrap();
             let tokens: Vec<u32> = (3..19).collect();
@@ -228,7 +231,7 @@ mod tests {
             let z_change = (0..size).map(|i| (i as f32).sin()).collect();
             let z_change = tensor(&[2, tokens.len(), a.d_head], z_change).unwrap();
             let heads = int_tensor(&[2], vec![0, 2]).unwrap();
-            let reads = engine.clean_reads(reader, base, of_layer.attention_out.as_ref()).unwrap().unwrap();
+            let reads = engine.clean_reads(reader, base, of_layer.attention_out.as_ref()).unwrap();
             let (stream, write_scales) = match a.write_norms {
                 false => (engine.replace_heads(1, base, 0..1, &heads, &z_change).unwrap(), None),
                 true => {
@@ -246,11 +249,11 @@ mod tests {
                 place,
                 stream,
                 prompts: 0..1,
-                change: by_difference.then_some(HeadChange {
+                change: reads.as_ref().filter(|_| by_difference).map(|reads| HeadChange {
                     z_change,
                     heads,
                     clean: base,
-                    reads: &reads,
+                    reads,
                     write_scales,
                 }),
                 hold: None,
@@ -261,8 +264,10 @@ mod tests {
             };
             let found = engine.suffix(suffix).unwrap();
             let stream = view(found.residual_final.as_ref().unwrap()).unwrap().to_vec();
-            let kept = clean.layers.iter().flat_map(|l| [&l.z, &l.attention_out, &l.mlp_out, &l.post]);
-            let kept = kept.flat_map(|x| view(x.as_ref().unwrap()).unwrap()).copied().collect();
+            let neurons = |l: &'_ Kept| view(&l.post.as_ref().unwrap().neurons).unwrap().to_vec();
+            let others = clean.layers.iter().flat_map(|l| [&l.z, &l.attention_out, &l.mlp_out]);
+            let others = others.flat_map(|x| view(x.as_ref().unwrap()).unwrap()).copied();
+            let kept = others.chain(clean.layers.iter().flat_map(neurons)).collect();
             [found.head_effects.concat(), found.mlp_effects.concat(), found.dot, stream, kept]
         }
     }

@@ -38,7 +38,8 @@ struct Product {
 
 /// Inputs and outputs of the model's matrix products.
 fn shapes(a: &Architecture) -> Vec<(usize, usize)> {
-    vec![(a.d_model, a.d_model), (a.d_model, a.d_mlp), (a.d_mlp, a.d_model)]
+    let neurons = a.experts.as_ref().map_or(a.d_mlp, |experts| experts.neurons);
+    vec![(a.d_model, a.d_model), (a.d_model, neurons), (neurons, a.d_model)]
 }
 
 impl Probe {

@@ -10,6 +10,7 @@ use super::Engine;
 use super::clean::{CleanBatch, Directions, Kept, WriteScales, position_tensor};
 use super::hooks::{HookPoint, Outputs};
 use super::next_readers::{HeadChange, Part};
+use super::posts::Posts;
 use super::runtime::{Input, bool_tensor, rows, rows_of, to_host, view};
 use selfrepair_core::memory::copied;
 
@@ -109,8 +110,8 @@ pub struct Ablated {
     /// Scales of the norms on what these heads' attentions and these MLPs write, in the same order; empty in a model
     /// without such norms. Effects of heads are by the clean scales, those of MLPs by these.
     pub write_scales: WriteScales,
-    /// The neurons of the layers asked for (as far as they run again), [B, S, M].
-    pub posts: Vec<(usize, DynValue)>,
+    /// The neurons of the layers asked for, as far as they run again.
+    pub posts: Vec<(usize, Posts)>,
     /// Final stream · u, [B, S].
     pub dot: Vec<f32>,
     /// Scale of the final norm, [B, S].
@@ -198,7 +199,7 @@ impl Engine {
             let before = residual.as_ref().unwrap_or(&s.stream);
             let mut outputs = self.mlp_of(l, before, mid.as_ref().unwrap_or(before), &s)?;
             if s.neurons.contains(&l) {
-                posts.push((l, outputs.take(HookPoint::MlpPost)?));
+                posts.push((l, Posts::take(&self.architecture, &mut outputs)?));
             }
             mlp_effects.push(copied(view(&outputs.take(HookPoint::MlpEffect)?)?)?);
             if self.architecture.write_norms {
@@ -244,7 +245,7 @@ impl Engine {
     /// The stream after a block, its MLP's effect, and its neurons if they are wanted.
     fn mlp_of(&mut self, layer: usize, residual: &DynValue, mid: &DynValue, s: &Suffix) -> Result<Outputs> {
         let mut wanted = vec![HookPoint::ResidPost, HookPoint::MlpEffect];
-        wanted.extend(s.neurons.contains(&layer).then_some(HookPoint::MlpPost));
+        wanted.extend(if s.neurons.contains(&layer) { Posts::points(&self.architecture) } else { &[] });
         wanted.extend(self.architecture.write_norms.then_some(HookPoint::MlpWriteScale));
         let u = rows(&s.directions.u, s.prompts.clone())?;
         let mut inputs = vec![(HookPoint::ResidMid, Input::from(mid)), (HookPoint::U, u)];

@@ -68,7 +68,9 @@ pub fn batches(context: &MeasureContext, clean: &CleanBatch, group: &[usize]) ->
     let batch = |&what: &Activation| -> Result<RecordBatch> {
         let values = match what {
             Activation::HeadZ => by_position(clean.layers.iter().filter_map(|l| l.z.as_ref()), rows)?,
-            Activation::MlpPost => by_position(clean.layers.iter().filter_map(|l| l.post.as_ref()), rows)?,
+            Activation::MlpPost => {
+                by_position(clean.layers.iter().filter_map(|l| l.post.as_ref().map(|post| &post.neurons)), rows)?
+            }
             Activation::ResidualFinal => view(&clean.residual_final)?.to_vec(),
         };
         let item = Arc::new(Field::new("item", DataType::Float32, false));

@@ -4,6 +4,8 @@ use ndarray::{Array1, Array2};
 
 use selfrepair_core::components::{Ablatable, Component};
 
+use crate::mlp::{Experts, MlpWeights};
+
 /// No model has more; a file that says so is damaged.
 pub const MOST_LAYERS: usize = 10_000;
 
@@ -18,7 +20,10 @@ pub struct Architecture {
     pub kv_heads: usize,
     pub d_model: usize,
     pub d_head: usize,
+    /// Neurons of an MLP, of all its experts together where it is a mixture.
     pub d_mlp: usize,
+    /// Where MLPs are mixtures of experts.
+    pub experts: Option<Experts>,
     pub vocab: usize,
     /// The longest prompt the positions allow.
     pub context: usize,
@@ -41,6 +46,8 @@ pub struct Architecture {
     pub qk_norm: Option<QkNorm>,
     /// Scores of attention become c · tanh(score / c), before the mask and the softmax.
     pub score_softcap: Option<f32>,
+    /// Every head has an attention sink.
+    pub sinks: bool,
     /// The model's logits become c · tanh(logit / c). Direct effects and logit changes are about the logits before.
     pub logit_softcap: Option<f32>,
     pub attention: Vec<AttentionKind>,
@@ -157,10 +164,30 @@ pub struct Biases {
 }
 
 impl Architecture {
-    /// Weights that multiply every position of one block: attention's four matrices and the MLP's two or three.
+    /// Weights that multiply every position of one block: attention's four matrices, and the MLP's two or three, or a
+    /// router and those of the experts that it chooses.
     pub fn block_weights(&self) -> (usize, usize) {
-        let attention = self.d_model * self.d_head * (2 * self.heads + 2 * self.kv_heads);
-        (attention, (2 + usize::from(self.gated)) * self.d_model * self.d_mlp)
+        let router = self.experts.as_ref().map_or(0, |experts| experts.count * self.d_model);
+        (self.attention_weights(), router + self.mlp_weights(self.active_neurons()))
+    }
+
+    fn attention_weights(&self) -> usize {
+        self.d_model * self.d_head * (2 * self.heads + 2 * self.kv_heads)
+    }
+
+    fn mlp_weights(&self, neurons: usize) -> usize {
+        (2 + usize::from(self.gated)) * self.d_model * neurons
+    }
+
+    /// Neurons of an MLP that are computed at a position.
+    pub fn active_neurons(&self) -> usize {
+        self.experts.as_ref().map_or(self.d_mlp, Experts::active_neurons)
+    }
+
+    /// Whether the next readers of a replaced head read by its difference from the clean stream (`engine::export::readers`).
+    /// A router chooses other experts, and all of them at the same positions would be needless work.
+    pub fn reads_by_difference(&self) -> bool {
+        self.experts.is_none()
     }
 
     /// Necessary multiply-adds × 2 to ablate one head of `layer` at one position: the MLP of its own layer (unless the
@@ -184,6 +211,9 @@ impl Architecture {
     /// Numbers in W_O γ W, which the projections that read a replaced head first are given instead of the stream: those
     /// of the MLP in every block, or, where it is parallel, of attention and the MLP in every block but the first.
     pub fn first_reader_weights(&self) -> usize {
+        if !self.reads_by_difference() {
+            return 0;
+        }
         let mlp = (1 + usize::from(self.gated)) * self.d_mlp;
         let (blocks, width) = match self.parallel {
             true => (self.layers - 1, (self.heads + 2 * self.kv_heads) * self.d_head + mlp),
@@ -199,7 +229,8 @@ impl Architecture {
 
     /// Parameters but for biases.
     pub fn parameters(&self) -> usize {
-        let (attention, mlp) = self.block_weights();
+        let router = self.experts.as_ref().map_or(0, |experts| experts.count * self.d_model);
+        let (attention, mlp) = (self.attention_weights(), router + self.mlp_weights(self.d_mlp));
         let ends = self.vocab * if self.tied { 1 } else { 2 };
         let positions = if self.learned_positions() { self.context } else { 0 };
         let norms = 2 * usize::from(self.read_norms) + 2 * usize::from(self.write_norms);
@@ -215,7 +246,8 @@ impl Architecture {
 
     /// Whether attention writes something to the stream that no head does: b_O, or value biases through W_O.
     pub fn has_attention_bias(&self) -> bool {
-        self.biases.norm || self.biases.qkv || self.biases.attention_out
+        let of_values = (self.biases.norm || self.biases.qkv) && !self.sinks;
+        of_values || self.biases.attention_out
     }
 
     /// Whether the logit has a part k that no component writes.
@@ -264,16 +296,13 @@ pub struct LayerWeights {
     pub o: Linear,
     /// γ of the norms of queries and keys, shaped as [`QkNorm`] says.
     pub qk_norm: Option<(Array1<f32>, Array1<f32>)>,
+    /// Logits of attention sinks, \[heads\]: each is one more term of a head's softmax, and writes nothing.
+    pub sinks: Option<Array1<f32>>,
     /// As `attention_norm`.
     pub mlp_norm: NormWeights,
     /// If the model has them.
     pub write_norms: Option<WriteNorms>,
-    /// \[d_model, d_mlp\]
-    pub gate: Option<Linear>,
-    /// \[d_model, d_mlp\]
-    pub up: Linear,
-    /// \[d_mlp, d_model\]
-    pub down: Linear,
+    pub mlp: MlpWeights,
 }
 
 /// γ of the norms on what a block's parts write, \[d_model\] each.

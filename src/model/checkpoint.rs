@@ -327,7 +327,11 @@ impl Checkpoint {
             let name = self.spelling(key);
             match self.config.get(name) {
                 Some(_) => format!("`{name}` = {value}"),
-                None => format!("`{name}` = {value} (default)"),
+                None => {
+                    let others = self.spellings.iter().filter(|(_, own)| own == key);
+                    let others: String = others.map(|(other, _)| format!(" or `{other}`")).collect();
+                    format!("`{name}`{others} = {value} (default)")
+                }
             }
         });
         let keys: Vec<String> = keys.collect();

@@ -5,28 +5,32 @@ use ndarray::{Array1, Array2, ArrayView1, s};
 
 use super::architecture::{Architecture, LayerWeights, Linear, NormWeights};
 
-/// The biases of one block after folding; `None` where there is nothing to add.
+/// The biases of one block's attention after folding; `None` where there is nothing to add.
 pub struct FoldedBiases {
     pub q: Option<Array1<f32>>,
     pub k: Option<Array1<f32>>,
+    /// With attention sinks, weights do not sum to 1: what values have in common then differs from position to position,
+    /// and stays with z.
+    pub v: Option<Array1<f32>>,
     /// b_O' = b_O + Σ_h b_V'^h W_O^h
     pub o: Option<Array1<f32>>,
-    pub gate: Option<Array1<f32>>,
-    pub up: Option<Array1<f32>>,
-    pub down: Option<Array1<f32>>,
 }
 
 impl LayerWeights {
     pub fn folded_biases(&self, a: &Architecture) -> FoldedBiases {
         let value = folded(&self.attention_norm, &self.v);
+        let (v, value) = if self.sinks.is_some() { (value, None) } else { (None, value) };
         FoldedBiases {
             q: folded(&self.attention_norm, &self.q),
             k: folded(&self.attention_norm, &self.k),
+            v,
             o: output_bias(a, &self.o, value),
-            gate: self.gate.as_ref().and_then(|gate| folded(&self.mlp_norm, gate)),
-            up: folded(&self.mlp_norm, &self.up),
-            down: self.down.b.clone(),
         }
+    }
+
+    /// The bias of a projection that reads the stream through the norm before the MLP.
+    pub fn behind_mlp_norm(&self, linear: &Linear) -> Option<Array1<f32>> {
+        folded(&self.mlp_norm, linear)
     }
 }
 

@@ -25,6 +25,7 @@ mod families;
 mod fold;
 mod gguf;
 pub mod hub;
+mod mlp;
 mod nested;
 mod non_finite;
 mod pickle;
@@ -44,6 +45,7 @@ pub use architecture::{
 pub use checkpoint::Checkpoint;
 pub use fold::FoldedBiases;
 pub use gguf::{ARCHITECTURES as GGUF_ARCHITECTURES, GgufFile, Value as GgufValue};
+pub use mlp::{ClampedGate, ExpertWeighting, ExpertWeights, Experts, Mlp, MlpWeights, SharedExpert};
 pub use source::{ModelSource, Origin};
 
 use families::Family;

@@ -46,7 +46,7 @@ class Extended(Effects):
         always = c.model_type in ["codegen", "cohere", "cohere2", "gptj", "phi"]
         parallel = getattr(c, "use_parallel_residual", getattr(c, "parallel_attn", always))
         self.mlp_reads_attention = not parallel
-        self.w_out = [m.multiplier * weight_of(m.part(l, "down")) for l in range(m.layers)]
+        self.w_out = [m.w_out(l) for l in range(m.layers)]
         normed = m.write_norms[0]
         self.columns = COLUMNS + (["repair_write_norm", "repair_write_norm_own"] if normed else [])
         # transformers computes norms in float32.
@@ -190,8 +190,9 @@ class Extended(Effects):
             for l in range(self.m.layers):
                 change = self.targets.at(ablated["post"][l] - self.clean["post"][l])
                 v["neurons", l] = change * self.neuron_directions(l)
+                v["expert_biases", l] = self.expert_bias_change(ablated, l)
                 if hold == "none" and l != own_mlp:
-                    gap = (v["neurons", l].sum(-1) - d_mlps[l]).abs().max()
+                    gap = (v["neurons", l].sum(-1) + v["expert_biases", l] - d_mlps[l]).abs().max()
                     assert gap < self.rounding, "the neurons' changes must sum to the MLP's"
             if kind == "project_out":
                 assert v["ablated_direct_effect"].abs().max() < 1e-9, "what is projected out must have no effect"
@@ -201,6 +202,11 @@ class Extended(Effects):
     def distribution(self, ablated):
         clean, other = (self.targets.at(seen["logits"]).log_softmax(-1) for seen in (self.clean, ablated))
         return {"ablated_log_prob": self.log_prob(ablated), "kl_divergence": (clean.exp() * (clean - other)).sum(-1)}
+
+    def expert_bias_change(self, ablated, layer):
+        """Of a mixture of experts whose outputs have biases: what other weights of the experts make of them."""
+        before, after = (seen["expert_biases"][layer] for seen in (self.clean, ablated))
+        return torch.zeros_like(self.s) if before is None else self.de(self.m.multiplier * (after - before))
 
     def neuron_directions(self, layer):
         """[B, positions, M]: what a neuron's activation is multiplied with to give its direct effect."""

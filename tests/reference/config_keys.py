@@ -254,6 +254,16 @@ OF_TYPE = {
     ],
     "olmo3": ROTARY_BY_TYPE + [{"layer_types": DROPPED}],
 }
+# Of families with mixtures of experts.
+EXPERTS = [
+    {"num_experts_per_tok": 1}, {"num_experts_per_tok": 3}, {"num_experts_per_tok": 7}, {"num_experts_per_tok": 0},
+    {"norm_topk_prob": True}, {"norm_topk_prob": False}, {"num_local_experts": 3}, {"num_experts": 3},
+    {"decoder_sparse_step": 2}, {"decoder_sparse_step": 0}, {"mlp_only_layers": [1]}, {"mlp_only_layers": []},
+    {"moe_intermediate_size": 10}, {"shared_expert_intermediate_size": 10}, {"router_jitter_noise": 0.5},
+    {"router_aux_loss_coef": 0.5}, {"swiglu_alpha": 1.0}, {"swiglu_limit": 7.0}, {"swiglu_limit": 0.0},
+    {"layer_types": DROPPED}, {"use_sliding_window": True, "sliding_window": 3}, {"sliding_window": 3}, {"rope_parameters": DROPPED},
+]
+OF_TYPE |= dict.fromkeys(["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "granitemoe", "gpt_oss"], EXPERTS)
 
 OTHER_TYPES = [None, True, 7, 2.5, "text", []]
 

@@ -128,6 +128,7 @@ def repair_graph(tables, e: Extended, kind, hold, c, outcome):
 def neuron_tables(tables, e: Extended, key, c, outcome, neuron_layer):
     tokens = e.top(c)
     clean = e.neurons(neuron_layer).flatten(0, 1)[tokens]
+    biases = outcome["expert_biases", neuron_layer].flatten()
     change = outcome["neurons", neuron_layer].flatten(0, 1)[tokens]
     order, ties = (torch.stack(x) for x in zip(*(ranked(x) for x in change)))
     change, clean = change.gather(-1, order), clean.gather(-1, order)
@@ -135,13 +136,13 @@ def neuron_tables(tables, e: Extended, key, c, outcome, neuron_layer):
         place = key | {
             "prompt": e.targets.prompt[token], "position": e.targets.position[token], "neuron_layer": neuron_layer}
         tables.row(
-            "neuron_totals", **place, total_change=x.sum().item(), positive_change=x.clamp(min=0).sum().item(),
+            "neuron_totals", **place, total_change=(x.sum() + biases[token]).item(), positive_change=x.clamp(min=0).sum().item(),
             absolute_change=x.abs().sum().item(), top_percent_change=x[:max(1, len(x) // 100)].sum().item())
         for rank in range(TOP_REPAIRS):
             if alone(tied)[rank]:
                 tables.row(
-                    "neuron_repairs", **place, rank=rank + 1, neuron=neurons[rank], direct_effect=effect[rank].item(),
-                    change=x[rank].item())
+                    "neuron_repairs", **place, rank=rank + 1, **e.m.neuron(neuron_layer, neurons[rank]),
+                    direct_effect=effect[rank].item(), change=x[rank].item())
             else:
                 tables.left_out["neuron_repairs"] += 1
     neuron_curve(tables, {"ablation": key["ablation"], "layer": c.layer, "head": c.head, "neuron_layer": neuron_layer},

@@ -15,6 +15,8 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
+import experts
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -29,14 +31,15 @@ class Layout:
     """What multiplies z with W_O and adds b_O."""
     mlp: str = "mlp"
     """The module whose output the MLP adds to the stream."""
-    down: str = "mlp.down_proj"
-    """What multiplies the MLP's neurons with W_out."""
+    down: str | None = "mlp.down_proj"
+    """What multiplies the MLP's neurons with W_out; None where the MLP is a mixture of experts."""
     write_norms: tuple[str, str] | None = None
     """The norms on what attention and the MLP write; then `mlp` is the latter."""
 
 
 AFTER_BOTH = Layout(
     mlp="post_feedforward_layernorm", write_norms=("post_attention_layernorm", "post_feedforward_layernorm"))
+EXPERTS = Layout(down=None)
 LAYOUTS = {
     "gpt2": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn", "attn.c_proj", down="mlp.c_proj"),
     "gpt_neo": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn.attention", "attn.attention.out_proj",
@@ -59,6 +62,8 @@ LAYOUTS = {
     "glm4": Layout(mlp="post_mlp_layernorm", write_norms=("post_self_attn_layernorm", "post_mlp_layernorm")),
     "gemma3": replace(AFTER_BOTH, blocks="model.language_model.layers", final_norm="model.language_model.norm"),
     "olmo2": replace(AFTER_BOTH, attention_norm=None), "olmo3": replace(AFTER_BOTH, attention_norm=None),
+    "gpt_oss": EXPERTS, "mixtral": EXPERTS, "olmoe": EXPERTS, "qwen2_moe": EXPERTS, "qwen3_moe": EXPERTS,
+    "granitemoe": replace(EXPERTS, mlp="block_sparse_moe"),
     "phi": Layout(final_norm="model.final_layernorm", output="self_attn.dense", down="mlp.fc2"),
     "starcoder2": Layout(down="mlp.c_proj"),
 }
@@ -78,7 +83,7 @@ def attention_implementation(config: dict):
 
 
 def load(path: Path):
-    options = {"attn_implementation": "eager", "dtype": torch.float32}
+    options = {"attn_implementation": "eager", "dtype": torch.float32, "experts_implementation": "eager"}
     if path.suffix == ".gguf":
         model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
     else:
@@ -174,12 +179,27 @@ class Measurement:
     def part(self, layer, name):
         return self.blocks[layer].get_submodule(getattr(self.layout, name))
 
+    def w_out(self, layer):
+        """[neurons, D]; of a mixture, the neurons of one expert after those of another."""
+        written = experts.w_out(self.part(layer, "mlp")) if self.layout.down is None else weight_of(self.part(layer, "down"))
+        return self.multiplier * written
+
+    def neuron(self, layer, number):
+        """The columns that name a neuron."""
+        if self.layout.down is not None:
+            return {"neuron": number}
+        expert, neuron = experts.of_neuron(self.part(layer, "mlp"), number)
+        return {"expert": expert, "neuron": neuron}
+
     def norm_of(self, module):
         return Norm(module, self.width)
 
     def value_bias_of(self, layer):
-        """b_V' = b_V + β W_V, [heads · d_head]: what the values are when the norm before attention gives β alone."""
+        """b_V' = b_V + β W_V, [heads · d_head]: what the values are when the norm before attention gives β alone. With
+        attention sinks, weights do not sum to 1, and it is part of z."""
         attention, c = self.part(layer, "attention"), self.model.config
+        if hasattr(attention, "sinks"):
+            return torch.zeros(self.heads * self.d_head, dtype=torch.float64)
         if self.layout.attention_norm is None:
             beta = torch.zeros(self.width, dtype=torch.float64)
         else:
@@ -222,7 +242,7 @@ class Measurement:
         parts are `stream` (what the block reads), `z` (of all heads, without b_V'), `linear` (what attention gives
         before a norm on what it writes), `attention` and `mlp` (what they add to the stream). What is seen of `z`, `mlp` and `post` (neurons) is after these edits."""
         edits = edits or {}
-        seen = {part: [None] * self.layers for part in ["stream", "z", "mlp", "post"]}
+        seen = {part: [None] * self.layers for part in ["stream", "z", "mlp", "post", "expert_biases"]}
         seen["write_scales"] = [None] * self.layers, [None] * self.layers
         handles = []
 
@@ -250,12 +270,25 @@ class Measurement:
                 seen["post"][layer] = args[0].detach().clone().view(*tokens.shape, -1)
             return hook
 
+        def before_experts(layer):
+            def hook(module, args):
+                x = args[0].detach()
+                post, biases = experts.neurons(module, *(of.detach() for of in args))
+                if hasattr(self.part(layer, "mlp"), "shared_expert"):
+                    post = torch.cat([post, experts.shared_neurons(self.part(layer, "mlp"), x)], 1)
+                seen["post"][layer] = post.view(*tokens.shape, -1)
+                seen["expert_biases"][layer] = biases.view(*tokens.shape, -1)
+            return hook
+
         def after_mlp(layer):
             def hook(_, __, output):
+                # GPT-OSS gives the router's weights too.
+                whole, output = output, output[0] if isinstance(output, tuple) else output
                 mlp = output.detach().view(*tokens.shape, -1) * self.multiplier
                 seen["mlp"][layer] = mlp = edited("mlp", layer, mlp)
                 # Falcon adds to the output in place.
-                return (mlp / self.multiplier).view(output.shape)
+                mlp = (mlp / self.multiplier).view(output.shape)
+                return (mlp, *whole[1:]) if isinstance(whole, tuple) else mlp
             return hook
 
         def before_write_norm(layer, which):
@@ -274,7 +307,11 @@ class Measurement:
             handles.append(writes.register_forward_hook(after_output("attention", l)))
             for which, module in enumerate(self.write_modules[l]):
                 handles.append(module.register_forward_pre_hook(before_write_norm(l, which)))
-            handles.append(self.part(l, "down").register_forward_pre_hook(before_down(l)))
+            if self.layout.down is None:
+                module = self.part(l, "mlp").experts
+                handles.append(module.register_forward_pre_hook(before_experts(l)))
+            else:
+                handles.append(self.part(l, "down").register_forward_pre_hook(before_down(l)))
             handles.append(self.part(l, "mlp").register_forward_hook(after_mlp(l)))
         handles.append(self.norm_module.register_forward_pre_hook(before_norm))
         seen["logits"] = self.model(input_ids=tokens, use_cache=False).logits
@@ -542,7 +579,7 @@ def average(outcomes):
 TEXT = ["ablation", "component", "hold", "repairer", "subset", "added"]
 INTEGERS = [
     "layer", "head", "prompt", "position", "token", "tokens", "rank", "repairer_layer", "repairer_head", "neuron_layer",
-    "neuron", "other_layer", "other_head", "sample", "partner", "answer", "wrong", "added_at",
+    "expert", "neuron", "other_layer", "other_head", "sample", "partner", "answer", "wrong", "added_at",
 ]
 TYPES = dict.fromkeys(TEXT, pa.string()) | dict.fromkeys(INTEGERS, pa.int32()) | {"multiple": pa.float64()}
 

@@ -93,6 +93,17 @@ fn multipliers() {
 }
 
 #[test]
+fn mixtures_of_experts() {
+    let components = [&OF_THREE_LAYERS[..], &["neurons.layers=[\"L1-2\"]"]].concat();
+    assert_family_agrees("qwen2_moe", &components);
+}
+
+#[test]
+fn mixtures_of_experts_with_biases_and_attention_sinks() {
+    assert_family_agrees("gpt_oss", &OF_THREE_LAYERS);
+}
+
+#[test]
 fn norms_on_what_parts_write() {
     let components = [
         "ablation.heads=[\"L0H3\", \"L1H2\", \"L2H2\"]",

@@ -155,7 +155,12 @@ pub const NEURON_TOTALS: Table = Table {
         NEURON_LAYER,
         TOP,
         EXPERT,
-        Column("total_change", Float, "logits", "change of the direct effects of all its neurons, summed"),
+        Column(
+            "total_change",
+            Float,
+            "logits",
+            "change of the direct effects of all its neurons, summed, and of experts' biases"
+        ),
         Column("positive_change", Float, "logits", "sum of the positive changes"),
         Column("absolute_change", Float, "logits", "sum of the absolute changes"),
         Column("top_percent_change", Float, "logits", "the sum of the 1 % of neurons with the largest change"),

@@ -5,11 +5,13 @@
 //! the clean scale of the final norm to get direct effects. So the clean pass needs no second pass once its scale is
 //! known.
 
+use super::experts;
+use super::masks::{after_empty_row, alibi_bias, causal_mask, window_mask, with_sinks};
 use super::onnx::{Dim, GraphBuilder, Role, Stored, float, int, ints, string};
-use super::readers::{Reading, norm_scale};
-use super::stored::StoredLayer;
+use super::readers::{Reading, norm_scale, normed};
+use super::stored::{StoredLayer, StoredMlp, StoredMlps};
 use crate::hooks::{HookPoint, Projection};
-use selfrepair_model::{Activation, Alibi, Architecture, Norm, QkNorm, Rotary};
+use selfrepair_model::{Activation, Architecture, Norm, QkNorm, Rotary};
 
 pub const B: Dim = Dim::Name("B");
 pub const P: Dim = Dim::Name("P");
@@ -56,8 +58,8 @@ pub fn attention(
     };
     let mut q = read.project(&mut g, Projection::Q, &w.w_q, &w.b_q);
     let mut k = read.project(&mut g, Projection::K, &w.w_k, &w.b_k);
-    // Without the value bias, which is folded into b_O: z is free of it.
-    let values = read.project(&mut g, Projection::V, &w.w_v, &None);
+    // Without the value bias where it is folded into b_O: z is free of it.
+    let mut values = read.project(&mut g, Projection::V, &w.w_v, &w.b_v);
     if let Some((q_norm, k_norm)) = &w.qk_norm {
         q = norm_heads(&mut g, a, &q, q_norm, "q_normed", a.heads);
         k = norm_heads(&mut g, a, &k, k_norm, "k_normed", a.kv_heads);
@@ -76,24 +78,30 @@ pub fn attention(
         };
         (q, k) = (rotate(&q, a.heads, "q_rotated"), rotate(&k, a.kv_heads, "k_rotated"));
     }
+    let is_causal = variant != Variant::Masked && w.sinks.is_none();
     let mut attributes = vec![
         int("q_num_heads", a.heads as i64),
         int("kv_num_heads", a.kv_heads as i64),
-        int("is_causal", i64::from(variant != Variant::Masked)),
+        int("is_causal", i64::from(is_causal)),
         float("scale", kind.scale),
     ];
     attributes.extend(a.score_softcap.map(|cap| float("softcap", cap)));
     // A window no shorter than the prompt hides nothing.
     let window = kind.window.filter(|&window| window < prompt_len);
-    let mask = match (variant, window) {
-        (Variant::Masked, _) => Some(g.input(HookPoint::Mask, &[S, S], "0 where a position may look, −∞ where not")),
-        (_, Some(window)) => Some(window_mask(&mut g, &residual, window, prompt_len)),
-        (_, None) => None,
+    let mut mask = match (variant, &w.sinks, window) {
+        (Variant::Masked, ..) => Some(g.input(HookPoint::Mask, &[S, S], "0 where a position may look, −∞ where not")),
+        (_, Some(_), _) => Some(causal_mask(&mut g, &residual, window, prompt_len)),
+        (_, None, Some(window)) => Some(window_mask(&mut g, &residual, window, prompt_len)),
+        (_, None, None) => None,
     };
-    let mask = match &a.alibi {
-        Some(alibi) => Some(alibi_bias(&mut g, alibi, &residual, &positions, mask, prompt_len)),
-        None => mask,
-    };
+    if let Some(alibi) = &a.alibi {
+        mask = Some(alibi_bias(&mut g, alibi, &residual, &positions, mask, prompt_len));
+    }
+    if let Some((sinks, causal)) = w.sinks.as_ref().zip(mask.as_ref()) {
+        mask = Some(with_sinks(&mut g, sinks, causal));
+        k = after_empty_row(&mut g, &k, a.kv_heads * a.d_head, "k_after_sink");
+        values = after_empty_row(&mut g, &values, a.kv_heads * a.d_head, "v_after_sink");
+    }
     let z = HookPoint::HookZ.name();
     let free = if variant == Variant::Held { "z_not_held" } else { &z };
     let mut z = match mask {
@@ -157,29 +165,25 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, varia
         true => g.input(HookPoint::ResidPre, &[B, S, d], "the stream before this block"),
         false => mid.clone(),
     };
-    let read = match variant {
-        Variant::AfterHead => Reading::after_head(&mut g, a, &stream),
-        _ => Reading::of(&mut g, a, &stream, &w.mlp_norm),
-    };
-    let hidden = read.project(&mut g, Projection::In, &w.w_in, &w.b_in);
-    let post = match &w.w_gate {
-        Some(w_gate) => {
-            let gate = read.project(&mut g, Projection::Gate, w_gate, &w.b_gate);
-            let gate = activate(&mut g, a.activation, &gate, "gate_activated");
-            g.node("Mul", &[&gate, &hidden], &HookPoint::MlpPost.name(), vec![])
-        }
-        None if a.solu => solu(&mut g, a, &hidden, &HookPoint::MlpPost.name()),
-        None => activate(&mut g, a.activation, &hidden, &HookPoint::MlpPost.name()),
-    };
     let mlp_out = HookPoint::MlpOut.name();
     let free = if is_held { "mlp_out_not_held" } else { &mlp_out };
-    let mut written = match &w.write_norms {
-        None => project(&mut g, &post, &w.w_out, &w.b_out, free),
-        Some((_, gamma)) => {
-            let before = project(&mut g, &post, &w.w_out, &w.b_out, "mlp_linear");
-            norm_written(&mut g, a, &before, gamma, free, HookPoint::MlpWriteScale)
+    let linear = if w.write_norms.is_some() { "mlp_linear" } else { free };
+    let mut written = match &w.mlp {
+        StoredMlps::Dense(mlp) => {
+            let read = match variant {
+                Variant::AfterHead => Reading::after_head(&mut g, a, &stream),
+                _ => Reading::of(&mut g, a, &stream, &w.mlp_norm),
+            };
+            dense(&mut g, a, mlp, &read, linear)
+        }
+        StoredMlps::Experts(of) => {
+            let normed = normed(&mut g, a, &stream, &w.mlp_norm, "normed");
+            experts::mixture(&mut g, a, of, [&normed, &u], linear)
         }
     };
+    if let Some((_, gamma)) = &w.write_norms {
+        written = norm_written(&mut g, a, &written, gamma, free, HookPoint::MlpWriteScale);
+    }
     if is_held {
         let held = g.bool_input(HookPoint::Held, &[P, S], "where the MLP is held");
         let held_output = g.input(HookPoint::HeldMlpOut, &[P, S, d], "the output it then keeps");
@@ -192,9 +196,24 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, varia
     sum_last(&mut g, &products, &HookPoint::MlpEffect.name(), 2);
     g.output(HookPoint::ResidPost, &[B, S, d], "the stream after this block");
     g.output(HookPoint::MlpEffect, &[B, S], "the MLP's output · u");
-    g.output(HookPoint::MlpPost, &[B, S, Dim::Size(a.d_mlp)], "the neurons' activations, before W_out");
     g.output(HookPoint::MlpOut, &[B, S, d], "what the MLP adds to the stream, its bias included");
     g
+}
+
+/// The neurons of the one MLP, and what they write.
+fn dense(g: &mut GraphBuilder, a: &Architecture, w: &StoredMlp, read: &Reading, name: &str) -> String {
+    let hidden = read.project(g, Projection::In, &w.w_in, &w.b_in);
+    let post = match &w.w_gate {
+        Some(w_gate) => {
+            let gate = read.project(g, Projection::Gate, w_gate, &w.b_gate);
+            let gate = activate(g, a.activation, &gate, "gate_activated");
+            g.node("Mul", &[&gate, &hidden], &HookPoint::MlpPost.name(), vec![])
+        }
+        None if a.solu => solu(g, a, &hidden, &HookPoint::MlpPost.name()),
+        None => activate(g, a.activation, &hidden, &HookPoint::MlpPost.name()),
+    };
+    g.output(HookPoint::MlpPost, &[B, S, Dim::Size(a.d_mlp)], "the neurons' activations, before W_out");
+    project(g, &post, &w.w_out, &w.b_out, name)
 }
 
 /// u → w = W_out u: a neuron's activation times its w is its effect. Where what the MLP writes is normed,
@@ -204,9 +223,22 @@ pub fn neuron_directions(a: &Architecture, layer: usize, w: &StoredLayer, weight
     let mut g = GraphBuilder::new(&super::neuron_directions_graph(layer), Role::Exact, &doc, weights);
     let u = g.input(HookPoint::U, &[P, S, Dim::Size(a.d_model)], "the direction γ ⊙ Ŵ[target]");
     let u = scaled_by(&mut g, &u, w.write_norms.as_ref().map(|(_, of_mlp)| of_mlp), "u_before_norm");
-    let w_out = g.weight(&w.w_out);
-    let transposed = g.node("Transpose", &[&w_out], "W_out_T", vec![]);
-    g.node("MatMul", &[&u, &transposed], &HookPoint::W.name(), vec![]);
+    let outputs = w.mlp.outputs();
+    let last = outputs.len() - 1;
+    let parts: Vec<String> = outputs
+        .into_iter()
+        .enumerate()
+        .map(|(e, w_out)| {
+            let w_out = g.weight(w_out);
+            let transposed = g.node("Transpose", &[&w_out], &format!("W_out_T_{e}"), vec![]);
+            let name = if last == 0 { HookPoint::W.name().into_owned() } else { format!("w_of_expert_{e}") };
+            g.node("MatMul", &[&u, &transposed], &name, vec![])
+        })
+        .collect();
+    if last > 0 {
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        g.node("Concat", &parts, &HookPoint::W.name(), vec![int("axis", -1)]);
+    }
     g.output(HookPoint::W, &[P, S, Dim::Size(a.d_mlp)], "W_out u of every neuron");
     g
 }
@@ -357,7 +389,7 @@ fn norm_heads(g: &mut GraphBuilder, a: &Architecture, x: &str, gamma: &Stored, n
     reshape(g, &normed, &[0, 0, heads * d_head], name)
 }
 
-fn activate(g: &mut GraphBuilder, activation: Activation, x: &str, name: &str) -> String {
+pub fn activate(g: &mut GraphBuilder, activation: Activation, x: &str, name: &str) -> String {
     match activation {
         // x · sigmoid(x): ONNX Runtime fuses the pair into one pass.
         Activation::Silu => {
@@ -382,7 +414,7 @@ fn solu(g: &mut GraphBuilder, a: &Architecture, x: &str, name: &str) -> String {
     g.node("LayerNormalization", &[&product, &ones], name, vec![float("epsilon", a.norm_eps), int("axis", -1)])
 }
 
-fn reshape(g: &mut GraphBuilder, x: &str, shape: &[i64], name: &str) -> String {
+pub fn reshape(g: &mut GraphBuilder, x: &str, shape: &[i64], name: &str) -> String {
     let shape = g.int_constant(&format!("shape_of_{name}"), shape);
     g.node("Reshape", &[x, &shape], name, vec![])
 }
@@ -404,46 +436,4 @@ fn rotary_tables(g: &mut GraphBuilder, rotary: &Rotary, prompt_len: usize) -> (S
     let cos = g.constant("cos", &[prompt_len, pairs], &table(f64::cos));
     let sin = g.constant("sin", &[prompt_len, pairs], &table(f64::sin));
     (cos, sin)
-}
-
-/// Biases [1, H, S, S] to add to the scores: those of the keys' positions, and the mask if there is one.
-fn alibi_bias(
-    g: &mut GraphBuilder,
-    alibi: &Alibi,
-    residual: &str,
-    positions: &str,
-    mask: Option<String>,
-    prompt_len: usize,
-) -> String {
-    let heads = alibi.slopes.len();
-    let table: Vec<f32> = (0..prompt_len).flat_map(|position| alibi.biases(position, prompt_len)).collect();
-    let table = g.constant("alibi", &[prompt_len, heads], &table);
-    // All rows of a batch have the same positions.
-    let [from, to] = [0, 1].map(|i| g.int_constant(&format!("alibi_row_{i}"), &[i]));
-    let positions = g.node("Slice", &[positions, &from, &to], "alibi_positions", vec![]);
-    let of_keys = g.node("Gather", &[&table, &positions], "alibi_of_keys", vec![]);
-    let by_head = g.node("Transpose", &[&of_keys], "alibi_by_head", vec![ints("perm", &[0, 2, 1])]);
-    let axis = g.int_constant("alibi_axis", &[2]);
-    let of_queries = g.node("Unsqueeze", &[&by_head, &axis], "alibi_of_queries", vec![]);
-    match mask {
-        Some(mask) => g.node("Add", &[&of_queries, &mask], "alibi_masked", vec![]),
-        None => {
-            let length = g.node("Shape", &[residual], "alibi_length", vec![int("start", 1), int("end", 2)]);
-            let first = g.int_constant("alibi_heads", &[1, heads as i64]);
-            let shape = g.node("Concat", &[&first, &length, &length], "alibi_shape", vec![int("axis", 0)]);
-            g.node("Expand", &[&of_queries, &shape], "alibi_expanded", vec![])
-        }
-    }
-}
-
-/// A mask [S, S] to add to the scores: −∞ where a position looks back `window` places or more.
-fn window_mask(g: &mut GraphBuilder, residual: &str, window: usize, prompt_len: usize) -> String {
-    let hidden = |i: usize| i % prompt_len + window <= i / prompt_len;
-    let values: Vec<f32> =
-        (0..prompt_len * prompt_len).map(|i| if hidden(i) { f32::NEG_INFINITY } else { 0.0 }).collect();
-    let mask = g.constant("window_mask", &[prompt_len, prompt_len], &values);
-    let shape = g.node("Shape", &[residual], "length", vec![int("start", 1), int("end", 2)]);
-    let ends = g.node("Concat", &[&shape, &shape], "mask_end", vec![int("axis", 0)]);
-    let starts = g.int_constant("mask_start", &[0, 0]);
-    g.node("Slice", &[&mask, &starts, &ends], "mask", vec![])
 }

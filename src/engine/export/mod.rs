@@ -9,7 +9,9 @@
 //! offset, so no weight is stored twice.
 
 mod embed_unembed;
+mod experts;
 mod graphs;
+mod masks;
 pub(crate) mod onnx;
 mod readers;
 mod stored;
@@ -110,7 +112,7 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
         let biases = layer.folded_biases(a);
         let gamma = layer.write_norms.as_ref().map(|norms| &norms.attention);
         attention_biases.push(biases.o.as_ref().map(|b| gamma.map_or_else(|| b.clone(), |gamma| b * gamma)));
-        let stored = StoredLayer::append(&mut weights, l, layer, biases)?;
+        let stored = StoredLayer::append(&mut weights, a, l, layer, biases)?;
         for variant in [Variant::Plain, Variant::Held, Variant::Masked] {
             graphs::attention(a, l, &stored, prompt_len, weights.name(), variant).save(directory)?;
         }
@@ -125,7 +127,7 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
         }
         let own = stored.head_weights();
         let before = if a.parallel { l.checked_sub(1).map(|before| &heads[before]) } else { Some(&own) };
-        if let Some(writes) = before {
+        if let Some(writes) = before.filter(|_| a.reads_by_difference()) {
             if a.parallel {
                 graphs::attention(a, l, &stored, prompt_len, weights.name(), Variant::AfterHead).save(directory)?;
             }

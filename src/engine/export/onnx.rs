@@ -322,6 +322,10 @@ impl GraphBuilder {
         self.graph.output.push(value_info(&point.name(), FLOAT, dims, doc));
     }
 
+    pub fn int_output(&mut self, point: HookPoint, dims: &[Dim], doc: &str) {
+        self.graph.output.push(value_info(&point.name(), INT64, dims, doc));
+    }
+
     pub fn weight(&mut self, stored: &Stored) -> String {
         if self.graph.initializer.iter().any(|t| t.name == stored.name) {
             return stored.name.clone();
@@ -362,15 +366,20 @@ impl GraphBuilder {
 
     /// Adds a node with one output called `output`.
     pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> String {
+        self.nodes(op, inputs, &[output], attributes);
+        output.into()
+    }
+
+    /// As [`GraphBuilder::node`], with several outputs.
+    pub fn nodes(&mut self, op: &str, inputs: &[&str], outputs: &[&str], attributes: Vec<AttributeProto>) {
         self.graph.node.push(NodeProto {
             input: inputs.iter().map(|s| s.to_string()).collect(),
-            output: vec![output.into()],
-            name: format!("{op}:{output}"),
+            output: outputs.iter().map(|s| s.to_string()).collect(),
+            name: format!("{op}:{}", outputs[0]),
             op_type: op.into(),
             attribute: attributes,
             ..Default::default()
         });
-        output.into()
     }
 
     pub fn save(self, directory: &Path) -> Result<()> {

@@ -119,7 +119,7 @@ impl Reading {
 }
 
 /// The stream as it is read: through the norm with `gamma`, if the model has such norms.
-fn normed(g: &mut GraphBuilder, a: &Architecture, stream: &str, gamma: &Stored, name: &str) -> String {
+pub fn normed(g: &mut GraphBuilder, a: &Architecture, stream: &str, gamma: &Stored, name: &str) -> String {
     if a.read_norms { norm(g, a, stream, gamma, name) } else { stream.to_string() }
 }
 
@@ -157,8 +157,8 @@ fn projections<'a>(a: &Architecture, w: &'a StoredLayer) -> impl Iterator<Item =
             Projection::Q => (&w.attention_norm, Some(&w.w_q)),
             Projection::K => (&w.attention_norm, Some(&w.w_k)),
             Projection::V => (&w.attention_norm, Some(&w.w_v)),
-            Projection::Gate => (&w.mlp_norm, w.w_gate.as_ref()),
-            Projection::In => (&w.mlp_norm, Some(&w.w_in)),
+            Projection::Gate => (&w.mlp_norm, w.mlp.dense().and_then(|mlp| mlp.w_gate.as_ref())),
+            Projection::In => (&w.mlp_norm, w.mlp.dense().map(|mlp| &mlp.w_in)),
         };
         Some((projection, gamma, w?))
     })

@@ -1,10 +1,10 @@
 //! Writes weights to the weights file and records their offsets.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ndarray::{Array1, Array2, ArrayBase, Axis, Data, Dimension};
 
 use super::onnx::{Stored, WeightsFile};
-use selfrepair_model::{Ends, FoldedBiases, LayerWeights};
+use selfrepair_model::{Architecture, Ends, Experts, FoldedBiases, LayerWeights, Linear, Mlp, MlpWeights};
 
 /// Where the weights of a block lie.
 pub struct StoredLayer {
@@ -15,18 +15,70 @@ pub struct StoredLayer {
     pub w_o: Stored,
     pub b_q: Option<Stored>,
     pub b_k: Option<Stored>,
+    /// Where it is not part of b_O.
+    pub b_v: Option<Stored>,
     pub b_o: Option<Stored>,
     /// γ of the norms of queries and keys.
     pub qk_norm: Option<(Stored, Stored)>,
+    /// The logit of each head's sink.
+    pub sinks: Option<Vec<f32>>,
     pub mlp_norm: Stored,
     /// γ of the norms on what attention and the MLP write.
     pub write_norms: Option<(Stored, Stored)>,
+    pub mlp: StoredMlps,
+}
+
+/// Where the weights of an MLP lie, or of all experts of a mixture.
+pub enum StoredMlps {
+    Dense(Box<StoredMlp>),
+    Experts(Box<StoredExperts>),
+}
+
+/// Where the weights of an MLP or of one expert lie.
+pub struct StoredMlp {
     pub w_gate: Option<Stored>,
     pub w_in: Stored,
     pub w_out: Stored,
     pub b_gate: Option<Stored>,
     pub b_in: Option<Stored>,
     pub b_out: Option<Stored>,
+}
+
+/// Where a projection lies.
+pub struct StoredLinear {
+    pub w: Stored,
+    pub b: Option<Stored>,
+}
+
+pub struct StoredExperts {
+    pub experts: Experts,
+    pub router: StoredLinear,
+    /// Without the biases of their outputs.
+    pub weights: Vec<StoredMlp>,
+    /// The biases of their outputs, [experts, D].
+    pub output_biases: Option<Stored>,
+    /// The expert that every position goes through, and what weights it, if it is weighted.
+    pub shared: Option<(StoredMlp, Option<StoredLinear>)>,
+}
+
+impl StoredMlps {
+    /// The one MLP, if it is no mixture.
+    pub fn dense(&self) -> Option<&StoredMlp> {
+        match self {
+            Self::Dense(mlp) => Some(mlp),
+            Self::Experts(_) => None,
+        }
+    }
+
+    /// W_out of the one MLP, or of all experts, the shared one last.
+    pub fn outputs(&self) -> Vec<&Stored> {
+        match self {
+            Self::Dense(mlp) => vec![&mlp.w_out],
+            Self::Experts(of) => {
+                of.weights.iter().chain(of.shared.iter().map(|(mlp, _)| mlp)).map(|mlp| &mlp.w_out).collect()
+            }
+        }
+    }
 }
 
 /// Appends an array; arrays of weights are all in standard layout.
@@ -40,7 +92,13 @@ fn put_some(f: &mut WeightsFile, name: &str, array: &Option<Array1<f32>>) -> Res
 }
 
 impl StoredLayer {
-    pub fn append(f: &mut WeightsFile, layer: usize, w: LayerWeights, b: FoldedBiases) -> Result<Self> {
+    pub fn append(
+        f: &mut WeightsFile,
+        a: &Architecture,
+        layer: usize,
+        w: LayerWeights,
+        b: FoldedBiases,
+    ) -> Result<Self> {
         let qk_norm = match &w.qk_norm {
             Some((q, k)) => Some((put(f, "q_norm", q)?, put(f, "k_norm", k)?)),
             None => None,
@@ -62,16 +120,13 @@ impl StoredLayer {
             w_o: put(f, &format!("W_O_{layer}"), &w.o.w)?,
             b_q: put_some(f, "b_Q", &b.q)?,
             b_k: put_some(f, "b_K", &b.k)?,
+            b_v: put_some(f, "b_V", &b.v)?,
             b_o: put_some(f, "b_O", &b.o)?,
             qk_norm,
+            sinks: w.sinks.as_ref().map(|sinks| sinks.to_vec()),
             mlp_norm: put(f, "mlp_norm", &w.mlp_norm.gamma)?,
             write_norms,
-            w_gate: w.gate.as_ref().map(|gate| put(f, "W_gate", &gate.w)).transpose()?,
-            w_in: put(f, "W_in", &w.up.w)?,
-            w_out: put(f, "W_out", &w.down.w)?,
-            b_gate: put_some(f, "b_gate", &b.gate)?,
-            b_in: put_some(f, "b_in", &b.up)?,
-            b_out: put_some(f, "b_out", &b.down)?,
+            mlp: put_mlps(f, a, &w)?,
         })
     }
 
@@ -80,6 +135,57 @@ impl StoredLayer {
         let write_norm = self.write_norms.as_ref().map(|(of_attention, _)| of_attention.clone());
         HeadWeights { w_o: self.w_o.clone(), write_norm }
     }
+}
+
+fn put_mlps(f: &mut WeightsFile, a: &Architecture, w: &LayerWeights) -> Result<StoredMlps> {
+    let of = match &w.mlp {
+        MlpWeights::Dense(mlp) => return Ok(StoredMlps::Dense(Box::new(put_mlp(f, w, mlp, "")?))),
+        MlpWeights::Experts(of) => of,
+    };
+    let router = put_read(f, w, &of.router, "router")?;
+    let experts = a.experts.clone().context("the architecture has no experts, but this layer has")?;
+    let weights = of.experts.iter().enumerate().map(|(e, expert)| put_mlp(f, w, expert, &format!("_{e}")));
+    let weights = weights.collect::<Result<_>>()?;
+    let output_biases: Option<Vec<&Array1<f32>>> = of.experts.iter().map(|expert| expert.down.b.as_ref()).collect();
+    let output_biases = output_biases.filter(|biases| !biases.is_empty()).map(|biases| -> Result<_> {
+        let stacked = Array2::from_shape_fn((biases.len(), biases[0].len()), |(e, i)| biases[e][i]);
+        put(f, "b_out_of_experts", &stacked)
+    });
+    let output_biases = output_biases.transpose()?;
+    let shared = match &of.shared {
+        None => None,
+        Some(shared) => {
+            let gate = shared.gate.as_ref().map(|gate| put_read(f, w, gate, "shared_gate")).transpose()?;
+            Some((put_mlp(f, w, &shared.mlp, "_shared")?, gate))
+        }
+    };
+    Ok(StoredMlps::Experts(Box::new(StoredExperts { experts, router, weights, output_biases, shared })))
+}
+
+/// A projection that reads the stream behind the norm before the MLP.
+fn put_read(f: &mut WeightsFile, w: &LayerWeights, linear: &Linear, name: &str) -> Result<StoredLinear> {
+    let b = w.behind_mlp_norm(linear);
+    Ok(StoredLinear { w: put(f, &format!("W_{name}"), &linear.w)?, b: put_some(f, &format!("b_{name}"), &b)? })
+}
+
+/// `suffix` tells experts apart, which one graph holds.
+fn put_mlp(f: &mut WeightsFile, w: &LayerWeights, mlp: &Mlp, suffix: &str) -> Result<StoredMlp> {
+    let (w_gate, b_gate) = match &mlp.gate {
+        None => (None, None),
+        Some(gate) => {
+            let StoredLinear { w, b } = put_read(f, w, gate, &format!("gate{suffix}"))?;
+            (Some(w), b)
+        }
+    };
+    let StoredLinear { w: w_in, b: b_in } = put_read(f, w, &mlp.up, &format!("in{suffix}"))?;
+    Ok(StoredMlp {
+        w_gate,
+        b_gate,
+        w_in,
+        b_in,
+        w_out: put(f, &format!("W_out{suffix}"), &mlp.down.w)?,
+        b_out: put_some(f, &format!("b_out{suffix}"), &mlp.down.b)?,
+    })
 }
 
 /// What the heads of a layer write to the stream with.

@@ -5,6 +5,7 @@ use std::iter::repeat_n;
 use arrow::array::ArrayRef;
 use selfrepair_core::columns;
 use selfrepair_core::components::{Ablatable, Component};
+use selfrepair_model::Architecture;
 
 use super::plan::Plan;
 
@@ -55,8 +56,22 @@ pub fn repairer_columns(parts: impl Iterator<Item = (usize, Option<usize>)> + Cl
     ]
 }
 
-/// `neuron_layer, subset, expert` of dense MLPs at top tokens.
-pub fn expert_columns(layers: impl ExactSizeIterator<Item = usize>) -> [ArrayRef; 3] {
-    let rows = layers.len();
-    [columns::keys(layers), columns::texts(repeat_n("top", rows)), columns::keys_or_null(repeat_n(None, rows))]
+/// `neuron_layer, subset, expert` at top tokens.
+pub fn expert_columns(rows: impl ExactSizeIterator<Item = (usize, Option<usize>)> + Clone) -> [ArrayRef; 3] {
+    [
+        columns::keys(rows.clone().map(|(layer, _)| layer)),
+        columns::texts(repeat_n("top", rows.len())),
+        columns::keys_or_null(rows.map(|(_, expert)| expert)),
+    ]
+}
+
+/// The expert of a neuron of a layer, if there are experts, and which of its neurons it is.
+pub fn of_neuron(a: &Architecture, neuron: usize) -> (Option<usize>, usize) {
+    match &a.experts {
+        None => (None, neuron),
+        Some(experts) => {
+            let (expert, neuron) = experts.of_neuron(neuron);
+            (Some(expert), neuron)
+        }
+    }
 }

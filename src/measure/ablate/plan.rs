@@ -133,7 +133,7 @@ impl<'a> Plan<'a> {
     /// Layers that read ablated heads first, where they can do so by differences: projections along u are none of z.
     fn first_readers(&self) -> Vec<usize> {
         let is_of_z = |kind: &Kind| matches!(kind, Kind::Resample | Kind::Mean | Kind::Zero);
-        if !self.kinds.iter().any(is_of_z) {
+        if !self.kinds.iter().any(is_of_z) || !self.architecture.reads_by_difference() {
             return vec![];
         }
         let heads = self.groups.keys().filter(|(_, component)| *component == Component::Head);

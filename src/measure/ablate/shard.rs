@@ -42,6 +42,8 @@ pub struct NeuronRow {
     pub place: Place,
     pub layer: usize,
     pub rank: usize,
+    /// Where the MLP is a mixture; then `neuron` is counted in it.
+    pub expert: Option<usize>,
     pub neuron: usize,
     pub direct_effect: f32,
     pub change: f32,
@@ -310,7 +312,7 @@ impl Finished {
             &self.shard.neurons,
             |r| r.place,
             |rows| {
-                let mut columns = Vec::from(expert_columns(rows.iter().map(|r| r.layer)));
+                let mut columns = Vec::from(expert_columns(rows.iter().map(|r| (r.layer, r.expert))));
                 columns.extend([
                     ranks(rows.iter().map(|r| r.rank)),
                     columns::keys(rows.iter().map(|r| r.neuron)),
@@ -329,7 +331,7 @@ impl Finished {
             &self.shard.totals,
             |r| r.place,
             |rows| {
-                let mut columns = Vec::from(expert_columns(rows.iter().map(|r| r.layer)));
+                let mut columns = Vec::from(expert_columns(rows.iter().map(|r| (r.layer, None))));
                 columns.extend([
                     floats(rows.iter().map(|r| r.total)),
                     floats(rows.iter().map(|r| r.positive)),

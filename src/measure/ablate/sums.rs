@@ -308,7 +308,7 @@ fn curve_rows(key: &TargetKey, neuron_layer: usize, sums: &[f64], medians: Vec<f
         columns::floats(values)
     };
     let mut columns = target_columns(repeat_n(key, ranks));
-    columns.extend(expert_columns(repeat_n(neuron_layer, ranks)));
+    columns.extend(expert_columns(repeat_n((neuron_layer, None), ranks)));
     columns.extend([columns::keys(1..=ranks), columns::counts(repeat_n(tokens as usize, ranks))]);
     columns.extend((0..=SHARES.len()).map(column));
     columns.push(columns::floats(medians));

@@ -5,11 +5,12 @@
 use anyhow::{Context, Result};
 use ort::value::DynValue;
 
+use super::key::of_neuron;
 use super::plan::{Item, Plan};
 use super::shard::{NeuronRow, NeuronTotal, Place, RepairRow, Shard};
 use super::sums::Sums;
 use selfrepair_engine::runtime::view;
-use selfrepair_engine::{Ablated, CleanBatch, Directions, Engine};
+use selfrepair_engine::{Ablated, CleanBatch, Directions, Engine, Posts};
 
 /// Repairing components kept of each top token.
 const REPAIRERS: usize = 10;
@@ -30,10 +31,14 @@ impl NeuronSource {
     /// (activation, w) of the neurons of the n-th measured layer at row `i` of the clean batch.
     fn row<'a>(&'a self, clean: &'a CleanBatch, n: usize, i: usize) -> Result<(&'a [f32], &'a [f32])> {
         let (layer, w) = &self.directions[n];
-        let post = view(clean.layers[*layer].post.as_ref().context("the clean pass did not keep the neurons")?)?;
+        let post = view(&posts(clean, *layer)?.neurons)?;
         let neurons = post.len() / (clean.effects.prompts * clean.effects.positions);
         Ok((&post[i * neurons..(i + 1) * neurons], &view(w)?[i * neurons..(i + 1) * neurons]))
     }
+}
+
+fn posts(clean: &CleanBatch, layer: usize) -> Result<&Posts> {
+    clean.layers[layer].post.as_ref().context("the clean pass did not keep the neurons")
 }
 
 /// Changes at one top token, in logits.
@@ -46,6 +51,8 @@ struct TopChange {
     changes: Vec<f64>,
     /// By measured layer, a number a neuron; empty if the MLP does not run again.
     neurons: Vec<Vec<f64>>,
+    /// Of what experts' biases write, by measured layer.
+    expert_biases: Vec<f64>,
 }
 
 /// What one component's ablation changed in one prompt.
@@ -76,6 +83,7 @@ impl<'a> Tally<'a> {
                 direct_effect: 0.0,
                 changes: vec![0.0; slots],
                 neurons: vec![vec![]; plan.neuron_layers.len()],
+                expert_biases: vec![0.0; plan.neuron_layers.len()],
             };
             Cell { all: vec![0.0; slots], tops: plan.top.in_prompt(component, prompt).map(top).collect() }
         };
@@ -114,12 +122,16 @@ impl<'a> Tally<'a> {
         let positions = clean.effects.positions;
         for (layer, post) in &ablated.posts {
             let n = source.directions.iter().position(|(l, _)| l == layer).context("a layer that was not asked for")?;
-            let post = view(post)?;
+            let (biases_before, biases_after) = (&posts(clean, *layer)?.expert_biases, &post.expert_biases);
+            let post = view(&post.neurons)?;
             for top in &mut self.cell(item, p).tops {
                 let (i, j) = (p * positions + top.position, b * positions + top.position);
                 let (before, w) = source.row(clean, n, i)?;
                 let after = &post[j * before.len()..(j + 1) * before.len()];
                 let scale = weight / f64::from(clean.effects.norm_scale[i]);
+                if let (Some(before), Some(after)) = (biases_before.get(i), biases_after.get(j)) {
+                    top.expert_biases[n] += f64::from(after - before) * scale;
+                }
                 top.neurons[n].resize(before.len(), 0.0);
                 for (m, change) in top.neurons[n].iter_mut().enumerate() {
                     *change += f64::from(after[m] - before[m]) * f64::from(w[m]) * scale;
@@ -195,15 +207,16 @@ fn neurons(
     let mut order: Vec<usize> = (0..changes.len()).collect();
     order.sort_unstable_by(|&a, &b| changes[b].total_cmp(&changes[a]).then(a.cmp(&b)));
     let layer = plan.neuron_layers[n];
-    for (rank, &neuron) in order.iter().take(plan.top_k).enumerate() {
-        let change = changes[neuron] as f32;
-        shard.neurons.push(NeuronRow { place, layer, rank, neuron, direct_effect: effect(neuron), change });
+    for (rank, &m) in order.iter().take(plan.top_k).enumerate() {
+        let (expert, neuron) = of_neuron(plan.architecture, m);
+        let change = changes[m] as f32;
+        shard.neurons.push(NeuronRow { place, layer, rank, expert, neuron, direct_effect: effect(m), change });
     }
     let ranked: Vec<f64> = order.iter().map(|&m| changes[m]).collect();
     shard.totals.push(NeuronTotal {
         place,
         layer,
-        total: ranked.iter().sum::<f64>() as f32,
+        total: (ranked.iter().sum::<f64>() + top.expert_biases[n]) as f32,
         positive: ranked.iter().filter(|&&c| c > 0.0).sum::<f64>() as f32,
         absolute: ranked.iter().map(|c| c.abs()).sum::<f64>() as f32,
         top_percent: ranked[..(ranked.len() / 100).max(1)].iter().sum::<f64>() as f32,

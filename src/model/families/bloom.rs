@@ -9,6 +9,7 @@ use super::common::{Sizes, even_share, linear, norm, refuse, side_by_side, unemb
 use super::keys::Kind;
 use crate::architecture::{Activation, Alibi, Architecture, Biases, Ends, LayerWeights, NormWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[&[
@@ -60,11 +61,15 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v,
         o: linear(c, &name("self_attention.dense"), d, d, true)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("mlp.dense_h_to_4h"), d, a.d_mlp, true)?,
-        down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, d, true)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("mlp.dense_h_to_4h"), d, a.d_mlp, true)?,
+            down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, d, true)?,
+        }
+        .into(),
     })
 }
 

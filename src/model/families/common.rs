@@ -38,8 +38,8 @@ pub fn even_share(c: &Checkpoint, width_key: &str, heads_key: &str) -> Result<us
 /// The widest stream or head. Published models have up to 18,432.
 const MOST_WIDTH: usize = 1 << 17;
 
-/// Heads of a layer and neurons of an MLP: their numbers and ranks are columns of 16 bits.
-const MOST_NUMBERED: usize = u16::MAX as usize;
+/// Heads of a layer, neurons of an MLP or an expert, and experts. Published models have up to 65,536 neurons.
+pub const MOST_NUMBERED: usize = 1 << 17;
 
 /// Heads of all layers. Published models have up to 16,128.
 const MOST_HEADS: usize = 1 << 20;
@@ -72,10 +72,7 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         );
     }
     for (what, count) in [("heads", heads), ("neurons in an MLP", d_mlp)] {
-        ensure!(
-            count <= MOST_NUMBERED,
-            "the configuration speaks of {count} {what}; at most {MOST_NUMBERED} can be numbered in the tables"
-        );
+        ensure!(count <= MOST_NUMBERED, "the configuration speaks of {count} {what}; expected at most {MOST_NUMBERED}");
     }
     ensure!(
         layers * heads <= MOST_HEADS,
@@ -95,6 +92,7 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         d_model,
         d_head,
         d_mlp,
+        experts: None,
         vocab: c.size("vocab_size")?,
         context: context(c)?,
         norm: Norm::Layer,
@@ -107,6 +105,7 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         window_rotary: None,
         qk_norm: None,
         score_softcap: None,
+        sinks: false,
         logit_softcap: None,
         attention: vec![attention; layers],
         gated: false,
@@ -133,7 +132,7 @@ fn context(c: &Checkpoint) -> Result<usize> {
 }
 
 /// Sizes that are each plausible can still make a model that no machine holds.
-fn check_parameters(a: &Architecture) -> Result<()> {
+pub fn check_parameters(a: &Architecture) -> Result<()> {
     let wide = |x: usize| x as u128;
     let embedding = wide(a.vocab) * wide(a.d_model);
     let attention = wide(a.d_model) * wide(a.d_head) * wide(a.heads);

@@ -11,6 +11,7 @@ use super::keys::{Kind, ROTARY};
 use super::rotary::{RotaryKeys, rotary};
 use crate::architecture::{Alibi, Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[
@@ -170,11 +171,15 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v,
         o: linear(c, &name("self_attention.dense"), width, a.d_model, b.attention_out)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("mlp.dense_h_to_4h"), a.d_model, a.d_mlp, b.mlp_in)?,
-        down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, a.d_model, b.mlp_out)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("mlp.dense_h_to_4h"), a.d_model, a.d_mlp, b.mlp_in)?,
+            down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, a.d_model, b.mlp_out)?,
+        }
+        .into(),
     })
 }
 

@@ -10,6 +10,7 @@ use super::llama;
 use super::rotary::{RotaryKeys, halves, rotary};
 use crate::architecture::{Architecture, LayerWeights, Norm, WriteNorms};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[
@@ -56,13 +57,12 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v,
         o,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
         write_norms: Some(WriteNorms {
             attention: gamma("post_self_attn_layernorm")?,
             mlp: gamma("post_mlp_layernorm")?,
         }),
-        gate: Some(gate),
-        up,
-        down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, false)?,
+        mlp: Mlp { gate: Some(gate), up, down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, false)? }.into(),
     })
 }

@@ -9,6 +9,7 @@ use super::common::{Sizes, activation, even_share, flag, norm, refuse, unembeddi
 use super::keys::Kind;
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 /// Also of GPT-J and StarCoder.
 pub const SPELLINGS: &[(&str, &str)] = &[
@@ -104,11 +105,10 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v: third(2),
         o: conv("attn.c_proj", d, d)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("ln_2"))?,
         write_norms: None,
-        gate: None,
-        up: conv("mlp.c_fc", d, a.d_mlp)?,
-        down: conv("mlp.c_proj", a.d_mlp, d)?,
+        mlp: Mlp { gate: None, up: conv("mlp.c_fc", d, a.d_mlp)?, down: conv("mlp.c_proj", a.d_mlp, d)? }.into(),
     })
 }
 

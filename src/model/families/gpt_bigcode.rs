@@ -7,6 +7,7 @@ use super::keys::Kind;
 use super::{Family, gpt2};
 use crate::architecture::{Architecture, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[&[
@@ -59,11 +60,15 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v,
         o: linear(c, &name("attn.c_proj"), d, d, true)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("ln_2"))?,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("mlp.c_fc"), d, a.d_mlp, true)?,
-        down: linear(c, &name("mlp.c_proj"), a.d_mlp, d, true)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("mlp.c_fc"), d, a.d_mlp, true)?,
+            down: linear(c, &name("mlp.c_proj"), a.d_mlp, d, true)?,
+        }
+        .into(),
     })
 }
 

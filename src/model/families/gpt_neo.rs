@@ -9,6 +9,7 @@ use super::common::{Sizes, activation, even_share, linear, norm, unembedding, wi
 use super::keys::Kind;
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[&[
@@ -106,11 +107,15 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v: square("attn.attention.v_proj", false)?,
         o: square("attn.attention.out_proj", true)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("ln_2"))?,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("mlp.c_fc"), a.d_model, a.d_mlp, true)?,
-        down: linear(c, &name("mlp.c_proj"), a.d_mlp, a.d_model, true)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("mlp.c_fc"), a.d_model, a.d_mlp, true)?,
+            down: linear(c, &name("mlp.c_proj"), a.d_mlp, a.d_model, true)?,
+        }
+        .into(),
     })
 }
 

@@ -9,6 +9,7 @@ use super::keys::{Kind, SIZES};
 use super::rotary::{RotaryKeys, rotary};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[
@@ -43,7 +44,7 @@ pub const FAMILY: Family = Family {
 };
 
 const ROTARY_KEYS: RotaryKeys =
-    RotaryKeys { base: ("rotary_emb_base", 10_000.0), share: Some(("rotary_pct", 0.25)), odd: true };
+    RotaryKeys { base: ("rotary_emb_base", 10_000.0), share: Some(("rotary_pct", 0.25)), odd: true, scaling: None };
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
     let mut a = plain(c, c.size("intermediate_size")?)?;
@@ -70,11 +71,15 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v,
         o: linear(c, &name("attention.dense"), width, a.d_model, a.biases.attention_out)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("mlp.dense_h_to_4h"), a.d_model, a.d_mlp, true)?,
-        down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, a.d_model, true)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("mlp.dense_h_to_4h"), a.d_model, a.d_mlp, true)?,
+            down: linear(c, &name("mlp.dense_4h_to_h"), a.d_mlp, a.d_model, true)?,
+        }
+        .into(),
     })
 }
 

@@ -9,6 +9,7 @@ use super::rotary::{halves, unscaled};
 use super::{Family, gpt2};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const KEYS: &[Key] = &[
     ("n_embd", Kind::Size),
@@ -78,11 +79,15 @@ pub fn block(c: &Checkpoint, a: &Architecture, layer: usize, [q, k, v]: [Linear;
         v,
         o: linear(c, &name("attn.out_proj"), a.heads * a.d_head, a.d_model, false)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: shared,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("mlp.fc_in"), a.d_model, a.d_mlp, true)?,
-        down: linear(c, &name("mlp.fc_out"), a.d_mlp, a.d_model, true)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("mlp.fc_in"), a.d_model, a.d_mlp, true)?,
+            down: linear(c, &name("mlp.fc_out"), a.d_mlp, a.d_model, true)?,
+        }
+        .into(),
     })
 }
 

@@ -60,8 +60,9 @@ impl Kind {
             Self::Float(x) | Self::AnyNumber(x) | Self::FloatOrNull(x) => Some(json!(x)),
             Self::Flag(flag) | Self::FlagOrNull(flag) => Some(json!(flag)),
             Self::Text(text) => Some(json!(text)),
-            Self::MaybeWhole(None) | Self::MaybeFloat | Self::MaybeFlag | Self::MaybeList => Some(Value::Null),
-            Self::Size | Self::GivenWhole | Self::Any => None,
+            Self::MaybeWhole(None) | Self::GivenWhole => Some(Value::Null),
+            Self::MaybeFloat | Self::MaybeFlag | Self::MaybeList => Some(Value::Null),
+            Self::Size | Self::Any => None,
             Self::Number | Self::MaybeNumber | Self::Share | Self::FloatShare => None,
             Self::MaybeText | Self::FloatOrText | Self::MaybeObject | Self::Ids => None,
         }
@@ -154,6 +155,15 @@ const UNUSED: &[Key] = &[
 /// [`Family::unused`] of most families.
 pub const UNUSED_BY_MOST: &[Key] = &[("initializer_range", Kind::Float(0.02)), ("attention_dropout", Kind::Number)];
 
+/// The same, of families with mixtures of experts.
+pub const UNUSED_WITH_EXPERTS: &[Key] = &[
+    ("initializer_range", Kind::Float(0.02)),
+    ("attention_dropout", Kind::Number),
+    ("output_router_logits", Kind::Flag(false)),
+    ("router_aux_loss_coef", Kind::Float(0.001)),
+    ("router_jitter_noise", Kind::Float(0.0)),
+];
+
 /// Keys of any family that change the numbers, or which weights are read, and that no family handles.
 const REFUSED: [&str; 8] = [
     // Other files to read in place of this one, by the version of transformers.
@@ -198,7 +208,10 @@ pub fn resolve(config: &Value, family: &Family) -> Result<Map<String, Value>> {
         // transformers applies another spelling last, so it wins.
         let other = family.spellings.iter().find(|(_, own)| *own == key).map(|(other, _)| *other);
         let (name, found) = match other.and_then(|other| Some((other, given.get(other)?))) {
-            Some((other, value)) => (other, Some(value)),
+            Some((other, value)) => {
+                given.get(key).map_or(Ok(()), |value| check_type(key, kind, value))?;
+                (other, Some(value))
+            }
             None => (key, given.get(key)),
         };
         match found {

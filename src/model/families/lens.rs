@@ -10,6 +10,7 @@ use super::common::{Sizes, activation, refuse, with_sizes};
 use super::keys::Kind;
 use crate::architecture::{Activation, Architecture, Biases, Ends, LayerWeights, Linear, NormWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[&[
@@ -114,11 +115,10 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v: into_heads("V")?,
         o: Linear { w: o, b: Some(c.vector(&name("attn.b_O"), d)?) },
         qk_norm: None,
+        sinks: None,
         mlp_norm,
         write_norms: None,
-        gate: None,
-        up,
-        down,
+        mlp: Mlp { gate: None, up, down }.into(),
     })
 }
 

@@ -12,6 +12,7 @@ use super::rotary::{RotaryKeys, rotary};
 use super::{Family, windows};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights, Linear, Norm, NormWeights, QkNorm};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::{Mlp, MlpWeights};
 
 const fn family(keys: &'static [&'static [Key]], classes: &'static [&'static str]) -> Family {
     Family { keys, unused: UNUSED_BY_MOST, spellings: &[], classes, architecture, layer, ends }
@@ -170,7 +171,7 @@ pub fn gated_as(c: &Checkpoint, activation_key: &str) -> Result<Architecture> {
         mlp_out: mlp_bias,
         ..Biases::default()
     };
-    a.dtype = c.dtype("model.layers.0.mlp.down_proj.weight")?;
+    a.dtype = c.dtype("model.layers.0.self_attn.o_proj.weight")?;
     Ok(a)
 }
 
@@ -216,6 +217,14 @@ pub fn projections(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<[Li
     ])
 }
 
+/// A block with Llama's names for everything but its MLP.
+pub fn layer_with(c: &Checkpoint, a: &Architecture, layer: usize, mlp: MlpWeights) -> Result<LayerWeights> {
+    let name = |rest: &str| format!("model.layers.{layer}.{rest}");
+    let before_attention = norm(c, a, &name("input_layernorm"))?;
+    let before_mlp = norm(c, a, &name("post_attention_layernorm"))?;
+    block_with(c, a, layer, [before_attention, before_mlp], mlp)
+}
+
 /// A block with Llama's names for everything but its norms.
 pub fn block(
     c: &Checkpoint,
@@ -224,14 +233,31 @@ pub fn block(
     attention_norm: NormWeights,
     mlp_norm: NormWeights,
 ) -> Result<LayerWeights> {
-    let name = |rest: &str| format!("model.layers.{layer}.{rest}");
+    let name = |rest: &str| format!("model.layers.{layer}.mlp.{rest}");
     let b = a.biases;
+    let mlp = Mlp {
+        gate: Some(linear(c, &name("gate_proj"), a.d_model, a.d_mlp, b.mlp_in)?),
+        up: linear(c, &name("up_proj"), a.d_model, a.d_mlp, b.mlp_in)?,
+        down: linear(c, &name("down_proj"), a.d_mlp, a.d_model, b.mlp_out)?,
+    };
+    block_with(c, a, layer, [attention_norm, mlp_norm], mlp.into())
+}
+
+/// A block with Llama's names for its attention.
+fn block_with(
+    c: &Checkpoint,
+    a: &Architecture,
+    layer: usize,
+    [attention_norm, mlp_norm]: [NormWeights; 2],
+    mlp: MlpWeights,
+) -> Result<LayerWeights> {
     let qk_gamma = |which: &str, heads: usize| {
         let width = if a.qk_norm == Some(QkNorm::Whole) { heads * a.d_head } else { a.d_head };
-        c.vector(&name(&format!("self_attn.{which}.weight")), width)
+        c.vector(&format!("model.layers.{layer}.self_attn.{which}.weight"), width)
     };
     let qk_norm = || -> Result<_> { Ok((qk_gamma("q_norm", a.heads)?, qk_gamma("k_norm", a.kv_heads)?)) };
     let [q, k, v, o] = projections(c, a, layer)?;
+    let sinks = || c.vector(&format!("model.layers.{layer}.self_attn.sinks"), a.heads);
     Ok(LayerWeights {
         attention_norm,
         q,
@@ -239,11 +265,10 @@ pub fn block(
         v,
         o,
         qk_norm: a.qk_norm.map(|_| qk_norm()).transpose()?,
+        sinks: a.sinks.then(sinks).transpose()?,
         mlp_norm,
         write_norms: None,
-        gate: Some(linear(c, &name("mlp.gate_proj"), a.d_model, a.d_mlp, b.mlp_in)?),
-        up: linear(c, &name("mlp.up_proj"), a.d_model, a.d_mlp, b.mlp_in)?,
-        down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, b.mlp_out)?,
+        mlp,
     })
 }
 

@@ -8,6 +8,7 @@ mod bloom;
 mod codegen;
 mod cohere;
 mod common;
+mod experts;
 mod falcon;
 mod gemma;
 mod gemma2;
@@ -16,19 +17,23 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod keys;
 mod lens;
 mod llama;
 mod mimo;
+mod mixtral;
 mod mpt;
 mod nemotron;
 mod olmo;
 mod olmo2;
+mod olmoe;
 mod opt;
 mod phi;
 mod phi3;
+mod qwen_moe;
 mod rope_scaling;
 mod rotary;
 mod stablelm;
@@ -62,8 +67,9 @@ pub struct Family {
 }
 
 const NAMES: &str = "bloom, codegen, cohere, cohere2, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
-    gpt_neox (Pythia), gptj, granite, llama, mimo, ministral, mistral, mpt, nemotron, olmo, olmo2, olmo3, opt, phi, phi3, \
-    qwen2, qwen3, smollm3, stablelm, starcoder2, and TransformerLens's own attn-only, gelu and solu models";
+    gpt_neox (Pythia), gpt_oss, gptj, granite, granitemoe, llama, mimo, ministral, mistral, mixtral, mpt, nemotron, olmo, \
+    olmo2, olmo3, olmoe, opt, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, smollm3, stablelm, starcoder2, and \
+    TransformerLens's own attn-only, gelu and solu models";
 
 /// What stands for the `model_type` of models in TransformerLens's own format, which have none.
 pub const LENS: &str = "transformer_lens";
@@ -85,19 +91,25 @@ pub fn find(model_type: &str) -> Result<&'static Family> {
         "gpt_neo" => &gpt_neo::FAMILY,
         "gpt_neox" => &gpt_neox::FAMILY,
         "gptj" => &gptj::FAMILY,
-        "granite" => &granite::FAMILY,
+        "gpt_oss" => &gpt_oss::FAMILY,
+        "granite" => &granite::GRANITE,
+        "granitemoe" => &granite::GRANITE_MOE,
         LENS => &lens::FAMILY,
         "llama" => &llama::LLAMA,
         "mimo" => &mimo::FAMILY,
         "ministral" | "mistral" => &llama::MISTRAL,
+        "mixtral" => &mixtral::FAMILY,
         "mpt" => &mpt::FAMILY,
         "nemotron" => &nemotron::FAMILY,
         "qwen2" => &llama::QWEN2,
+        "qwen2_moe" => &qwen_moe::QWEN2_MOE,
         "qwen3" => &llama::QWEN3,
+        "qwen3_moe" => &qwen_moe::QWEN3_MOE,
         "smollm3" => &llama::SMOLLM3,
         "olmo" => &olmo::FAMILY,
         "olmo2" => &olmo2::OLMO2,
         "olmo3" => &olmo2::OLMO3,
+        "olmoe" => &olmoe::FAMILY,
         "opt" => &opt::FAMILY,
         "phi" => &phi::FAMILY,
         "phi3" => &phi3::FAMILY,
@@ -127,7 +139,7 @@ mod tests {
             ("bert", "encoder"),
             ("t5", "encoder with a decoder"),
             ("ctrl", "sinusoids"),
-            ("mixtral", "mixtures of experts"),
+            ("dbrx", "mixtures of experts"),
             ("gemma4", "share keys and values"),
             ("llava", "images"),
             ("no such model", "not supported yet"),

@@ -9,6 +9,7 @@ use super::common::{Sizes, even_share, linear, norm, outputs, unembedding, with_
 use super::keys::Kind;
 use crate::architecture::{Activation, Alibi, Architecture, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[&[
@@ -85,11 +86,15 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v,
         o: linear(c, &name("attn.out_proj"), d, d, false)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("norm_2"))?,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("ffn.up_proj"), d, a.d_mlp, false)?,
-        down: linear(c, &name("ffn.down_proj"), a.d_mlp, d, false)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("ffn.up_proj"), d, a.d_mlp, false)?,
+            down: linear(c, &name("ffn.down_proj"), a.d_mlp, d, false)?,
+        }
+        .into(),
     })
 }
 

@@ -9,6 +9,7 @@ use super::rotary::{RotaryKeys, rotary};
 use super::{Family, llama};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[
@@ -56,11 +57,15 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v,
         o,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?.plus_one(),
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("mlp.up_proj"), a.d_model, a.d_mlp, b.mlp_in)?,
-        down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, b.mlp_out)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("mlp.up_proj"), a.d_model, a.d_mlp, b.mlp_in)?,
+            down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, b.mlp_out)?,
+        }
+        .into(),
     })
 }
 

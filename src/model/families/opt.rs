@@ -9,6 +9,7 @@ use super::common::{Sizes, activation, even_share, flag, linear, norm, refuse, u
 use super::keys::Kind;
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[&[
@@ -82,11 +83,15 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v: square("self_attn.v_proj", a.biases.qkv)?,
         o: square("self_attn.out_proj", a.biases.attention_out)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("final_layer_norm"))?,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("fc1"), a.d_model, a.d_mlp, a.biases.mlp_in)?,
-        down: linear(c, &name("fc2"), a.d_mlp, a.d_model, a.biases.mlp_out)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("fc1"), a.d_model, a.d_mlp, a.biases.mlp_in)?,
+            down: linear(c, &name("fc2"), a.d_mlp, a.d_model, a.biases.mlp_out)?,
+        }
+        .into(),
     })
 }
 

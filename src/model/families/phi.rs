@@ -9,6 +9,7 @@ use super::keys::{Kind, ROTARY, SIZES};
 use super::rotary::{RotaryKeys, rotary};
 use crate::architecture::{Architecture, Biases, Ends, LayerWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[
@@ -60,11 +61,15 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v: linear(c, &name("self_attn.v_proj"), a.d_model, kv, true)?,
         o: linear(c, &name("self_attn.dense"), width, a.d_model, true)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: shared,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("mlp.fc1"), a.d_model, a.d_mlp, true)?,
-        down: linear(c, &name("mlp.fc2"), a.d_mlp, a.d_model, true)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("mlp.fc1"), a.d_model, a.d_mlp, true)?,
+            down: linear(c, &name("mlp.fc2"), a.d_mlp, a.d_model, true)?,
+        }
+        .into(),
     })
 }
 

@@ -11,6 +11,7 @@ use super::rotary::{RotaryKeys, rotary};
 use super::windows;
 use crate::architecture::{Architecture, LayerWeights, Norm};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[
@@ -61,10 +62,9 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v: outputs(&qkv, width + kv..width + 2 * kv),
         o: linear(c, &name("self_attn.o_proj"), width, a.d_model, false)?,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
         write_norms: None,
-        gate: Some(gate),
-        up,
-        down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, false)?,
+        mlp: Mlp { gate: Some(gate), up, down: linear(c, &name("mlp.down_proj"), a.d_mlp, a.d_model, false)? }.into(),
     })
 }

@@ -16,17 +16,24 @@ pub struct RotaryKeys {
     pub share: Option<(&'static str, f64)>,
     /// An odd number of dimensions is rounded up to pairs. The other families cannot run with one.
     pub odd: bool,
+    /// `rope_parameters`, as JSON, where the configuration has none.
+    pub scaling: Option<&'static str>,
 }
 
 impl RotaryKeys {
     /// Whole heads, with `rope_theta`.
     pub const fn whole(default_base: f64) -> Self {
-        Self { base: ("rope_theta", default_base), share: None, odd: false }
+        Self { base: ("rope_theta", default_base), share: None, odd: false, scaling: None }
     }
 
     /// A share of each head, with `rope_theta`.
     pub const fn partial(default_share: f64) -> Self {
-        Self { base: ("rope_theta", 10_000.0), share: Some(("partial_rotary_factor", default_share)), odd: false }
+        Self {
+            base: ("rope_theta", 10_000.0),
+            share: Some(("partial_rotary_factor", default_share)),
+            odd: false,
+            scaling: None,
+        }
     }
 }
 
@@ -40,13 +47,17 @@ fn plain(base: f64, dims: usize) -> impl Iterator<Item = f64> {
 }
 
 pub fn rotary(c: &Checkpoint, d_head: usize, keys: &RotaryKeys) -> Result<Rotary> {
-    with_scaling(c, d_head, keys, &Scaling::of(c)?)
+    let mut scaling = Scaling::of(c)?;
+    if let Some(default) = keys.scaling.filter(|_| scaling.values.is_empty() && c.key("rope_parameters").is_null()) {
+        scaling.values = serde_json::from_str(default)?;
+    }
+    with_scaling(c, d_head, keys, &scaling)
 }
 
 /// Of the layers of one type, `full_attention` or `sliding_attention`, with the key outside of `rope_parameters` that has
 /// their base, and the base without it.
 pub fn rotary_of_type(c: &Checkpoint, d_head: usize, layers: &str, base: (&'static str, f64)) -> Result<Rotary> {
-    with_scaling(c, d_head, &RotaryKeys { base, share: None, odd: false }, &Scaling::of_type(c, layers)?)
+    with_scaling(c, d_head, &RotaryKeys { base, share: None, odd: false, scaling: None }, &Scaling::of_type(c, layers)?)
 }
 
 fn with_scaling(c: &Checkpoint, d_head: usize, keys: &RotaryKeys, scaling: &Scaling) -> Result<Rotary> {

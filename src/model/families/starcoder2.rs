@@ -8,6 +8,7 @@ use super::rotary::{RotaryKeys, rotary};
 use super::{Family, llama, windows};
 use crate::architecture::{Architecture, Biases, LayerWeights};
 use crate::checkpoint::Checkpoint;
+use crate::mlp::Mlp;
 
 pub const FAMILY: Family = Family {
     keys: &[
@@ -60,10 +61,14 @@ fn layer(c: &Checkpoint, a: &Architecture, layer: usize) -> Result<LayerWeights>
         v,
         o,
         qk_norm: None,
+        sinks: None,
         mlp_norm: norm(c, a, &name("post_attention_layernorm"))?,
         write_norms: None,
-        gate: None,
-        up: linear(c, &name("mlp.c_fc"), a.d_model, a.d_mlp, b.mlp_in)?,
-        down: linear(c, &name("mlp.c_proj"), a.d_mlp, a.d_model, b.mlp_out)?,
+        mlp: Mlp {
+            gate: None,
+            up: linear(c, &name("mlp.c_fc"), a.d_model, a.d_mlp, b.mlp_in)?,
+            down: linear(c, &name("mlp.c_proj"), a.d_mlp, a.d_model, b.mlp_out)?,
+        }
+        .into(),
     })
 }

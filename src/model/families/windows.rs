@@ -37,6 +37,21 @@ pub fn of_qwen(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
     set(c, a, &slides)
 }
 
+/// Without `layer_types`: every second layer, from the first on, below `max_window_layers`, if `use_sliding_window`.
+pub fn of_qwen2_moe(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
+    let used = flag(c, "use_sliding_window")?;
+    let end = c.key("max_window_layers").as_i64().unwrap_or(i64::MAX);
+    let every_second = || (0..a.layers).map(|l| used && l % 2 == 0 && (l as i64) < end).collect();
+    let slides = layer_types(c, a.layers)?.unwrap_or_else(every_second);
+    ensure!(used || !slides.contains(&true), "`layer_types` has sliding_attention, but `use_sliding_window` is false");
+    set(c, a, &slides)
+}
+
+/// The same window in every layer, if `use_sliding_window`.
+pub fn of_qwen3_moe(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
+    if flag(c, "use_sliding_window")? { of_all(c, a) } else { Ok(()) }
+}
+
 /// Without `layer_types`: the layers without positions, if `use_sliding_window`.
 pub fn of_smollm3(c: &Checkpoint, a: &mut Architecture) -> Result<()> {
     let used = flag(c, "use_sliding_window")? && !c.key("sliding_window").is_null();

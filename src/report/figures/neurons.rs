@@ -287,7 +287,7 @@ fn recurring(study: &Study, ablation: &str) -> Result<Option<Figure>> {
     if rows.is_empty() {
         return Ok(None);
     }
-    let (share, neuron, change) = (rows.numbers("share")?, rows.numbers("neuron")?, rows.numbers("change")?);
+    let (share, neuron, change) = (rows.numbers("share")?, rows.texts("neuron")?, rows.numbers("change")?);
     let layer = rows.number("neuron_layer")?;
     let boxes = (0..share.len()).map(|i| Cell {
         corners: ((i as f64 - 0.36, 0.0), (i as f64 + 0.36, share[i])),
@@ -295,7 +295,7 @@ fn recurring(study: &Study, ablation: &str) -> Result<Option<Figure>> {
         name: format!("neuron {}: {:.1} % of tokens, mean change {:+.3} logits", neuron[i], share[i], change[i]),
     });
     let top = share.iter().copied().fold(0.0, f64::max);
-    let names = neuron.iter().map(|n| n.to_string());
+    let names = neuron.iter().cloned();
     let panel = Panel::new(
         "",
         Axis::names(format!("neuron of layer {layer}"), names),
