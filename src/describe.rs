@@ -8,8 +8,9 @@ use anyhow::Result;
 use selfrepair_core::config::RuntimeConfig;
 use selfrepair_core::plain::visible;
 use selfrepair_core::progress;
-use selfrepair_engine::batch::of_weights;
+use selfrepair_engine::Needs;
 use selfrepair_engine::rate::matmul_rate;
+use selfrepair_engine::residency::Residency;
 use selfrepair_model::agreement::{Agreement, agreements};
 use selfrepair_model::{Architecture, Experts, Model, NO_LIMIT, Norm};
 
@@ -19,9 +20,11 @@ pub fn all_heads_flops(a: &Architecture, tokens: usize) -> f64 {
     (0..a.layers).map(|l| a.ablation_flops(l)).sum::<f64>() * a.heads as f64 * measured
 }
 
-/// Bytes of memory a run takes: the weights, activations and buffers.
-pub fn memory(a: &Architecture) -> f64 {
-    of_weights(a) + 2e9
+/// Bytes of memory that a sweep over all heads takes with all layers in memory, and with one at a time.
+fn memory(config: &RuntimeConfig, a: &Architecture, tokens: usize) -> [f64; 2] {
+    let first_readers = (0..a.layers).collect();
+    let needs = Needs { ablate: true, unembed: true, first_readers, rows: tokens, prompt_len: 128, ..Needs::default() };
+    [Residency::All.bytes(config, a, &needs), Residency::least(config, a, &needs)]
 }
 
 /// What whole runs reach of the bare matrix product's rate, as measured on SmolLM2-135M.
@@ -70,7 +73,8 @@ pub fn describe(model: &Model, tokens: usize) -> Result<String> {
         row("agreement", agreement)?;
     }
     row("parameters", format!("{:.1} M", a.parameters() as f64 / 1e6))?;
-    row("memory", format!("about {}", progress::bytes(memory(a) as u64)))?;
+    let [all, least] = memory(&config, a, tokens).map(|bytes| progress::bytes(bytes as u64));
+    row("memory", format!("about {all} for all layers at once; {least} for one at a time, which is slower"))?;
     row(
         "work",
         format!("{:.3} PFLOP for all {} heads on {tokens} tokens, one ablation", flops / 1e15, a.layers * a.heads),

@@ -10,6 +10,9 @@ use selfrepair_core::memory::available;
 use selfrepair_core::progress;
 use selfrepair_model::Architecture;
 
+use crate::Needs;
+use crate::residency::Residency;
+
 /// Rows (runs × positions) in one call, unless the configuration says otherwise: activations of more rows fall out of
 /// the cache.
 const ROWS: usize = 600;
@@ -27,14 +30,14 @@ pub fn rows_wanted(config: &RuntimeConfig) -> usize {
     }
 }
 
-/// Bytes of weights while heads are ablated: once as they are read, the same again in the order that products want, and
-/// W_O γ W of every head.
-pub fn of_weights(a: &Architecture) -> f64 {
-    4.0 * (2 * a.stored_numbers() + a.first_reader_weights()) as f64
-}
-
 /// Bytes that any run takes beside weights and activations: the program, ONNX Runtime, its graphs and their buffers.
-const BASE: f64 = 100e6;
+pub const BASE: f64 = 100e6;
+
+/// Bytes of a row while a block is computed.
+pub fn in_block(a: &Architecture, prompt_len: usize) -> usize {
+    let heads = a.heads * (3 * a.d_head + 3 * prompt_len);
+    4 * (10 * a.d_model + 4 * a.active_neurons() + heads)
+}
 
 /// Rows that fit into what a run may take, at least one prompt's.
 ///
@@ -46,39 +49,31 @@ pub fn rows_that_fit(
     prompt_len: usize,
     ablated: &[Ablatable],
 ) -> Result<usize> {
-    let heads = a.heads * (3 * a.d_head + 3 * prompt_len);
-    let in_block = 4 * (10 * a.d_model + 4 * a.active_neurons() + heads);
-    // Logits, their exponentials and a copy, in the clean pass.
-    let at_the_end = 12 * a.vocab;
     let layers: BTreeSet<usize> = ablated.iter().filter(|c| c.head.is_some()).map(|c| c.layer).collect();
     // What attention gives and writes in these layers, where that is normed.
     let kept = if a.write_norms { 8 * a.d_model * layers.len() } else { 0 };
-    let row = ((in_block.max(at_the_end) + kept) * config.engine_count()) as f64;
-    // W_O γ W is there for the layers whose heads are ablated only.
-    let share = layers.len() as f64 / a.layers as f64;
-    let twice = 4.0 * (2 * a.stored_numbers()) as f64;
-    let weights = twice + (of_weights(a) - twice) * share;
-    let bytes = match config.memory {
+    // Logits, their exponentials and a copy, in the clean pass.
+    let at_the_end = 12 * a.vocab;
+    let row = ((in_block(a, prompt_len).max(at_the_end) + kept) * config.engine_count()) as f64;
+    let first_readers = if a.reads_by_difference() { layers.into_iter().collect() } else { vec![] };
+    let needs = Needs { ablate: true, unembed: true, first_readers, rows: prompt_len, prompt_len, ..Needs::default() };
+    let (bytes, who) = match config.memory {
         0 => {
             let Some(bytes) = available() else { return Ok(usize::MAX) };
-            if config.device == "cpu" {
-                check_room(
-                    bytes,
-                    BASE + twice,
-                    "this machine, or a control group that the program is in, has left only",
-                )?;
-            }
-            bytes
+            (bytes, "this machine, or a control group that the program is in, has left only")
         }
-        bytes => {
-            if config.device == "cpu" {
-                check_room(bytes, BASE + weights + prompt_len as f64 * row, "runtime.memory is only")?;
-            }
-            bytes
-        }
+        bytes => (bytes, "runtime.memory is only"),
+    };
+    if config.device == "cpu" {
+        check_room(bytes, Residency::least(config, a, &needs), who)?;
+    }
+    let (weights, row) = match Residency::of(config, a, &needs) {
+        Residency::All => (Residency::All.bytes(config, a, &needs), row),
+        // Batches that wait for their layers keep what they have.
+        Residency::Some { .. } => (Residency::least(config, a, &needs), row + Residency::bytes_of_row(config, a)),
     };
     // Half of what the weights leave may be activations.
-    let left = (bytes as f64 - BASE - weights).max(0.0) / 2.0;
+    let left = (bytes as f64 - weights).max(0.0) / 2.0;
     Ok(((left / row) as usize).max(prompt_len))
 }
 

@@ -1,6 +1,6 @@
 //! The clean pass over a batch of prompts.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ort::value::DynValue;
 
 use super::Engine;
@@ -14,10 +14,10 @@ use selfrepair_core::prompts::TargetRow;
 pub struct Directions {
     /// u = γ ⊙ Ŵ\[target\], [P, S, D].
     pub u: DynValue,
-    /// W_O u of every layer, [P, S, H · d_head].
+    /// W_O u of the layers that a clean pass kept it of, [P, S, H · d_head].
     ///
-    /// In a model that norms what attention writes, W_O (γ_post ⊙ u), which the clean pass divides by that norm's scale.
-    pub v: Vec<DynValue>,
+    /// In a model that norms what attention writes, W_O (γ_post ⊙ u) over that norm's scale.
+    v: Vec<Option<DynValue>>,
     /// b_O' · u, [P, S, layers]; empty for a model without such biases. Normed as `v`.
     pub attention_bias: Vec<f32>,
     /// k, the part of the logit that no component writes, [P, S].
@@ -66,6 +66,8 @@ pub struct CleanBatch {
 /// Which of a layer's tensors a pass keeps.
 #[derive(Clone, Copy, Default)]
 pub struct Keep {
+    /// W_O u of its heads, in the directions.
+    pub directions: bool,
     pub mid: bool,
     pub residual_pre: bool,
     pub residual_post: bool,
@@ -119,10 +121,8 @@ impl Engine {
         let a = &self.architecture;
         let (has_bias, has_constant) = (a.has_attention_bias(), a.has_constant());
         let mut wanted = vec![HookPoint::U];
-        wanted.extend((0..a.layers).map(HookPoint::VOfLayer));
         wanted.extend(has_bias.then_some(HookPoint::AttentionBias));
         wanted.extend(has_constant.then_some(HookPoint::Constant));
-        let layers = a.layers;
         let ids = token_tensor(targets)?;
         let mut outputs = self.directions.run(vec![(HookPoint::Targets, Input::from(&ids))], &wanted)?;
         let numbers = |value: Option<DynValue>| -> Result<Option<Vec<f32>>> {
@@ -131,7 +131,7 @@ impl Engine {
         let constant = numbers(outputs.take_if(has_constant, HookPoint::Constant)?)?;
         Ok(Directions {
             u: outputs.take(HookPoint::U)?,
-            v: (0..layers).map(|l| outputs.take(HookPoint::VOfLayer(l))).collect::<Result<_>>()?,
+            v: vec![],
             attention_bias: numbers(outputs.take_if(has_bias, HookPoint::AttentionBias)?)?.unwrap_or_default(),
             constant: constant.unwrap_or_else(|| vec![0.0; targets.len() * targets[0].len()]),
             write_scales: WriteScales::default(),
@@ -141,7 +141,7 @@ impl Engine {
     /// Runs prompts of equal length; `keep[l]` says what to keep of layer l (nothing beyond the end of `keep`). The
     /// directions, fresh from [`Engine::directions`], get the scales of the norms on what parts write.
     pub fn clean(&mut self, tokens: &[&[u32]], directions: &mut Directions, keep: &[Keep]) -> Result<CleanBatch> {
-        ensure!(directions.write_scales.attention.is_empty(), "these directions have the scales of another clean pass");
+        ensure!(directions.v.is_empty(), "these directions have the scales of another clean pass");
         let (prompts, positions) = (tokens.len(), tokens[0].len());
         let layers = self.architecture.layers;
         let place = position_tensor(prompts, positions)?;
@@ -150,14 +150,17 @@ impl Engine {
         let (mut heads, mut mlps, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for l in 0..layers {
             let keep = keep.get(l).copied().unwrap_or_default();
-            let (v, u) = (Input::from(&directions.v[l]), Input::from(&directions.u));
-            let block = self.block(l, residual, &place, v, u, keep)?;
+            let mut v = self.head_directions(l, directions)?;
+            let (of_heads, u) = (Input::from(&v), Input::from(&directions.u));
+            let block = self.block(l, residual, &place, of_heads, u, keep)?;
             let mut of_heads = copied(view(&block.head_effects)?)?;
             if let Some((of_attention, of_mlp)) = block.write_scales {
                 divide_rows(&mut of_heads, &of_attention);
-                directions.norm_attention(l, layers, of_attention)?;
+                divide_rows(view_mut(&mut v)?, &of_attention);
+                directions.norm_attention(l, layers, of_attention);
                 directions.write_scales.mlp.push(of_mlp);
             }
+            directions.v.push(keep.directions.then_some(v));
             heads.push(of_heads);
             mlps.push(copied(view(&block.mlp_effect)?)?);
             kept.push(block.kept);
@@ -177,6 +180,12 @@ impl Engine {
             write_scales: directions.write_scales.clone(),
         };
         Ok(CleanBatch { effects, layers: kept, residual_final: residual })
+    }
+
+    /// W_O u of the heads of a layer, [P, S, H · d_head], not divided by the scale of a norm.
+    fn head_directions(&mut self, layer: usize, directions: &Directions) -> Result<DynValue> {
+        let inputs = vec![(HookPoint::U, Input::from(&directions.u))];
+        self.blocks.get(layer)?.head_directions.run(inputs, &[HookPoint::V])?.take(HookPoint::V)
     }
 
     /// What prompts that lend their activations to others write: as [`Engine::clean`] keeps it, without effects, and
@@ -285,7 +294,7 @@ impl Engine {
     ) -> Result<Outputs> {
         let inputs =
             vec![(HookPoint::ResidPre, residual), (HookPoint::Positions, Input::from(place)), (HookPoint::V, v)];
-        self.attention[layer].run(inputs, outputs)
+        self.blocks.get(layer)?.attention.run(inputs, outputs)
     }
 
     /// `residual` is the stream before the block, `mid` the stream with attention added.
@@ -301,7 +310,7 @@ impl Engine {
         if self.architecture.parallel {
             inputs.push((HookPoint::ResidPre, Input::from(residual)));
         }
-        self.mlp[layer].run(inputs, outputs)
+        self.blocks.get(layer)?.mlp.run(inputs, outputs)
     }
 
     /// Log-probability of each position's target, less that of the wrong token if there is one, [B · S]; prompt by
@@ -355,14 +364,20 @@ pub(super) fn divide_rows(values: &mut [f32], scales: &[f32]) {
 }
 
 impl Directions {
-    /// Takes the scale of the norm on what a layer's attention writes, [P, S], into what heads are projected on.
-    fn norm_attention(&mut self, layer: usize, layers: usize, scale: Vec<f32>) -> Result<()> {
-        divide_rows(view_mut(&mut self.v[layer])?, &scale);
+    /// W_O u of a layer's heads, [P, S, H · d_head]; in a model that norms what attention writes, over that norm's scale.
+    ///
+    /// # Errors
+    /// If no clean pass kept it.
+    pub fn v(&self, layer: usize) -> Result<&DynValue> {
+        self.v.get(layer).and_then(Option::as_ref).context("the clean pass did not keep the directions of the heads")
+    }
+
+    /// Takes in the scale of the norm on what a layer's attention writes, [P, S].
+    fn norm_attention(&mut self, layer: usize, layers: usize, scale: Vec<f32>) {
         for (biases, scale) in self.attention_bias.chunks_exact_mut(layers).zip(&scale) {
             biases[layer] /= scale;
         }
         self.write_scales.attention.push(scale);
-        Ok(())
     }
 
     /// Changes the numbers of the chosen (prompt, position) by those of other directions.
@@ -382,9 +397,6 @@ impl Directions {
             }
         };
         apply(view_mut(&mut self.u)?, view(&other.u)?);
-        for (v, other) in self.v.iter_mut().zip(&other.v) {
-            apply(view_mut(v)?, view(other)?);
-        }
         apply(&mut self.attention_bias, &other.attention_bias);
         apply(&mut self.constant, &other.constant);
         Ok(())
@@ -400,9 +412,6 @@ impl Directions {
             }
         };
         clear(view_mut(&mut self.u)?);
-        for v in &mut self.v {
-            clear(view_mut(v)?);
-        }
         clear(&mut self.attention_bias);
         let mut constant = std::mem::take(&mut self.constant);
         let positions = constant.len() / prompts;

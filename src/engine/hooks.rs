@@ -54,10 +54,8 @@ pub enum HookPoint {
 
     /// u = γ ⊙ Ŵ\[target\], [P, S, D].
     U,
-    /// W_O u of a layer's heads as an input, [P, S, H · d_head].
+    /// W_O u of a layer's heads, [P, S, H · d_head].
     V,
-    /// W_O u of the heads of one layer as an output, [P, S, H · d_head].
-    VOfLayer(usize),
     /// W_out u of the neurons, [P, S, M].
     W,
     /// b_O' · u of every layer, [P, S, layers].
@@ -157,7 +155,6 @@ impl HookPoint {
             Self::Mask => "mask",
             Self::U => "u",
             Self::V => "v",
-            Self::VOfLayer(layer) => return format!("v_{layer}").into(),
             Self::W => "w",
             Self::AttentionBias => "attention_bias",
             Self::Constant => "constant",

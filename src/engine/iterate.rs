@@ -1,7 +1,7 @@
 //! Iterative inference: a head's effect after an addition to its input, the response of all later components, and the
 //! outputs of heads.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ort::value::DynValue;
 
 use super::Engine;
@@ -62,7 +62,7 @@ impl Engine {
         for (l, residual) in residuals.iter().enumerate().skip(layer) {
             let width = heads * self.architecture.d_head;
             // The clean rows' effects are not looked at.
-            let v = [vec![0.0; positions * width], of_changed(view(&directions.v[l])?, width)].concat();
+            let v = [vec![0.0; positions * width], of_changed(view(directions.v(l)?)?, width)].concat();
             let streams = tensor(&[1, rows, d], [*residual, view(&changed)?].concat())?;
             let mask = mask(positions, &place[positions..], self.architecture.attention[l].window);
             let mut outputs = self.attention_masked(l, &streams, &place_tensor, v, mask)?;
@@ -98,7 +98,6 @@ impl Engine {
         let rows = streams.shape()[1] as usize;
         let v = tensor(&[1, rows, v.len() / rows], v)?;
         let mask = tensor(&[rows, rows], mask)?;
-        let graph = self.attention_masked.get_mut(layer).context("this engine was not loaded for iterating")?;
         let inputs = vec![
             (HookPoint::ResidPre, Input::from(streams)),
             (HookPoint::Positions, Input::from(place)),
@@ -107,7 +106,7 @@ impl Engine {
         ];
         let mut wanted = vec![HookPoint::ResidMid, HookPoint::HeadEffects];
         wanted.extend(self.architecture.write_norms.then_some(HookPoint::AttnWriteScale));
-        graph.run(inputs, &wanted)
+        self.blocks.get(layer)?.attention_masked()?.run(inputs, &wanted)
     }
 
     /// Every head's effect at each position, [B, S, H] unscaled, after `added` [B, S, D] was put on the stream that
@@ -135,7 +134,7 @@ impl Engine {
             streams.extend(residual.iter().zip(added).map(|(r, c)| r + c));
         }
         let place = (0..batch).flat_map(|_| (0..2 * positions).map(|i| (i % positions) as i64)).collect();
-        let v = view(&directions.v[layer])?;
+        let v = view(directions.v(layer)?)?;
         let v = &v[p * positions * width..(p + 1) * positions * width];
         let streams = tensor(&[batch, 2 * positions, d], streams)?;
         let place = int_tensor(&[batch, 2 * positions], place)?;
@@ -150,12 +149,12 @@ impl Engine {
     /// What every head of a layer writes to the stream, [1, S, H, D], of a clean pass over one prompt, which gave z and the
     /// directions' scales.
     pub fn head_outputs(&mut self, layer: usize, z: &DynValue, directions: &Directions) -> Result<DynValue> {
-        let graph = self.head_outputs.get_mut(layer).context("this engine was not loaded for iterating")?;
         let scale = directions.write_scales.attention.get(layer);
         let scale = scale.map(|scale| tensor(&[1, scale.len()], scale.clone())).transpose()?;
         let mut inputs = vec![(HookPoint::HookZ, Input::from(z))];
         inputs.extend(scale.as_ref().map(|scale| (HookPoint::AttnWriteScale, Input::from(scale))));
-        graph.run(inputs, &[HookPoint::HeadOutputs])?.take(HookPoint::HeadOutputs)
+        let mut block = self.blocks.get(layer)?;
+        block.head_outputs()?.run(inputs, &[HookPoint::HeadOutputs])?.take(HookPoint::HeadOutputs)
     }
 }
 

@@ -4,16 +4,19 @@
 //! direction `u`; they become direct effects when divided by the clean scale of the final norm.
 
 pub mod batch;
+mod blocks;
 mod clean;
 pub mod export;
 pub mod hooks;
 mod iterate;
+mod lender;
 pub mod library;
 pub mod load;
 mod next_readers;
 mod operators;
 mod posts;
 pub mod rate;
+pub mod residency;
 pub mod runtime;
 mod suffix;
 mod weights;
@@ -26,10 +29,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ort::value::DynValue;
 
+use blocks::{Block, Blocks};
 pub use clean::{CleanBatch, CleanEffects, Directions, Keep, Kept, WriteScales};
 pub use iterate::{Addition, Response};
+use next_readers::Combined;
 pub use next_readers::HeadChange;
-use next_readers::{Combined, FirstReaders};
 pub use posts::Posts;
 pub use suffix::{Ablated, HoldMasks, Place, Suffix};
 pub use worker_pool::WorkerPool;
@@ -45,21 +49,14 @@ use weights::SharedWeights;
 pub struct Engine {
     pub architecture: Architecture,
     embed: Graph,
-    attention: Vec<Graph>,
-    mlp: Vec<Graph>,
+    blocks: Blocks,
+    /// Layers that read a replaced head by its difference.
+    first_readers: Vec<usize>,
     readout: Graph,
     directions: Graph,
-    /// The rest is loaded as [`Needs`] says, a graph a layer or none.
+    /// These are loaded as [`Needs`] says.
     unembed: Option<Graph>,
     divergence: Option<Graph>,
-    ablate: Vec<Graph>,
-    attention_held: Vec<Graph>,
-    mlp_held: Vec<Graph>,
-    attention_masked: Vec<Graph>,
-    head_outputs: Vec<Graph>,
-    neuron_directions: Vec<Option<Graph>>,
-    /// Of the layers that read a replaced head first.
-    first_readers: BTreeMap<usize, FirstReaders>,
 }
 
 /// What an engine is loaded for, besides clean passes and running suffixes.
@@ -79,12 +76,16 @@ pub struct Needs {
     pub neurons: Vec<usize>,
     /// Layers that read a replaced head first, and are to do so by its difference.
     pub first_readers: Vec<usize>,
+    /// Rows (positions of prompts) that go through the model, and those of the longest prompt: how much memory they take
+    /// decides how many layers can be there.
+    pub rows: usize,
+    pub prompt_len: usize,
 }
 
 impl Needs {
     /// What the `trace` stage needs.
-    pub fn trace() -> Self {
-        Self { unembed: true, ..Default::default() }
+    pub fn trace(rows: usize, prompt_len: usize) -> Self {
+        Self { unembed: true, rows, prompt_len, ..Default::default() }
     }
 }
 
@@ -106,28 +107,27 @@ impl Engine {
         needs: &Needs,
     ) -> Result<Self> {
         let load = |name: &str| runtime.load(&directory.join(format!("{name}.onnx")), weights);
-        let each = |wanted: bool, name: fn(usize) -> String| -> Result<Vec<Graph>> {
-            (0..if wanted { a.layers } else { 0 }).map(|l| load(&name(l))).collect()
-        };
+        let blocks = (0..a.layers).map(|layer| Block::load(a, layer, needs, combined, load)).collect::<Result<_>>()?;
+        Self::with_blocks(a, Blocks::Own(blocks), combined.keys().copied().collect(), needs, load)
+    }
+
+    fn with_blocks(
+        a: &Architecture,
+        blocks: Blocks,
+        first_readers: Vec<usize>,
+        needs: &Needs,
+        load: impl Fn(&str) -> Result<Graph>,
+    ) -> Result<Self> {
         let some = |wanted: bool, name: &str| wanted.then(|| load(name)).transpose();
-        let readers = combined.iter().map(|(&l, combined)| Ok((l, FirstReaders::load(a, l, combined, load)?)));
-        let neurons = |l| some(needs.neurons.contains(&l), &export::neuron_directions_graph(l));
         Ok(Self {
             architecture: a.clone(),
             embed: load(export::EMBED)?,
-            attention: each(true, export::attention_graph)?,
-            mlp: each(true, export::mlp_graph)?,
+            blocks,
+            first_readers,
             readout: load(export::READOUT)?,
             directions: load(export::DIRECTIONS)?,
             unembed: some(needs.unembed, export::UNEMBED)?,
             divergence: some(needs.divergence, export::DIVERGENCE)?,
-            ablate: each(needs.ablate, export::ablate_graph)?,
-            attention_held: each(needs.hold, export::attention_held_graph)?,
-            mlp_held: each(needs.hold, export::mlp_held_graph)?,
-            attention_masked: each(needs.iterate, export::attention_masked_graph)?,
-            head_outputs: each(needs.iterate, export::head_outputs_graph)?,
-            neuron_directions: (0..a.layers).map(neurons).collect::<Result<_>>()?,
-            first_readers: readers.collect::<Result<_>>()?,
         })
     }
 
@@ -151,8 +151,8 @@ impl Engine {
     /// w = W_out u of the neurons of a layer, [P, S, M], after a clean pass. In a model that norms what the MLP writes,
     /// W_out (γ_post ⊙ u) over that norm's clean scale.
     pub fn neuron_directions(&mut self, layer: usize, directions: &Directions) -> Result<DynValue> {
-        let graph = self.neuron_directions[layer].as_mut().context("this engine was not loaded for neurons")?;
-        let mut w = graph.run(vec![(HookPoint::U, Input::from(&directions.u))], &[HookPoint::W])?.take(HookPoint::W)?;
+        let inputs = vec![(HookPoint::U, Input::from(&directions.u))];
+        let mut w = self.blocks.get(layer)?.neuron_directions()?.run(inputs, &[HookPoint::W])?.take(HookPoint::W)?;
         if let Some(scale) = directions.write_scales.mlp.get(layer) {
             clean::divide_rows(runtime::view_mut(&mut w)?, scale);
         }
@@ -214,13 +214,28 @@ mod tests {
             let first_readers = if a.reads_by_difference() { vec![reader] } else { vec![] };
             let needs = Needs { ablate: true, first_readers, ..Default::default() };
             let combined = next_readers::combined(a, folder, &runtime, &weights, &needs, 1).unwrap();
-            let mut engine = Engine::load_shared(a, folder, &runtime, &weights, &combined, &needs).unwrap();
+            self.numbers(Engine::load_shared(a, folder, &runtime, &weights, &combined, &needs).unwrap(), by_difference)
+        }
+
+        /// With so many layers in memory at a time.
+        fn with_lent_layers(&self, layers: usize) -> Numbers {
+            let (a, folder, config) = (&self.model.architecture, self.folder.path(), RuntimeConfig::default());
+            let runtime = Runtime::get(&config).unwrap();
+            let needs = Needs { ablate: true, ..Default::default() };
+            let lender = worker_pool::lender(a, folder, &config, &needs, &runtime, layers);
+            let mut engines = worker_pool::with_lender(a, folder, &needs, &runtime, &lender, 1).unwrap();
+            self.numbers(engines.remove(0), false)
+        }
+
+        fn numbers(&self, mut engine: Engine, by_difference: bool) -> Numbers {
+            let a = &self.model.architecture;
+            let reader = if a.parallel { 2 } else { 1 };
             let tokens: Vec<u32> = (3..19).collect();
             let target = TargetRow { answer: tokens.clone(), wrong: None, measured: 0..tokens.len() };
             let mut directions = engine.directions(&[target]).unwrap();
             let within = Keep { z: true, attention_out: true, mlp_out: true, post: true, ..Default::default() };
             let around = Keep { attention_linear: a.write_norms, ..within };
-            let keep = vec![Keep { mid: true, residual_post: true, ..around }; a.layers];
+            let keep = vec![Keep { mid: true, residual_post: true, directions: true, ..around }; a.layers];
             let clean = engine.clean(&[&tokens], &mut directions, &keep).unwrap();
             let of_layer = &clean.layers[1];
             let (place, base) = match a.parallel {
@@ -283,6 +298,24 @@ mod tests {
                 runtime.memory = Some(memory_of(AllocationDevice::CPU, 0).unwrap());
             });
             assert_eq!(bound, unbound);
+        }
+    }
+
+    /// Weights are not prepacked there, and first readers read the stream.
+    #[test]
+    fn layers_that_are_lent_give_the_same_numbers() {
+        for family in ["gpt2", "gemma2", "phi", "gpt_oss"] {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families");
+            let exported = Exported::new(&format!("{folder}/{family}"));
+            let all = exported.ablated(false, |_| ());
+            for layers in [1, 2, 3] {
+                let lent = exported.with_lent_layers(layers);
+                for (lent, all) in lent.iter().zip(&all) {
+                    let largest = all.iter().fold(0f32, |m, x| m.max(x.abs()));
+                    let far = lent.iter().zip(all).find(|(a, b)| (*a - *b).abs() > 1e-5 * largest.max(1.0));
+                    assert_eq!((far, lent.len()), (None, all.len()), "{family}");
+                }
+            }
         }
     }
 

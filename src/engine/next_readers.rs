@@ -94,7 +94,7 @@ impl FirstReaders {
         a: &Architecture,
         layer: usize,
         combined: &Arc<Combined>,
-        load: impl Fn(&str) -> Result<Graph>,
+        load: &impl Fn(&str) -> Result<Graph>,
     ) -> Result<Self> {
         Ok(Self {
             clean_reads: load(&export::clean_reads_graph(layer))?,
@@ -114,7 +114,9 @@ impl Engine {
         clean: &DynValue,
         attention_out: Option<&DynValue>,
     ) -> Result<Option<Vec<DynValue>>> {
-        let Some(readers) = self.first_readers.get_mut(&layer) else { return Ok(None) };
+        if !self.first_readers.contains(&layer) {
+            return Ok(None);
+        }
         let (attention, mlp) = export::readers(&self.architecture);
         let projections = || attention.iter().chain(mlp);
         let mut points: Vec<HookPoint> = projections().map(|&p| HookPoint::CleanRead(p)).collect();
@@ -124,7 +126,8 @@ impl Engine {
             inputs.push((HookPoint::AttnOut, Input::from(written)));
             points.extend(projections().map(|&p| HookPoint::CleanAttnRead(p)));
         }
-        let mut outputs = readers.clean_reads.run(inputs, &points)?;
+        let mut block = self.blocks.get(layer)?;
+        let mut outputs = block.first_readers()?.clean_reads.run(inputs, &points)?;
         points.into_iter().map(|point| outputs.take(point)).collect::<Result<_>>().map(Some)
     }
 
@@ -142,7 +145,8 @@ impl Engine {
         outputs: &[HookPoint],
     ) -> Result<Outputs> {
         let (attention, mlp) = export::readers(&self.architecture);
-        let own = self.first_readers.get_mut(&layer).context("this engine was not loaded to read by differences")?;
+        let mut block = self.blocks.get(layer)?;
+        let own = block.first_readers()?;
         let (graph, readers, first, combined) = match part {
             Part::Attention => (own.attention.as_mut(), attention, 0, &own.combined.attention),
             Part::Mlp => (Some(&mut own.mlp), mlp, attention.len(), &own.combined.mlp),

@@ -113,8 +113,11 @@ impl Runtime {
         let build = move || -> ort::Result<Session> {
             let mut builder = Session::builder(&self.environment)?
                 .with_flush_to_zero()?
-                .with_optimization_level(GraphOptimizationLevel::Level3)?
-                .with_prepacked_weights(weights.prepacked())?;
+                .with_optimization_level(GraphOptimizationLevel::Level3)?;
+            builder = match weights.prepacked() {
+                Some(prepacked) => builder.with_prepacked_weights(prepacked)?,
+                None => builder.with_config_entry(NO_PREPACKING, "1")?,
+            };
             for (name, value) in shared {
                 builder = builder.with_initializer(name, value)?;
             }
@@ -147,6 +150,9 @@ impl Runtime {
 
 /// ONNX Runtime's name for where a graph's weights lie, as the graph comes from no file.
 const WEIGHTS_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+/// ONNX Runtime's name for leaving weights in the order that they are given in.
+const NO_PREPACKING: &str = "session.disable_prepacking";
 
 /// Flushes subnormals to zero. Softmax leaves such numbers where attention is masked, and on some
 /// processors products with them take a hundred times as long, which made attention twice as slow.

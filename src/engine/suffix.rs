@@ -132,7 +132,6 @@ impl Engine {
         heads: &DynValue,
         z_changes: &DynValue,
     ) -> Result<DynValue> {
-        let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
         let inputs = vec![
             (HookPoint::Resid, rows(base, prompts)?),
             (HookPoint::ZChange, Input::from(z_changes)),
@@ -140,7 +139,8 @@ impl Engine {
         ];
         let clean = base.shape();
         let shape = [heads.shape()[0], clean[1], clean[2]];
-        graph.run_on_device(inputs, &[HookPoint::Ablated], &shape)?.take(HookPoint::Ablated)
+        let mut block = self.blocks.get(layer)?;
+        block.ablate()?.run_on_device(inputs, &[HookPoint::Ablated], &shape)?.take(HookPoint::Ablated)
     }
 
     /// As [`Engine::replace_heads`], in a model that norms what attention writes; `kept` is what the clean pass kept of the
@@ -154,7 +154,6 @@ impl Engine {
         [heads, z_changes, along]: [&DynValue; 3],
         directions: &Directions,
     ) -> Result<(DynValue, Vec<f32>)> {
-        let graph = self.ablate.get_mut(layer).context("this engine was not loaded for ablate")?;
         let mid = kept.mid.as_ref().context("the clean pass did not keep the stream after attention")?;
         let written = kept.attention_out.as_ref().context("the clean pass did not keep what attention writes")?;
         let linear = kept.attention_linear.as_ref().context("the clean pass did not keep what attention gives")?;
@@ -169,7 +168,8 @@ impl Engine {
         ];
         let clean = mid.shape();
         let shape = [heads.shape()[0], clean[1], clean[2]];
-        let mut outputs = graph.run_on_device(inputs, &[HookPoint::Ablated, HookPoint::AttnWriteScale], &shape)?;
+        let wanted = [HookPoint::Ablated, HookPoint::AttnWriteScale];
+        let mut outputs = self.blocks.get(layer)?.ablate()?.run_on_device(inputs, &wanted, &shape)?;
         let scale = copied(view(&outputs.take(HookPoint::AttnWriteScale)?)?)?;
         Ok((outputs.take(HookPoint::Ablated)?, scale))
     }
@@ -219,7 +219,7 @@ impl Engine {
     /// The stream after the attention of a later layer, its heads' effects, and the scale of the norm on what it writes if
     /// there is one.
     fn attention_of(&mut self, layer: usize, residual: &DynValue, place: &DynValue, s: &Suffix) -> Result<Outputs> {
-        let v = rows(&s.directions.v[layer], s.prompts.clone())?;
+        let v = rows(s.directions.v(layer)?, s.prompts.clone())?;
         let mut wanted = vec![HookPoint::ResidMid, HookPoint::HeadEffects];
         wanted.extend(self.architecture.write_norms.then_some(HookPoint::AttnWriteScale));
         let mut inputs = vec![
@@ -231,13 +231,12 @@ impl Engine {
             (Some(change), _) if s.reads_first(layer) => {
                 self.read_first(layer, Part::Attention, inputs, s.prompts.clone(), s.stream.shape(), change, &wanted)
             }
-            (_, None) => self.attention[layer].run_on_device(inputs, &wanted, s.stream.shape()),
+            (_, None) => self.blocks.get(layer)?.attention.run_on_device(inputs, &wanted, s.stream.shape()),
             (_, Some(masks)) => {
                 let z = s.clean.layers[layer].z.as_ref().context("the clean pass did not keep z")?;
                 inputs.push((HookPoint::Held, rows_of::<bool>(&masks.heads[layer], s.prompts.clone())?));
                 inputs.push((HookPoint::HeldZ, rows(z, s.prompts.clone())?));
-                let graph = self.attention_held.get_mut(layer).context("this engine was not loaded for holding")?;
-                graph.run_on_device(inputs, &wanted, s.stream.shape())
+                self.blocks.get(layer)?.attention_held()?.run_on_device(inputs, &wanted, s.stream.shape())
             }
         }
     }
@@ -253,11 +252,12 @@ impl Engine {
         if let Some(change) = s.change.as_ref().filter(|_| s.reads_first(layer)) {
             return self.read_first(layer, Part::Mlp, inputs, s.prompts.clone(), s.stream.shape(), change, &wanted);
         }
-        let Some(masks) = s.hold else { return self.mlp[layer].run_on_device(inputs, &wanted, s.stream.shape()) };
+        let Some(masks) = s.hold else {
+            return self.blocks.get(layer)?.mlp.run_on_device(inputs, &wanted, s.stream.shape());
+        };
         let output = s.clean.layers[layer].mlp_out.as_ref().context("the clean pass did not keep the MLP's output")?;
         inputs.push((HookPoint::Held, rows_of::<bool>(&masks.mlps[layer], s.prompts.clone())?));
         inputs.push((HookPoint::HeldMlpOut, rows(output, s.prompts.clone())?));
-        let graph = self.mlp_held.get_mut(layer).context("this engine was not loaded for holding")?;
-        graph.run_on_device(inputs, &wanted, s.stream.shape())
+        self.blocks.get(layer)?.mlp_held()?.run_on_device(inputs, &wanted, s.stream.shape())
     }
 }

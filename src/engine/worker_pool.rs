@@ -4,27 +4,66 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use anyhow::{Result, anyhow};
 
+use super::blocks::{Block, Blocks};
+use super::lender::Lender;
 use super::next_readers::combined;
 use super::rate::Probe;
+use super::residency::Residency;
 use super::runtime::Runtime;
 use super::weights::SharedWeights;
 use super::{Engine, Needs};
 use selfrepair_core::config::RuntimeConfig;
+use selfrepair_core::progress;
 use selfrepair_model::Architecture;
 
 pub struct WorkerPool {
     engines: Vec<Engine>,
+    /// Where layers are lent, because they do not all fit into memory.
+    lender: Option<Arc<Lender>>,
     /// Of each engine's thread, while `bench` measures.
     probes: Vec<Option<Probe>>,
 }
 
+pub(super) fn with_lender(
+    a: &Architecture,
+    directory: &Path,
+    needs: &Needs,
+    runtime: &Runtime,
+    lender: &Arc<Lender>,
+    tasks: usize,
+) -> Result<Vec<Engine>> {
+    let weights = SharedWeights::once(directory);
+    let load = |name: &str| runtime.load(&directory.join(format!("{name}.onnx")), &weights);
+    let engine = |_| Engine::with_blocks(a, Blocks::Lent(lender.clone()), vec![], needs, load);
+    (0..tasks).map(engine).collect()
+}
+
+/// Loads a layer once for each thread, with one copy of its weights.
+pub(super) fn lender(
+    a: &Architecture,
+    directory: &Path,
+    config: &RuntimeConfig,
+    needs: &Needs,
+    runtime: &Runtime,
+    layers: usize,
+) -> Arc<Lender> {
+    let (a, directory, needs, runtime) = (a.clone(), directory.to_path_buf(), needs.clone(), runtime.clone());
+    let threads = config.thread_count();
+    let load = move |layer: usize| {
+        let weights = SharedWeights::once(&directory);
+        let load = |name: &str| runtime.load(&directory.join(format!("{name}.onnx")), &weights);
+        (0..threads).map(|_| Block::load(&a, layer, &needs, &BTreeMap::new(), load)).collect()
+    };
+    Arc::new(Lender::new(layers, load))
+}
+
 /// Which items are taken and how much is taken and handed on, so that nobody runs far ahead of a slow item.
-struct Progress {
+struct Turn {
     next: usize,
     taken: f64,
     done: f64,
@@ -41,15 +80,41 @@ impl<F: Fn()> Drop for CallOnDrop<F> {
 }
 
 impl WorkerPool {
-    /// As many engines as the runtime has threads (one on a GPU), with one copy of the weights between them.
+    /// As many engines as the runtime has threads (one on a GPU), with one copy of the weights between them. If the layers
+    /// do not fit into memory, there are more engines, and they are lent the layers in turn.
+    ///
+    /// # Errors
+    /// If a graph cannot be loaded.
     pub fn load(a: &Architecture, directory: &Path, config: &RuntimeConfig, needs: &Needs) -> Result<Self> {
         let runtime = Runtime::get(config)?;
+        let residency = Residency::of(config, a, needs);
+        let (engines, lender) = match residency {
+            Residency::All => (Self::with_all_layers(a, directory, config, needs, &runtime)?, None),
+            Residency::Some { layers, tasks } => {
+                let said = format!("{layers} of {} layers at a time: all of them do not fit in memory", a.layers);
+                progress::line("memory", &said);
+                let lender = lender(a, directory, config, needs, &runtime, layers);
+                (with_lender(a, directory, needs, &runtime, &lender, tasks)?, Some(lender))
+            }
+        };
+        let probe = |_| config.probe.then(|| Probe::load(a, &runtime)).transpose();
+        let probes = (0..engines.len()).map(probe).collect::<Result<_>>()?;
+        Ok(Self { engines, lender, probes })
+    }
+
+    fn with_all_layers(
+        a: &Architecture,
+        directory: &Path,
+        config: &RuntimeConfig,
+        needs: &Needs,
+        runtime: &Runtime,
+    ) -> Result<Vec<Engine>> {
         let weights = SharedWeights::new(directory);
         let count = config.engine_count();
-        let bar = selfrepair_core::progress::bar("load", (count * a.layers) as u64, "layers");
-        let combined = combined(a, directory, &runtime, &weights, needs, count)?;
+        let bar = progress::bar("load", (count * a.layers) as u64, "layers");
+        let combined = combined(a, directory, runtime, &weights, needs, count)?;
         let load = || {
-            let engine = Engine::load_shared(a, directory, &runtime, &weights, &combined, needs)?;
+            let engine = Engine::load_shared(a, directory, runtime, &weights, &combined, needs)?;
             bar.inc(a.layers as u64);
             Ok(engine)
         };
@@ -61,13 +126,13 @@ impl WorkerPool {
                 .collect::<Result<_>>()
         })?;
         bar.finish();
-        let probe = |_| config.probe.then(|| Probe::load(a, &runtime)).transpose();
-        Ok(Self { engines, probes: (0..count).map(probe).collect::<Result<_>>()? })
+        Ok(engines)
     }
 
-    /// Engines at work at the same time.
-    pub fn size(&self) -> usize {
-        self.engines.len()
+    /// In how many parts work is to be divided, so that no engine waits for another's last part. Where layers are lent,
+    /// engines wait for each other anyway, and large batches are better.
+    pub fn parts(&self) -> usize {
+        if self.lender.is_some() { 1 } else { self.engines.len() }
     }
 
     /// One of the engines.
@@ -88,13 +153,14 @@ impl WorkerPool {
         mut done: impl FnMut(T) -> Result<()>,
     ) -> Result<()> {
         let ahead = 2.0 * self.engines.len() as f64;
-        let progress = Mutex::new(Progress { next: 0, taken: 0.0, done: 0.0, failed: false });
+        let progress = Mutex::new(Turn { next: 0, taken: 0.0, done: 0.0, failed: false });
         let changed = Condvar::new();
         let lock = || progress.lock().unwrap_or_else(|e| e.into_inner());
         thread::scope(|scope| {
             let (sender, receiver) = sync_channel::<(usize, Result<T>)>(self.engines.len());
             for (engine, probe) in self.engines.iter_mut().zip(&mut self.probes) {
                 let (sender, work, share, lock, changed) = (sender.clone(), &work, &share, &lock, &changed);
+                let lender = &self.lender;
                 scope.spawn(move || {
                     loop {
                         let mut progress = lock();
@@ -109,7 +175,9 @@ impl WorkerPool {
                         progress.next += 1;
                         progress.taken += share(&items[i]);
                         drop(progress);
+                        let task = lender.as_ref().map(|lender| lender.task());
                         let result = work(engine, &items[i]);
+                        drop(task);
                         let result = probe.as_mut().map_or(Ok(()), |probe| probe.take(share(&items[i]))).and(result);
                         if sender.send((i, result)).is_err() {
                             return;

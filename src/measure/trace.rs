@@ -43,10 +43,10 @@ pub fn trace(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
         }
     }
     if !pending.is_empty() {
-        let mut pool =
-            WorkerPool::load(context.architecture, context.graphs, &context.config.runtime, &Needs::trace())?;
+        let needs = Needs::trace(prompts.tokens(), prompts.longest());
+        let mut pool = WorkerPool::load(context.architecture, context.graphs, &context.config.runtime, &needs)?;
         for (number, shard) in pending {
-            let of_shard = context.batches_of(prompts.by_length(shard), |p| prompts.prompt(p).len(), pool.size());
+            let of_shard = context.batches_of(prompts.by_length(shard), |p| prompts.prompt(p).len(), pool.parts());
             batches.extend(of_shard.into_iter().map(|batch| (number, batch)));
         }
         pool.each_of_shards(

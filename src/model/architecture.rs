@@ -171,6 +171,12 @@ impl Architecture {
         (self.attention_weights(), router + self.mlp_weights(self.active_neurons()))
     }
 
+    /// As [`Architecture::block_weights`], with all experts.
+    pub fn stored_block_weights(&self) -> (usize, usize) {
+        let router = self.experts.as_ref().map_or(0, |experts| experts.count * self.d_model);
+        (self.attention_weights(), router + self.mlp_weights(self.d_mlp))
+    }
+
     fn attention_weights(&self) -> usize {
         self.d_model * self.d_head * (2 * self.heads + 2 * self.kv_heads)
     }
@@ -229,8 +235,7 @@ impl Architecture {
 
     /// Parameters but for biases.
     pub fn parameters(&self) -> usize {
-        let router = self.experts.as_ref().map_or(0, |experts| experts.count * self.d_model);
-        let (attention, mlp) = (self.attention_weights(), router + self.mlp_weights(self.d_mlp));
+        let (attention, mlp) = self.stored_block_weights();
         let ends = self.vocab * if self.tied { 1 } else { 2 };
         let positions = if self.learned_positions() { self.context } else { 0 };
         let norms = 2 * usize::from(self.read_norms) + 2 * usize::from(self.write_norms);

@@ -24,6 +24,7 @@ use selfrepair_core::progress;
 use selfrepair_core::prompts::Prompts;
 use selfrepair_core::shards::ShardSet;
 use selfrepair_core::tables::MEASURED;
+use selfrepair_engine::export;
 use selfrepair_measure::{self as measure, RowsPerCall};
 use selfrepair_model::corpus;
 use selfrepair_model::{Model, ModelSource, hub};
@@ -253,6 +254,7 @@ impl Run {
         let whole = self.folder.is_current(stage, &self.inputs(stage)?.fingerprint);
         match stage {
             Stage::Ablate => self.has_all_pieces(),
+            Stage::Export => Ok(whole && export::is_of_this_version(&self.folder.model())),
             Stage::Trace => Ok(whole && self.has_activations()),
             _ => Ok(whole),
         }

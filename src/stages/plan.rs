@@ -1,17 +1,20 @@
 //! Dry runs: what a run would do and what it would cost.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
 
 use super::{Prepared, Start, identity};
-use crate::describe::{EFFICIENCY, memory};
+use crate::describe::EFFICIENCY;
 use crate::status::{State, state};
 use selfrepair_core::config::{Config, Mode};
 use selfrepair_core::pieces::{Coverage, Piece, counted};
 use selfrepair_core::progress;
+use selfrepair_engine::Needs;
 use selfrepair_engine::rate::matmul_rate;
+use selfrepair_engine::residency::Residency;
 use selfrepair_measure::{flops_of_token, iterate};
 use selfrepair_model::Architecture;
 use selfrepair_store::pieces;
@@ -49,8 +52,30 @@ impl Estimate {
         let rows = of_effects.map(|piece| piece.ablations().len()).sum::<usize>() as f64 * tokens;
         let disk = weights + 37.0 * rows + 4.0 * tokens * (a.layers * (a.heads + 1)) as f64;
         let iterate_flops = pieces.iter().map(|piece| iterate::flops(config, a, piece)).sum();
-        Some(Self { flops, iterate_flops, tokens, disk, memory: memory(a) })
+        Some(Self { flops, iterate_flops, tokens, disk, memory: memory(config, a, pieces) })
     }
+}
+
+fn layers_of_heads(piece: &Piece) -> Vec<usize> {
+    let heads = piece.components().iter().filter(|c| c.head.is_some());
+    heads.map(|c| c.layer).collect::<BTreeSet<usize>>().into_iter().collect()
+}
+
+/// Bytes of memory that the larger of the clean pass and the ablations takes, with as many layers as there is room for.
+fn memory(config: &Config, a: &Architecture, pieces: &[Piece]) -> f64 {
+    let (rows, prompt_len) = (config.corpus.tokens, config.corpus.prompt_len);
+    let of_piece = |piece: &Piece| Needs {
+        ablate: true,
+        divergence: piece.outputs.distribution,
+        neurons: piece.neuron_layers(),
+        first_readers: if a.reads_by_difference() { layers_of_heads(piece) } else { vec![] },
+        rows,
+        prompt_len,
+        ..Needs::default()
+    };
+    let needs = pieces.iter().map(of_piece).chain([Needs::trace(rows, prompt_len)]);
+    let bytes = |needs: Needs| Residency::of(&config.runtime, a, &needs).bytes(&config.runtime, a, &needs);
+    needs.map(bytes).fold(0.0, f64::max)
 }
 
 /// What pieces ablate and add, in words.

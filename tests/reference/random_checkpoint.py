@@ -1,4 +1,5 @@
-"""Writes a checkpoint of the size of GPT-2, Pythia or Gemma 3 with random weights, to measure speed on.
+"""Writes a checkpoint of the size of GPT-2, Pythia, Gemma 3, Llama 3 or OLMoE with random weights, to measure speed and
+memory on.
 
     pip install numpy safetensors
     python tests/reference/random_checkpoint.py gpt2-small /tmp/gpt2
@@ -11,6 +12,7 @@ operations. A width in heads of 64 and a number of layers may follow, to see how
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +89,83 @@ def gemma3(heads, layers):
     return config, tensors
 
 
+def bfloat16(*shape):
+    """Random bits that are numbers of about 0.02, as they are stored."""
+    pool = (weight(1 << 22).view(np.uint32) >> 16).astype(np.uint16)
+    return np.resize(pool, shape)
+
+
+def llama_attention(at, d, width, kv):
+    ones = np.full(d, 0x3F80, np.uint16)  # 1.0
+    tensors = {f"{at}.{name}.weight": ones for name in ["input_layernorm", "post_attention_layernorm"]}
+    shapes = {"q_proj": (width, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, width)}
+    return tensors | {f"{at}.self_attn.{name}.weight": bfloat16(*shape) for name, shape in shapes.items()}
+
+
+def llama(heads, layers, d_head=128, kv_heads=8, mlp=3.5, vocab=128256):
+    """In bfloat16, a file for each layer."""
+    d, m = d_head * heads, int(mlp * d_head * heads)
+    config = dict(model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=d, intermediate_size=m,
+                  num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=d_head, num_hidden_layers=layers,
+                  hidden_act="silu", rms_norm_eps=1e-5, rope_theta=500000.0, max_position_embeddings=8192,
+                  vocab_size=vocab, tie_word_embeddings=False, bos_token_id=1, eos_token_id=0)
+
+    def files():
+        yield {"model.embed_tokens.weight": bfloat16(vocab, d), "lm_head.weight": bfloat16(vocab, d),
+               "model.norm.weight": np.full(d, 0x3F80, np.uint16)}
+        for i in range(layers):
+            at = f"model.layers.{i}"
+            shapes = {"gate_proj": (m, d), "up_proj": (m, d), "down_proj": (d, m)}
+            mlps = {f"{at}.mlp.{name}.weight": bfloat16(*shape) for name, shape in shapes.items()}
+            yield llama_attention(at, d, d, kv_heads * d_head) | mlps
+    return config, files()
+
+
+def olmoe(heads, layers):
+    """In bfloat16; the experts of the published model are as wide as these for 16 heads."""
+    d, m, experts, vocab = 128 * heads, 64 * heads, 64, 50304
+    config = dict(model_type="olmoe", architectures=["OlmoeForCausalLM"], hidden_size=d, intermediate_size=m,
+                  num_attention_heads=heads, num_key_value_heads=heads, num_hidden_layers=layers, num_experts=experts,
+                  num_experts_per_tok=8, hidden_act="silu", rms_norm_eps=1e-5, rope_theta=10000.0,
+                  max_position_embeddings=4096, vocab_size=vocab, tie_word_embeddings=False, bos_token_id=1,
+                  eos_token_id=0)
+
+    def files():
+        yield {"model.embed_tokens.weight": bfloat16(vocab, d), "lm_head.weight": bfloat16(vocab, d),
+               "model.norm.weight": np.full(d, 0x3F80, np.uint16)}
+        for i in range(layers):
+            at = f"model.layers.{i}"
+            tensors = llama_attention(at, d, d, d)
+            for name in ["q_norm", "k_norm"]:
+                tensors[f"{at}.self_attn.{name}.weight"] = np.full(d, 0x3F80, np.uint16)
+            tensors[f"{at}.mlp.gate.weight"] = bfloat16(experts, d)
+            for e in range(experts):
+                shapes = {"gate_proj": (m, d), "up_proj": (m, d), "down_proj": (d, m)}
+                tensors |= {f"{at}.mlp.experts.{e}.{name}.weight": bfloat16(*shape) for name, shape in shapes.items()}
+            yield tensors
+    return config, files()
+
+
+def write_files(folder, files):
+    """A file for each dict of bfloat16 tensors, and their index."""
+    places = {}
+    for i, tensors in enumerate(files):
+        name = f"model-{i:05}.safetensors"
+        ends = np.cumsum([value.nbytes for value in tensors.values()]).tolist()
+        head = json.dumps({
+            key: {"dtype": "BF16", "shape": value.shape, "data_offsets": [end - value.nbytes, end]}
+            for (key, value), end in zip(tensors.items(), ends)}).encode()
+        with open(folder / name, "wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for value in tensors.values():
+                file.write(value.data)
+        places |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
 MODELS = {"gpt2-small": (gpt2, 12, 12), "pythia-160m": (pythia, 12, 12), "pythia-410m": (pythia, 16, 24),
-          "gemma3-270m": (gemma3, 4, 18)}
+          "gemma3-270m": (gemma3, 4, 18), "llama-1b": (partial(llama, d_head=64, mlp=4), 32, 16),
+          "llama-3b": (partial(llama, mlp=8 / 3), 24, 28), "llama-8b": (llama, 32, 32), "olmoe": (olmoe, 16, 16)}
 
 if __name__ == "__main__":
     make, heads, layers = MODELS[sys.argv[1]]
@@ -98,5 +175,8 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     config, tensors = make(heads, layers)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(tensors, folder / "model.safetensors")
+    if isinstance(tensors, dict):
+        save_file(tensors, folder / "model.safetensors")
+    else:
+        write_files(folder, tensors)
     shutil.copy(TOKENIZER, folder / "tokenizer.json")

@@ -96,7 +96,8 @@ impl Fixture {
         }
         let graphs = tempfile::tempdir()?;
         export::export(&model, self.expected.tokens.len(), graphs.path())?;
-        let mut engine = Engine::load(&model.architecture, graphs.path(), &RuntimeConfig::default(), &Needs::trace())?;
+        let mut engine =
+            Engine::load(&model.architecture, graphs.path(), &RuntimeConfig::default(), &Needs::trace(0, 0))?;
         let all = engine.logits(&self.expected.tokens)?;
         let of_position = |&p: &usize| &all[p * model.architecture.vocab..][..model.architecture.vocab];
         let stored = self.expected.positions.iter().flat_map(|p| of_position(p).iter().step_by(self.expected.step));

@@ -72,7 +72,7 @@ fn assert_everything_agrees(run: &Path, expected: &Path) {
 pub fn assert_logits_agree(source: &ModelConfig, run: &Path, tokens: &Path, expected: &Path, tolerance: f64) -> f64 {
     let model = Model::open(ModelSource::resolve(source).unwrap()).unwrap();
     let config = RuntimeConfig::default();
-    let mut engine = Engine::load(&model.architecture, &run.join("model"), &config, &Needs::trace()).unwrap();
+    let mut engine = Engine::load(&model.architecture, &run.join("model"), &config, &Needs::trace(0, 0)).unwrap();
     let tokens = read(tokens);
     let (prompt, token) = (numbers(&tokens, "prompt"), numbers(&tokens, "token"));
     let logits = read(&expected.join("logits.parquet"));

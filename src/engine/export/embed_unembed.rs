@@ -1,8 +1,8 @@
 //! The graphs before and after the blocks. Shapes as in `graphs`.
 
-use super::graphs::{B, P, S, norm, scaled_by, sum_last};
+use super::graphs::{B, P, S, norm, sum_last};
 use super::onnx::{Dim, GraphBuilder, Role, int};
-use super::stored::{EndWeights, HeadWeights};
+use super::stored::EndWeights;
 use crate::hooks::HookPoint;
 use selfrepair_model::{Architecture, Norm};
 
@@ -15,8 +15,7 @@ pub fn embed(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder
         weights,
     );
     let tokens = g.int_input(HookPoint::Tokens, &[B, S], "token ids");
-    let w_e = g.weight(&ends.embedding);
-    let mut residual = g.node("Gather", &[&w_e, &tokens], "token_embedding", vec![]);
+    let mut residual = g.rows_of(&ends.embedding, &tokens, "token_embedding");
     if a.embedding_scale != 1.0 {
         let scale = g.constant("embedding_scale", &[], &[a.embedding_scale]);
         residual = g.node("Mul", &[&residual, &scale], "scaled_embedding", vec![]);
@@ -67,23 +66,16 @@ fn mean_last(g: &mut GraphBuilder, x: &str, name: &str, keep: bool) -> String {
     g.node("ReduceMean", &[x, &axes], name, vec![int("keepdims", i64::from(keep))])
 }
 
-/// The directions of each position's target: u [P, S, D] and, for every layer, v = W_O u [P, S, H·d_head]; what
-/// attention writes that no head does, along u [P, S, layers]; and k [P, S], the part of the logit no component writes.
-///
-/// Where what attention writes is normed, v = W_O (γ_post ⊙ u), still to be divided by that norm's clean scale.
-pub fn directions(a: &Architecture, ends: &EndWeights, heads: &[HeadWeights], weights: &str) -> GraphBuilder {
-    let (d, width) = (Dim::Size(a.d_model), Dim::Size(a.heads * a.d_head));
-    let mut g = GraphBuilder::new(
-        super::DIRECTIONS,
-        Role::Exact,
-        "The direction of each target in the stream and in z.",
-        weights,
-    );
+/// The direction of each position's target, u [P, S, D]; what attention writes that no head does, along u
+/// [P, S, layers]; and k [P, S], the part of the logit no component writes.
+pub fn directions(a: &Architecture, ends: &EndWeights, weights: &str) -> GraphBuilder {
+    let d = Dim::Size(a.d_model);
+    let doc = "The direction of each target in the stream.";
+    let mut g = GraphBuilder::new(super::DIRECTIONS, Role::Exact, doc, weights);
     let targets = g.int_input(HookPoint::Targets, &[P, S], "the token whose logit is measured at each position");
-    let w_u = g.weight(&ends.unembedding);
     let mean = g.weight(&ends.unembedding_mean);
     let gamma = g.weight(&ends.final_norm);
-    let rows = g.node("Gather", &[&w_u, &targets], "rows", vec![]);
+    let rows = g.rows_of(&ends.unembedding, &targets, "rows");
     let rows = g.node("Sub", &[&rows, &mean], "rows_less_mean", vec![]);
     match a.norm {
         Norm::Rms => g.node("Mul", &[&rows, &gamma], "u", vec![]),
@@ -95,14 +87,6 @@ pub fn directions(a: &Architecture, ends: &EndWeights, heads: &[HeadWeights], we
         }
     };
     g.output(HookPoint::U, &[P, S, d], "γ ⊙ Ŵ[target]");
-    for (l, HeadWeights { w_o, write_norm }) in heads.iter().enumerate() {
-        let w = g.weight(w_o);
-        let transposed = g.node("Transpose", &[&w], &format!("W_O_{l}_T"), vec![]);
-        let v = HookPoint::VOfLayer(l);
-        let u = scaled_by(&mut g, "u", write_norm.as_ref(), &format!("u_{l}"));
-        g.node("MatMul", &[&u, &transposed], &v.name(), vec![]);
-        g.output(v, &[P, S, width], "W_O u of this layer's heads");
-    }
     if let Some(biases) = &ends.attention_biases {
         let biases = g.weight(biases);
         g.node("MatMul", &["u", &biases], &HookPoint::AttentionBias.name(), vec![]);

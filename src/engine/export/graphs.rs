@@ -216,6 +216,25 @@ fn dense(g: &mut GraphBuilder, a: &Architecture, w: &StoredMlp, read: &Reading, 
     project(g, &post, &w.w_out, &w.b_out, name)
 }
 
+/// u → v = W_O u: a head's z times its v is its effect. Where what attention writes is normed, v = W_O (γ_post ⊙ u), still
+/// to be divided by that norm's clean scale.
+pub fn head_directions(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {
+    let width = a.heads * a.d_head;
+    let doc = format!("The direction of each target in z of block {layer}.");
+    let mut g = GraphBuilder::new(&super::head_directions_graph(layer), Role::Exact, &doc, weights);
+    let u = g.input(HookPoint::U, &[P, S, Dim::Size(a.d_model)], "the direction γ ⊙ Ŵ[target]");
+    let scaled = scaled_by(&mut g, &u, w.write_norms.as_ref().map(|(of_attention, _)| of_attention), "u_before_norm");
+    let rows = reshape(&mut g, &scaled, &[-1, a.d_model as i64], "u_rows");
+    let w_o = g.weight(&w.w_o);
+    let v = g.node("Gemm", &[&rows, &w_o], "v_rows", vec![int("transB", 1)]);
+    let lead = g.node("Shape", &[&u], "lead", vec![int("start", 0), int("end", 2)]);
+    let last = g.int_constant("width", &[width as i64]);
+    let shape = g.node("Concat", &[&lead, &last], "v_shape", vec![int("axis", 0)]);
+    g.node("Reshape", &[&v, &shape], &HookPoint::V.name(), vec![]);
+    g.output(HookPoint::V, &[P, S, Dim::Size(width)], "W_O u of the heads");
+    g
+}
+
 /// u → w = W_out u: a neuron's activation times its w is its effect. Where what the MLP writes is normed,
 /// w = W_out (γ_post ⊙ u), still to be divided by that norm's clean scale.
 pub fn neuron_directions(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str) -> GraphBuilder {

@@ -2,7 +2,7 @@
 //!
 //! A block is two graphs, `attention_LL` and `mlp_LL`, so that an ablated run can start anywhere: ablating a head
 //! changes the stream between them. The other graphs of every run are `embed`, `unembed`, `readout` (the final norm and
-//! the dot product with the target's direction), `directions` (u and W_O u of every layer) and `ablate_LL` (the stream
+//! the dot product with the target's direction), `directions` (u), `head_directions_LL` (W_O u) and `ablate_LL` (the stream
 //! with one head's output replaced). Graphs that only some runs need are blocks with held components, blocks with
 //! another order of attention, directions of neurons, the output of each head, and `divergence` (compares two
 //! distributions). `readers` has the projections that read an ablated head first. All graphs refer to `weights.bin` by
@@ -21,8 +21,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use graphs::Variant;
 pub use onnx::ExternalWeight;
-use onnx::{Dim, GraphBuilder, Role, WeightsFile};
+use onnx::{Dim, GraphBuilder, ModelProto, Role, WeightsFile};
+use prost::Message;
 use selfrepair_core::interrupt;
+use selfrepair_core::own_files::read_record;
 use selfrepair_core::progress;
 use selfrepair_model::{Model, Norm};
 
@@ -78,6 +80,10 @@ pub fn combined_graph(layer: usize) -> String {
     format!("combined_{layer:02}")
 }
 
+pub fn head_directions_graph(layer: usize) -> String {
+    format!("head_directions_{layer:02}")
+}
+
 pub fn neuron_directions_graph(layer: usize) -> String {
     format!("neuron_directions_{layer:02}")
 }
@@ -93,6 +99,13 @@ pub const READOUT: &str = "readout";
 pub const DIRECTIONS: &str = "directions";
 
 const WEIGHTS: &str = "weights.bin";
+
+/// Whether a folder's graphs have the form that this program writes.
+pub fn is_of_this_version(directory: &Path) -> bool {
+    let bytes = read_record(&directory.join(format!("{EMBED}.onnx"))).ok();
+    let model = bytes.and_then(|bytes| ModelProto::decode(bytes.as_slice()).ok());
+    model.is_some_and(|model| model.model_version == onnx::VERSION)
+}
 
 /// Writes every graph of `model` for prompts of up to `prompt_len` tokens into `directory`, a layer at a time.
 pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> {
@@ -119,6 +132,7 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
         for variant in [Variant::Plain, Variant::Held] {
             graphs::mlp(a, l, &stored, weights.name(), variant).save(directory)?;
         }
+        graphs::head_directions(a, l, &stored, weights.name()).save(directory)?;
         graphs::neuron_directions(a, l, &stored, weights.name()).save(directory)?;
         graphs::head_outputs(a, l, &stored, weights.name()).save(directory)?;
         match &stored.write_norms {
@@ -143,7 +157,7 @@ pub fn export(model: &Model, prompt_len: usize, directory: &Path) -> Result<()> 
     embed_unembed::unembed(a, &ends, weights.name()).save(directory)?;
     embed_unembed::divergence(a, &ends, weights.name()).save(directory)?;
     embed_unembed::readout(a, weights.name()).save(directory)?;
-    embed_unembed::directions(a, &ends, &heads, weights.name()).save(directory)?;
+    embed_unembed::directions(a, &ends, weights.name()).save(directory)?;
     weights.finish()?;
     bar.finish();
     model.check_nothing_was_left_out()

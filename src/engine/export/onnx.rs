@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use prost::Message;
 
 use crate::hooks::HookPoint;
+use selfrepair_core::precision::Half;
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
@@ -17,6 +18,8 @@ pub struct ModelProto {
     pub producer_name: String,
     #[prost(string, tag = "3")]
     pub producer_version: String,
+    #[prost(int64, tag = "5")]
+    pub model_version: i64,
     #[prost(string, tag = "6")]
     pub doc_string: String,
     #[prost(message, optional, tag = "7")]
@@ -153,9 +156,65 @@ pub enum Dimension {
 /// Opset of the operators used: `Attention`, `RotaryEmbedding` and `RMSNormalization` are standard from 23 on.
 const OPSET: i64 = 23;
 const IR_VERSION: i64 = 10;
+
+/// Of the graphs that are written. Raised whenever graphs are added, or one has other inputs or outputs.
+pub const VERSION: i64 = 2;
+
+/// Ends the names of tensors that are stored as 16-bit floats.
+pub(crate) const HALF: &str = "_half";
+
 pub(crate) const FLOAT: i32 = 1;
 const INT64: i32 = 7;
 const BOOL: i32 = 9;
+
+/// How the file of weights has a tensor's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    F32,
+    /// All of its numbers are 16-bit floats.
+    Half(Half),
+}
+
+impl Element {
+    /// The smallest that has these numbers exactly. Small tensors stay float32.
+    fn of(values: &[f32]) -> Self {
+        const SMALL: usize = 1 << 12;
+        let fits = |half: Half| values.iter().all(|&v| half.round(v).to_bits() == v.to_bits());
+        match values.len() {
+            0..SMALL => Self::F32,
+            _ => [Half::Bf16, Half::Fp16].into_iter().find(|&half| fits(half)).map_or(Self::F32, Self::Half),
+        }
+    }
+
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Half(_) => 2,
+        }
+    }
+
+    /// As onnx.proto numbers the type.
+    pub fn data_type(self) -> i32 {
+        match self {
+            Self::F32 => FLOAT,
+            Self::Half(Half::Fp16) => 10,
+            Self::Half(Half::Bf16) => 16,
+        }
+    }
+
+    pub fn of_type(data_type: i32) -> Option<Self> {
+        let all = [Self::F32, Self::Half(Half::Fp16), Self::Half(Half::Bf16)];
+        all.into_iter().find(|element| element.data_type() == data_type)
+    }
+
+    fn write(self, v: f32, out: &mut impl Write) -> std::io::Result<()> {
+        match self {
+            Self::F32 => out.write_all(&v.to_le_bytes()),
+            Self::Half(Half::Bf16) => out.write_all(&half::bf16::from_f32(v).to_le_bytes()),
+            Self::Half(Half::Fp16) => out.write_all(&half::f16::from_f32(v).to_le_bytes()),
+        }
+    }
+}
 
 /// A dimension in a graph's signature: a fixed size or a name.
 #[derive(Clone, Copy)]
@@ -170,6 +229,7 @@ pub struct Stored {
     pub name: String,
     dims: Vec<usize>,
     offset: u64,
+    element: Element,
 }
 
 impl Stored {
@@ -214,7 +274,7 @@ impl GraphProto {
     }
 }
 
-/// The one file of weights behind all graphs, little-endian float32.
+/// The one file of weights behind all graphs: little-endian float32, or 16-bit floats where they have all numbers exactly.
 pub struct WeightsFile {
     file: BufWriter<File>,
     path: PathBuf,
@@ -240,14 +300,15 @@ impl WeightsFile {
     pub fn append(&mut self, name: &str, dims: &[usize], values: &[f32]) -> Result<Stored> {
         assert_eq!(dims.iter().product::<usize>(), values.len(), "{name}: {dims:?}");
         let padding = self.offset.next_multiple_of(Self::ALIGNMENT) - self.offset;
+        let element = Element::of(values);
         let mut write = || -> std::io::Result<()> {
             self.file.write_all(&vec![0; padding as usize])?;
-            values.iter().try_for_each(|v| self.file.write_all(&v.to_le_bytes()))
+            values.iter().try_for_each(|&v| element.write(v, &mut self.file))
         };
         write().with_context(|| format!("cannot write {}", self.path.display()))?;
         self.offset += padding;
-        let stored = Stored { name: name.into(), dims: dims.to_vec(), offset: self.offset };
-        self.offset += 4 * values.len() as u64;
+        let stored = Stored { name: name.into(), dims: dims.to_vec(), offset: self.offset, element };
+        self.offset += (element.bytes() * values.len()) as u64;
         Ok(stored)
     }
 
@@ -326,16 +387,37 @@ impl GraphBuilder {
         self.graph.output.push(value_info(&point.name(), INT64, dims, doc));
     }
 
+    /// A stored tensor as float32.
     pub fn weight(&mut self, stored: &Stored) -> String {
-        if self.graph.initializer.iter().any(|t| t.name == stored.name) {
-            return stored.name.clone();
+        let Element::Half(_) = stored.element else { return self.stored(stored, &stored.name) };
+        if !self.graph.node.iter().any(|n| n.output[0] == stored.name) {
+            let half = self.stored(stored, &format!("{}{HALF}", stored.name));
+            self.node("Cast", &[&half], &stored.name, vec![int("to", i64::from(FLOAT))]);
+        }
+        stored.name.clone()
+    }
+
+    /// The rows of a stored tensor that `indices` name, as float32.
+    pub fn rows_of(&mut self, stored: &Stored, indices: &str, name: &str) -> String {
+        let Element::Half(_) = stored.element else {
+            let table = self.stored(stored, &stored.name);
+            return self.node("Gather", &[&table, indices], name, vec![]);
+        };
+        let table = self.stored(stored, &format!("{}{HALF}_rows", stored.name));
+        let rows = self.node("Gather", &[&table, indices], &format!("{name}_narrow"), vec![]);
+        self.node("Cast", &[&rows], name, vec![int("to", i64::from(FLOAT))])
+    }
+
+    fn stored(&mut self, stored: &Stored, name: &str) -> String {
+        if self.graph.initializer.iter().any(|t| t.name == name) {
+            return name.into();
         }
         let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
-        let bytes = 4 * stored.dims.iter().product::<usize>();
+        let bytes = stored.element.bytes() * stored.dims.iter().product::<usize>();
         self.graph.initializer.push(TensorProto {
             dims: stored.dims.iter().map(|&d| d as i64).collect(),
-            data_type: FLOAT,
-            name: stored.name.clone(),
+            data_type: stored.element.data_type(),
+            name: name.into(),
             external_data: vec![
                 entry("location", self.weights_file.clone()),
                 entry("offset", stored.offset.to_string()),
@@ -344,10 +426,9 @@ impl GraphBuilder {
             data_location: 1,
             ..Default::default()
         });
-        stored.name.clone()
+        name.into()
     }
 
-    /// A small constant written into the graph itself.
     pub fn constant(&mut self, name: &str, dims: &[usize], values: &[f32]) -> String {
         let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.inline(name, dims, FLOAT, raw_data)
@@ -393,6 +474,7 @@ impl GraphBuilder {
             ir_version: IR_VERSION,
             producer_name: "selfrepair".into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
+            model_version: VERSION,
             doc_string: self.doc,
             graph: Some(self.graph),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],

@@ -1,9 +1,10 @@
-//! Transforms exported graphs at load time: a lower precision (`lower`), custom operators in place of chains of
+//! Transforms exported graphs at load time: float32 weights in place of stored 16-bit floats (`widen`), a lower precision (`lower`), custom operators in place of chains of
 //! standard ones (`fuse`), and padded rows (`pad`). The files do not change.
 
 mod fuse;
 mod lower;
 mod pad;
+mod widen;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,6 +22,7 @@ pub use fuse::{
 pub use lower::Lowering;
 use pad::Padded;
 pub use pad::{ALIASED, PADDING};
+pub use widen::Narrow;
 
 /// An exported graph as a device runs it.
 pub struct Prepared {
@@ -35,6 +37,8 @@ pub struct Prepared {
 /// What a graph reads from its weights file, and how.
 pub struct Weight {
     pub stored: ExternalWeight,
+    /// If the file has 16-bit floats.
+    pub narrow: Option<Narrow>,
     pub lowering: Option<Lowering>,
     /// Whether [`PADDING`] rows of zeros follow it.
     pub is_padded: bool,
@@ -48,6 +52,7 @@ pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -
     let role = model.role();
     let lowering = lowering.filter(|_| role == Role::Projections);
     let graph = model.graph.as_mut().with_context(|| format!("{} has no graph", path.display()))?;
+    let narrow = widen::widen(graph);
     let rounded = lowering.map(|lowering| lower::lower(graph, lowering)).unwrap_or_default();
     let weights = graph.external_weights().with_context(|| path.display().to_string())?;
     let (mut padded, mut unbiased) = (Padded::default(), Unbiased::new());
@@ -60,6 +65,7 @@ pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -
         model.opset_import.push(fuse::domain());
     }
     let weight = |stored: ExternalWeight| Weight {
+        narrow: narrow.get(&stored.name).copied(),
         lowering: lowering.filter(|_| rounded.contains(&stored.name)),
         is_padded: padded.weights.contains(&stored.name),
         stored,

@@ -150,7 +150,7 @@ fn compute_shards<'a>(
         let (part, prompts) = (ablate_job(context, plan, engine, job, bar), &job.prompts);
         part.with_context(|| format!("ablating prompts {} to {}", prompts[0], prompts[prompts.len() - 1]))
     };
-    let jobs = jobs(context, plan, shards, left, pool.size());
+    let jobs = jobs(context, plan, shards, left, pool.parts());
     let absorb = |shard: &mut Shard, part| {
         shard.absorb(plan, part);
         Ok(())

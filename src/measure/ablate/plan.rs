@@ -122,6 +122,8 @@ impl<'a> Plan<'a> {
             iterate: false,
             neurons: self.neuron_layers.clone(),
             first_readers: self.first_readers(),
+            rows: self.prompts.tokens(),
+            prompt_len: self.prompts.longest(),
         }
     }
 
@@ -261,6 +263,9 @@ impl<'a> Plan<'a> {
         for &layer in &self.neuron_layers {
             keep[layer].post = true;
         }
+        // Of what is ablated, and of all that can react.
+        let first = self.groups.keys().next().map_or(self.architecture.layers, |&(layer, _)| layer);
+        keep.iter_mut().skip(first).for_each(|k| k.directions = true);
         if self.has_holds() {
             for k in &mut keep {
                 (k.z, k.mlp_out) = (true, true);

@@ -164,7 +164,7 @@ fn own_change(
             Ok((0..positions).map(own).collect())
         }
         _ => {
-            let v = head_rows(a, &work.directions.v[layer], p, head, positions)?;
+            let v = head_rows(a, work.directions.v(layer)?, p, head, positions)?;
             let rows = z_change.chunks_exact(a.d_head).zip(v.chunks_exact(a.d_head));
             Ok(rows.map(|(z, v)| z.iter().zip(v).map(|(&z, &v)| f64::from(z) * f64::from(v)).sum()).collect())
         }

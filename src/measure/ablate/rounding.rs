@@ -74,7 +74,7 @@ fn in_float32<'a>(context: &MeasureContext, plan: &'a Plan<'a>) -> Result<Shard>
     let config = RuntimeConfig { precision: Precision::Fp32, probe: false, ..context.config.runtime.clone() };
     let mut pool = WorkerPool::load(plan.architecture, context.graphs, &config, &plan.needs())?;
     let prompts: Vec<usize> = (0..plan.prompts.count().min(plan.prompts_in_shard())).collect();
-    let jobs = jobs(context, plan, &[&prompts], &[0], pool.size());
+    let jobs = jobs(context, plan, &[&prompts], &[0], pool.parts());
     let mut shard = Shard::new(plan, &prompts);
     let bar = Bar::hidden();
     let work = |engine: &mut _, (_, job): &(usize, Job<'a>)| ablate_job(context, plan, engine, job, &bar);

@@ -36,7 +36,8 @@ pub fn iterate(context: &MeasureContext, prompts: &Prompts) -> Result<()> {
         return Ok(());
     }
     let a = context.architecture;
-    let needs = Needs { iterate: true, ..Needs::default() };
+    let (rows, prompt_len) = (prompts.tokens(), prompts.longest());
+    let needs = Needs { iterate: true, rows, prompt_len, ..Needs::default() };
     let mut pool = WorkerPool::load(a, context.graphs, &context.config.runtime, &needs)?;
     let top = TopTokens::find(context, prompts)?;
     let mut own = SelfAdditions::new(context, additions);
@@ -125,7 +126,7 @@ impl Prompt {
         let target = prompts.target_row(number, tokens.len());
         let measured = target.measured.clone();
         let mut directions = engine.directions(&[target])?;
-        let keep = Keep { residual_pre: true, z: true, ..Default::default() };
+        let keep = Keep { residual_pre: true, z: true, directions: true, ..Default::default() };
         let clean = engine.clean(&[tokens], &mut directions, &vec![keep; engine.architecture.layers])?;
         Ok(Self { number, measured, directions, clean })
     }

@@ -38,8 +38,8 @@ pub fn even_share(c: &Checkpoint, width_key: &str, heads_key: &str) -> Result<us
 /// The widest stream or head. Published models have up to 18,432.
 const MOST_WIDTH: usize = 1 << 17;
 
-/// Heads of a layer, neurons of an MLP or an expert, and experts. Published models have up to 65,536 neurons.
-pub const MOST_NUMBERED: usize = 1 << 17;
+/// Heads of a layer, neurons of an MLP or an expert, and experts. Published models have up to 57,344 neurons.
+pub const MOST_NUMBERED: usize = u16::MAX as usize;
 
 /// Heads of all layers. Published models have up to 16,128.
 const MOST_HEADS: usize = 1 << 20;

@@ -1,0 +1,176 @@
+//! Layers that are loaded for a time, because not all of them fit into memory.
+//!
+//! Several tasks, each with batches of its own, go through the layers at once. A layer is loaded when all tasks that are at
+//! work wait for one that is not there; then every task that waits for it uses it before the next is loaded. So the file of
+//! weights is read once for all tasks that go through the layers together.
+
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use anyhow::{Result, anyhow};
+
+use crate::blocks::Block;
+
+/// Loads the graphs of a layer, as many times as there are threads.
+type Load = dyn Fn(usize) -> Result<Vec<Block>> + Send + Sync;
+
+pub struct Lender {
+    load: Box<Load>,
+    /// Layers that may be there at the same time.
+    most: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// By layer: what is not lent.
+    loaded: BTreeMap<usize, Vec<Block>>,
+    /// By layer, how many are lent.
+    lent: BTreeMap<usize, usize>,
+    /// By layer, how many tasks wait for it.
+    waiting: BTreeMap<usize, usize>,
+    /// Tasks at work.
+    tasks: usize,
+    /// The layer that was loaded last.
+    last: usize,
+    is_loading: bool,
+    error: Option<Arc<anyhow::Error>>,
+}
+
+impl Lender {
+    pub fn new(most: usize, load: impl Fn(usize) -> Result<Vec<Block>> + Send + Sync + 'static) -> Self {
+        Self { load: Box::new(load), most: most.max(1), state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// While what is returned lives, no layer is loaded before this task waits, too.
+    pub fn task(&self) -> Task<'_> {
+        self.state().tasks += 1;
+        Task(self)
+    }
+
+    /// Waits until a layer is there.
+    ///
+    /// # Errors
+    /// If a layer could not be loaded.
+    pub fn borrow(&self, layer: usize) -> Result<Loan<'_>> {
+        let mut state = self.state();
+        *state.waiting.entry(layer).or_default() += 1;
+        loop {
+            if let Some(error) = &state.error {
+                return Err(anyhow!("{error:#}"));
+            }
+            if let Some(block) = state.loaded.get_mut(&layer).and_then(Vec::pop) {
+                state.stop_waiting(layer);
+                *state.lent.entry(layer).or_default() += 1;
+                return Ok(Loan { lender: self, layer, block: Some(Box::new(block)) });
+            }
+            state = match state.next_to_load() {
+                Some(next) => self.load(state, next),
+                None => self.changed.wait(state).unwrap_or_else(|e| e.into_inner()),
+            };
+        }
+    }
+
+    /// Loads a layer in place of another, if too many are there.
+    fn load<'a>(&'a self, mut state: MutexGuard<'a, State>, layer: usize) -> MutexGuard<'a, State> {
+        let mut removed = Vec::new();
+        while state.loaded.len() >= self.most {
+            let Some(blocks) = state.least_wanted().and_then(|layer| state.loaded.remove(&layer)) else { break };
+            removed.push(blocks);
+        }
+        state.is_loading = true;
+        drop(state);
+        drop(removed);
+        let blocks = (self.load)(layer);
+        let mut state = self.state();
+        state.is_loading = false;
+        state.last = layer;
+        match blocks {
+            Ok(blocks) => drop(state.loaded.insert(layer, blocks)),
+            Err(error) => state.error = Some(Arc::new(error)),
+        }
+        self.changed.notify_all();
+        state
+    }
+}
+
+impl State {
+    fn stop_waiting(&mut self, layer: usize) {
+        if let Some(count) = self.waiting.get_mut(&layer) {
+            *count -= 1;
+            if *count == 0 {
+                self.waiting.remove(&layer);
+            }
+        }
+    }
+
+    /// The layer to load now: of those that are waited for the next after the last one, or the first. None while a task
+    /// can still go on with what is there.
+    fn next_to_load(&self) -> Option<usize> {
+        let waiting: usize = self.waiting.values().sum();
+        let can_go_on = |layer: &usize| self.loaded.contains_key(layer);
+        let is_busy = self.is_loading || !self.lent.is_empty() || waiting < self.tasks;
+        if is_busy || self.waiting.keys().any(can_go_on) {
+            return None;
+        }
+        self.waiting.range(self.last..).chain(self.waiting.iter()).map(|(&layer, _)| layer).next()
+    }
+
+    /// The layer to remove: the lowest that nobody waits for. Ablated runs begin late, so the last layers are used most.
+    fn least_wanted(&self) -> Option<usize> {
+        self.loaded.keys().copied().find(|layer| !self.waiting.contains_key(layer))
+    }
+}
+
+/// A task at work.
+pub struct Task<'a>(&'a Lender);
+
+impl Drop for Task<'_> {
+    fn drop(&mut self) {
+        self.0.state().tasks -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+/// A layer that is lent.
+pub struct Loan<'a> {
+    lender: &'a Lender,
+    layer: usize,
+    block: Option<Box<Block>>,
+}
+
+impl Deref for Loan<'_> {
+    type Target = Block;
+
+    fn deref(&self) -> &Block {
+        self.block.as_ref().unwrap_or_else(|| unreachable!("a loan has its block until it is dropped"))
+    }
+}
+
+impl DerefMut for Loan<'_> {
+    fn deref_mut(&mut self) -> &mut Block {
+        self.block.as_mut().unwrap_or_else(|| unreachable!("a loan has its block until it is dropped"))
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        let mut state = self.lender.state();
+        if let Some(block) = self.block.take() {
+            state.loaded.entry(self.layer).or_default().push(*block);
+        }
+        if let Some(count) = state.lent.get_mut(&self.layer) {
+            *count -= 1;
+            if *count == 0 {
+                state.lent.remove(&self.layer);
+            }
+        }
+        self.lender.changed.notify_all();
+    }
+}
