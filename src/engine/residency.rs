@@ -57,6 +57,11 @@ impl Residency {
     }
 }
 
+/// Bytes of a number in the file of weights.
+pub fn bytes_of_number(a: &Architecture) -> usize {
+    if ["BF16", "F16"].contains(&a.dtype.as_str()) { 2 } else { 4 }
+}
+
 /// Bytes of a row between calls: z and what the parts write in all layers.
 fn kept(a: &Architecture) -> usize {
     4 * a.layers * (a.heads * a.d_head + 2 * a.d_model)
@@ -88,7 +93,7 @@ impl Memory {
         let block = 4.0 * (attention + mlp + of_heads) as f64;
         let of_neurons = 4.0 * (needs.neurons.len() * a.d_mlp * d) as f64;
 
-        let stored = if ["BF16", "F16"].contains(&a.dtype.as_str()) { 2 } else { 4 };
+        let stored = bytes_of_number(a);
         let tables = if a.tied && !a.embedding_norm { 1 } else { 2 };
         let matrix = if needs.unembed || needs.divergence { 4 } else { 0 };
         let ends = a.vocab * d * (stored * tables + matrix);

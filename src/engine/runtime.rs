@@ -110,10 +110,13 @@ impl Runtime {
         };
         let unbiased = prepared.unbiased.into_iter().map(with_value).collect::<Result<_>>()?;
         let of_graph = &name;
+        let level = match prepared.folds_widened {
+            true => GraphOptimizationLevel::Disable,
+            false => GraphOptimizationLevel::Level3,
+        };
         let build = move || -> ort::Result<Session> {
-            let mut builder = Session::builder(&self.environment)?
-                .with_flush_to_zero()?
-                .with_optimization_level(GraphOptimizationLevel::Level3)?;
+            let mut builder =
+                Session::builder(&self.environment)?.with_flush_to_zero()?.with_optimization_level(level)?;
             builder = match weights.prepacked() {
                 Some(prepacked) => builder.with_prepacked_weights(prepacked)?,
                 None => builder.with_config_entry(NO_PREPACKING, "1")?,

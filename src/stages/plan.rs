@@ -14,7 +14,7 @@ use selfrepair_core::pieces::{Coverage, Piece, counted};
 use selfrepair_core::progress;
 use selfrepair_engine::Needs;
 use selfrepair_engine::rate::matmul_rate;
-use selfrepair_engine::residency::Residency;
+use selfrepair_engine::residency::{Residency, bytes_of_number};
 use selfrepair_measure::{flops_of_token, iterate};
 use selfrepair_model::Architecture;
 use selfrepair_store::pieces;
@@ -46,7 +46,7 @@ impl Estimate {
         }
         let tokens = (c.tokens / c.prompt_len * (c.prompt_len - 1)) as f64;
         let flops = pieces.iter().map(|piece| flops_of_token(config, a, piece)).sum::<f64>() * tokens;
-        let weights = 4.0 * a.stored_numbers() as f64;
+        let weights = (bytes_of_number(a) * a.stored_numbers()) as f64;
         // Measured: 37 bytes per row of `ablations`, 4 per row of `direct_effects`.
         let of_effects = pieces.iter().filter(|piece| piece.outputs.effects);
         let rows = of_effects.map(|piece| piece.ablations().len()).sum::<usize>() as f64 * tokens;

@@ -3,7 +3,7 @@
 //! N = B · S rows, E experts, K of them at a row, M neurons of an expert. A row has K slots, one for each expert that was
 //! chosen there.
 
-use super::graphs::{B, S, activate, project, reshape, sum_last};
+use super::graphs::{B, S, activate, project, reshape, sum_last, with_lead_of};
 use super::onnx::{Dim, GraphBuilder, Stored, int, string};
 use super::stored::{StoredExperts, StoredMlp};
 use crate::hooks::HookPoint;
@@ -71,25 +71,18 @@ pub fn mixture(
         written = g.node("Add", &[&written, biases], "written_with_biases", vec![]);
     }
 
-    // Back to [B, S, ..].
-    let lead = g.node("Shape", &[normed], "lead", vec![int("start", 0), int("end", 2)]);
-    let batched = |g: &mut GraphBuilder, x: &str, columns: usize, name: &str| {
-        let last = g.int_constant(&format!("last_of_{name}"), &[columns as i64]);
-        let shape = g.node("Concat", &[&lead, &last], &format!("shape_of_{name}"), vec![int("axis", 0)]);
-        g.node("Reshape", &[x, &shape], name, vec![])
-    };
     let active = experts.active_neurons();
-    batched(g, &post, active, &HookPoint::MlpPost.name());
-    batched(g, &routing.experts, experts.chosen, &HookPoint::ExpertIndices.name());
+    with_lead_of(g, normed, &post, active, &HookPoint::MlpPost.name());
+    with_lead_of(g, normed, &routing.experts, experts.chosen, &HookPoint::ExpertIndices.name());
     g.output(HookPoint::MlpPost, &[B, S, Dim::Size(active)], "the chosen experts' neurons, with the experts' weights");
     g.int_output(HookPoint::ExpertIndices, &[B, S, Dim::Size(experts.chosen)], "the chosen experts");
     if let Some(biases) = biases {
-        let biases = batched(g, &biases, a.d_model, "bias_written");
+        let biases = with_lead_of(g, normed, &biases, a.d_model, "bias_written");
         let products = g.node("Mul", &[&biases, u], "bias_times_u", vec![]);
         sum_last(g, &products, &HookPoint::ExpertBiasEffect.name(), 2);
         g.output(HookPoint::ExpertBiasEffect, &[B, S], "what the chosen experts' biases write · u");
     }
-    batched(g, &written, a.d_model, name)
+    with_lead_of(g, normed, &written, a.d_model, name)
 }
 
 /// What the biases of the chosen experts write, with the experts' weights, [N, D].

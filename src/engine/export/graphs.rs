@@ -227,10 +227,7 @@ pub fn head_directions(a: &Architecture, layer: usize, w: &StoredLayer, weights:
     let rows = reshape(&mut g, &scaled, &[-1, a.d_model as i64], "u_rows");
     let w_o = g.weight(&w.w_o);
     let v = g.node("Gemm", &[&rows, &w_o], "v_rows", vec![int("transB", 1)]);
-    let lead = g.node("Shape", &[&u], "lead", vec![int("start", 0), int("end", 2)]);
-    let last = g.int_constant("width", &[width as i64]);
-    let shape = g.node("Concat", &[&lead, &last], "v_shape", vec![int("axis", 0)]);
-    g.node("Reshape", &[&v, &shape], &HookPoint::V.name(), vec![]);
+    with_lead_of(&mut g, &u, &v, width, &HookPoint::V.name());
     g.output(HookPoint::V, &[P, S, Dim::Size(width)], "W_O u of the heads");
     g
 }
@@ -242,22 +239,15 @@ pub fn neuron_directions(a: &Architecture, layer: usize, w: &StoredLayer, weight
     let mut g = GraphBuilder::new(&super::neuron_directions_graph(layer), Role::Exact, &doc, weights);
     let u = g.input(HookPoint::U, &[P, S, Dim::Size(a.d_model)], "the direction γ ⊙ Ŵ[target]");
     let u = scaled_by(&mut g, &u, w.write_norms.as_ref().map(|(_, of_mlp)| of_mlp), "u_before_norm");
-    let outputs = w.mlp.outputs();
-    let last = outputs.len() - 1;
-    let parts: Vec<String> = outputs
-        .into_iter()
-        .enumerate()
-        .map(|(e, w_out)| {
-            let w_out = g.weight(w_out);
-            let transposed = g.node("Transpose", &[&w_out], &format!("W_out_T_{e}"), vec![]);
-            let name = if last == 0 { HookPoint::W.name().into_owned() } else { format!("w_of_expert_{e}") };
-            g.node("MatMul", &[&u, &transposed], &name, vec![])
-        })
-        .collect();
-    if last > 0 {
-        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        g.node("Concat", &parts, &HookPoint::W.name(), vec![int("axis", -1)]);
+    let rows = reshape(&mut g, &u, &[-1, a.d_model as i64], "u_rows");
+    let mut parts = Vec::new();
+    for (e, w_out) in w.mlp.outputs().into_iter().enumerate() {
+        let w_out = g.weight(w_out);
+        parts.push(g.node("Gemm", &[&rows, &w_out], &format!("w_rows_{e}"), vec![int("transB", 1)]));
     }
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let of_rows = g.node("Concat", &parts, "w_rows", vec![int("axis", 1)]);
+    with_lead_of(&mut g, &u, &of_rows, a.d_mlp, &HookPoint::W.name());
     g.output(HookPoint::W, &[P, S, Dim::Size(a.d_mlp)], "W_out u of every neuron");
     g
 }
@@ -436,6 +426,14 @@ fn solu(g: &mut GraphBuilder, a: &Architecture, x: &str, name: &str) -> String {
 pub fn reshape(g: &mut GraphBuilder, x: &str, shape: &[i64], name: &str) -> String {
     let shape = g.int_constant(&format!("shape_of_{name}"), shape);
     g.node("Reshape", &[x, &shape], name, vec![])
+}
+
+/// Rows [N, columns] as [.., columns], where the first two dimensions are those of `like`.
+pub fn with_lead_of(g: &mut GraphBuilder, like: &str, rows: &str, columns: usize, name: &str) -> String {
+    let lead = g.node("Shape", &[like], &format!("lead_of_{name}"), vec![int("start", 0), int("end", 2)]);
+    let last = g.int_constant(&format!("last_of_{name}"), &[columns as i64]);
+    let shape = g.node("Concat", &[&lead, &last], &format!("shape_of_{name}"), vec![int("axis", 0)]);
+    g.node("Reshape", &[rows, &shape], name, vec![])
 }
 
 /// Sum over the last axis, which is `axis`.

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use half::{bf16, f16};
 use prost::Message;
 
 use crate::hooks::HookPoint;
@@ -178,7 +179,7 @@ pub enum Element {
 impl Element {
     /// The smallest that has these numbers exactly. Small tensors stay float32.
     fn of(values: &[f32]) -> Self {
-        const SMALL: usize = 1 << 12;
+        const SMALL: usize = 1 << 8;
         let fits = |half: Half| values.iter().all(|&v| half.round(v).to_bits() == v.to_bits());
         match values.len() {
             0..SMALL => Self::F32,
@@ -207,12 +208,18 @@ impl Element {
         all.into_iter().find(|element| element.data_type() == data_type)
     }
 
-    fn write(self, v: f32, out: &mut impl Write) -> std::io::Result<()> {
-        match self {
-            Self::F32 => out.write_all(&v.to_le_bytes()),
-            Self::Half(Half::Bf16) => out.write_all(&half::bf16::from_f32(v).to_le_bytes()),
-            Self::Half(Half::Fp16) => out.write_all(&half::f16::from_f32(v).to_le_bytes()),
+    fn write(self, values: &[f32], out: &mut impl Write) -> std::io::Result<()> {
+        let mut bytes = Vec::new();
+        for values in values.chunks(1 << 16) {
+            bytes.clear();
+            match self {
+                Self::F32 => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+                Self::Half(Half::Bf16) => bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
+                Self::Half(Half::Fp16) => bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
+            }
+            out.write_all(&bytes)?;
         }
+        Ok(())
     }
 }
 
@@ -303,7 +310,7 @@ impl WeightsFile {
         let element = Element::of(values);
         let mut write = || -> std::io::Result<()> {
             self.file.write_all(&vec![0; padding as usize])?;
-            values.iter().try_for_each(|&v| element.write(v, &mut self.file))
+            element.write(values, &mut self.file)
         };
         write().with_context(|| format!("cannot write {}", self.path.display()))?;
         self.offset += padding;

@@ -220,7 +220,7 @@ impl GraphProto {
         }
     }
 
-    fn is_constant(&self, name: &str) -> bool {
+    pub(super) fn is_constant(&self, name: &str) -> bool {
         self.initializer.iter().any(|t| t.name == name)
     }
 

@@ -32,6 +32,9 @@ pub struct Prepared {
     pub padded: BTreeSet<String>,
     /// Outputs that lack their bias.
     pub unbiased: Unbiased,
+    /// A node computes with nothing but weights that were widened. ONNX Runtime would do so when it loads the graph, with
+    /// the numbers of the file.
+    pub folds_widened: bool,
 }
 
 /// What a graph reads from its weights file, and how.
@@ -71,5 +74,8 @@ pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -
         stored,
     };
     let weights = weights.into_iter().map(weight).collect();
-    Ok(Prepared { onnx: model.encode_to_vec(), weights, padded: padded.outputs, unbiased })
+    let is_widened = |name: &String| narrow.get(name).is_some_and(|narrow| narrow.is_widened);
+    let folds_widened =
+        graph.node.iter().any(|n| n.input.iter().all(|x| graph.is_constant(x)) && n.input.iter().any(is_widened));
+    Ok(Prepared { onnx: model.encode_to_vec(), weights, padded: padded.outputs, unbiased, folds_widened })
 }
