@@ -166,6 +166,10 @@ pub struct RuntimeConfig {
     /// Whether engines measure the machine's own speed between pieces of work; `bench` sets it.
     #[serde(skip)]
     pub probe: bool,
+    /// Whether all layers are in memory at once, or loaded in turn. `None`: all of them, if they fit. A run sets what its
+    /// results were begun with.
+    #[serde(skip)]
+    pub all_layers: Option<bool>,
 }
 
 /// What a head's output is replaced by, at all positions at once.
@@ -296,6 +300,7 @@ impl Default for RuntimeConfig {
             precision: Precision::Fp32,
             profile: None,
             probe: false,
+            all_layers: None,
         }
     }
 }

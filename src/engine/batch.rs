@@ -49,14 +49,12 @@ pub fn rows_that_fit(
     prompt_len: usize,
     ablated: &[Ablatable],
 ) -> Result<usize> {
-    let layers: BTreeSet<usize> = ablated.iter().filter(|c| c.head.is_some()).map(|c| c.layer).collect();
-    // What attention gives and writes in these layers, where that is normed.
-    let kept = if a.write_norms { 8 * a.d_model * layers.len() } else { 0 };
+    let needs = needs_of(a, prompt_len, ablated);
+    // What attention gives and writes in layers with ablated heads, where that is normed.
+    let kept = if a.write_norms { 8 * a.d_model * needs.first_readers.len() } else { 0 };
     // Logits, their exponentials and a copy, in the clean pass.
     let at_the_end = 12 * a.vocab;
     let row = ((in_block(a, prompt_len).max(at_the_end) + kept) * config.engine_count()) as f64;
-    let first_readers = if a.reads_by_difference() { layers.into_iter().collect() } else { vec![] };
-    let needs = Needs { ablate: true, unembed: true, first_readers, rows: prompt_len, prompt_len, ..Needs::default() };
     let (bytes, who) = match config.memory {
         0 => {
             let Some(bytes) = available() else { return Ok(usize::MAX) };
@@ -69,12 +67,26 @@ pub fn rows_that_fit(
     }
     let (weights, row) = match Residency::of(config, a, &needs) {
         Residency::All => (Residency::All.bytes(config, a, &needs), row),
-        // Batches that wait for their layers keep what they have.
-        Residency::Some { .. } => (Residency::least(config, a, &needs), row + Residency::bytes_of_row(config, a)),
+        // Batches that wait for their layers keep what they have. Logits are of a prompt at a time.
+        Residency::Some { .. } => {
+            let in_calls = (config.engine_count() * (in_block(a, prompt_len) + kept)) as f64;
+            (Residency::least(config, a, &needs), in_calls + Residency::bytes_of_row(config, a))
+        }
     };
     // Half of what the weights leave may be activations.
     let left = (bytes as f64 - weights).max(0.0) / 2.0;
     Ok(((left / row) as usize).max(prompt_len))
+}
+
+/// Whether all layers fit into what a run may take, beside a prompt at a time.
+pub fn all_layers_fit(config: &RuntimeConfig, a: &Architecture, prompt_len: usize, ablated: &[Ablatable]) -> bool {
+    Residency::of(config, a, &needs_of(a, prompt_len, ablated)) == Residency::All
+}
+
+fn needs_of(a: &Architecture, prompt_len: usize, ablated: &[Ablatable]) -> Needs {
+    let layers: BTreeSet<usize> = ablated.iter().filter(|c| c.head.is_some()).map(|c| c.layer).collect();
+    let first_readers = if a.reads_by_difference() { layers.into_iter().collect() } else { vec![] };
+    Needs { ablate: true, unembed: true, first_readers, rows: prompt_len, prompt_len, ..Needs::default() }
 }
 
 fn check_room(bytes: u64, needed: f64, who: &str) -> Result<()> {

@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
+use selfrepair_core::memory::is_exhausted;
 
 use crate::blocks::Block;
 
@@ -18,7 +20,7 @@ type Load = dyn Fn(usize) -> Result<Vec<Block>> + Send + Sync;
 pub struct Lender {
     load: Box<Load>,
     /// Layers that may be there at the same time.
-    most: usize,
+    most: AtomicUsize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -36,12 +38,16 @@ struct State {
     /// The layer that was loaded last.
     last: usize,
     is_loading: bool,
-    error: Option<Arc<anyhow::Error>>,
 }
 
 impl Lender {
     pub fn new(most: usize, load: impl Fn(usize) -> Result<Vec<Block>> + Send + Sync + 'static) -> Self {
-        Self { load: Box::new(load), most: most.max(1), state: Mutex::default(), changed: Condvar::new() }
+        Self {
+            load: Box::new(load),
+            most: AtomicUsize::new(most.max(1)),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -54,49 +60,66 @@ impl Lender {
         Task(self)
     }
 
-    /// Waits until a layer is there.
+    /// Waits until a layer is there; a task that waits may load one for another.
     ///
     /// # Errors
-    /// If a layer could not be loaded.
+    /// If the layer that this task loads cannot be loaded.
     pub fn borrow(&self, layer: usize) -> Result<Loan<'_>> {
         let mut state = self.state();
         *state.waiting.entry(layer).or_default() += 1;
         loop {
-            if let Some(error) = &state.error {
-                return Err(anyhow!("{error:#}"));
-            }
             if let Some(block) = state.loaded.get_mut(&layer).and_then(Vec::pop) {
                 state.stop_waiting(layer);
                 *state.lent.entry(layer).or_default() += 1;
                 return Ok(Loan { lender: self, layer, block: Some(Box::new(block)) });
             }
-            state = match state.next_to_load() {
-                Some(next) => self.load(state, next),
-                None => self.changed.wait(state).unwrap_or_else(|e| e.into_inner()),
+            let Some(next) = state.next_to_load() else {
+                state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+                continue;
             };
+            state.is_loading = true;
+            drop(state);
+            let loaded = self.load(next);
+            state = self.state();
+            state.is_loading = false;
+            self.changed.notify_all();
+            match loaded {
+                Ok(blocks) => {
+                    state.last = next;
+                    state.loaded.insert(next, blocks);
+                }
+                Err(error) => {
+                    state.stop_waiting(layer);
+                    return Err(error);
+                }
+            }
         }
     }
 
-    /// Loads a layer in place of another, if too many are there.
-    fn load<'a>(&'a self, mut state: MutexGuard<'a, State>, layer: usize) -> MutexGuard<'a, State> {
-        let mut removed = Vec::new();
-        while state.loaded.len() >= self.most {
-            let Some(blocks) = state.least_wanted().and_then(|layer| state.loaded.remove(&layer)) else { break };
-            removed.push(blocks);
+    /// Loads a layer in place of others, if too many are there, or if there is no memory beside them.
+    fn load(&self, layer: usize) -> Result<Vec<Block>> {
+        let most = self.most.load(Relaxed);
+        while self.state().loaded.len() >= most {
+            if !self.remove_one() {
+                break;
+            }
         }
-        state.is_loading = true;
-        drop(state);
-        drop(removed);
-        let blocks = (self.load)(layer);
+        loop {
+            match (self.load)(layer) {
+                Err(error) if is_exhausted(&error) && self.remove_one() => {
+                    self.most.store(self.state().loaded.len().max(1), Relaxed);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// False if no layer can go.
+    fn remove_one(&self) -> bool {
         let mut state = self.state();
-        state.is_loading = false;
-        state.last = layer;
-        match blocks {
-            Ok(blocks) => drop(state.loaded.insert(layer, blocks)),
-            Err(error) => state.error = Some(Arc::new(error)),
-        }
-        self.changed.notify_all();
-        state
+        let removed = state.least_wanted().and_then(|layer| state.loaded.remove(&layer));
+        drop(state);
+        removed.is_some()
     }
 }
 
@@ -122,9 +145,10 @@ impl State {
         self.waiting.range(self.last..).chain(self.waiting.iter()).map(|(&layer, _)| layer).next()
     }
 
-    /// The layer to remove: the lowest that nobody waits for. Ablated runs begin late, so the last layers are used most.
+    /// The layer to remove: the lowest that nobody has or waits for. Ablated runs begin late, so the last layers are used most.
     fn least_wanted(&self) -> Option<usize> {
-        self.loaded.keys().copied().find(|layer| !self.waiting.contains_key(layer))
+        let is_wanted = |layer: &usize| self.waiting.contains_key(layer) || self.lent.contains_key(layer);
+        self.loaded.keys().copied().find(|layer| !is_wanted(layer))
     }
 }
 

@@ -17,20 +17,19 @@ pub enum Residency {
 }
 
 impl Residency {
-    /// All layers if they fit into `runtime.memory`, or into what the machine has left.
+    /// All layers if they fit into `runtime.memory`, or into what the machine has left, with a prompt at a time; batches are
+    /// then as large as there is room for. Unless the configuration says which.
     pub fn of(config: &RuntimeConfig, a: &Architecture, needs: &Needs) -> Self {
         let bytes = match config.memory {
             0 => available().map_or(f64::INFINITY, |bytes| bytes as f64),
             bytes => bytes as f64,
         };
-        Self::within(bytes, config, a, needs)
-    }
-
-    fn within(bytes: f64, config: &RuntimeConfig, a: &Architecture, needs: &Needs) -> Self {
-        let memory = Memory::of(config, a, needs);
-        if config.device != "cpu" || memory.all <= bytes {
+        let one_prompt = Needs { rows: needs.prompt_len, ..needs.clone() };
+        let fits = || config.device != "cpu" || Memory::of(config, a, &one_prompt).all <= bytes;
+        if config.all_layers.unwrap_or_else(fits) {
             return Self::All;
         }
+        let memory = Memory::of(config, a, needs);
         let left = (bytes - memory.fixed - memory.activations).max(0.0);
         Self::Some { layers: ((left / memory.block) as usize).clamp(1, a.layers), tasks: tasks(config) }
     }
@@ -43,10 +42,8 @@ impl Residency {
             Self::Some { layers, .. } => memory.fixed + memory.activations + layers as f64 * memory.block,
         }
     }
-}
 
-impl Residency {
-    /// Bytes of a run with one layer at a time.
+    /// Bytes of a run with one layer at a time, or with all of them if that is less.
     pub fn least(config: &RuntimeConfig, a: &Architecture, needs: &Needs) -> f64 {
         Self::Some { layers: 1, tasks: tasks(config) }.bytes(config, a, needs).min(Self::All.bytes(config, a, needs))
     }

@@ -25,7 +25,11 @@ pub struct MeasureContext<'a> {
 }
 
 /// About how many rows (runs × positions) one call of a graph has; fewer once memory turns out to be short.
-pub struct RowsPerCall(AtomicUsize);
+pub struct RowsPerCall {
+    count: AtomicUsize,
+    /// How many there is memory for.
+    fit: usize,
+}
 
 impl RowsPerCall {
     /// The number that the configuration sets, or fewer if memory does not allow it.
@@ -41,16 +45,21 @@ impl RowsPerCall {
                 &format!("batches of {fit} rows instead of {wanted}: larger ones do not fit in memory"),
             );
         }
-        Ok(Self(AtomicUsize::new(wanted.min(fit))))
+        Ok(Self { count: AtomicUsize::new(wanted.min(fit)), fit })
     }
 
     /// As many as an earlier call of the program had: the number can change the rounding.
     pub fn of(rows: usize) -> Self {
-        Self(AtomicUsize::new(rows))
+        Self { count: AtomicUsize::new(rows), fit: rows }
     }
 
     pub fn count(&self) -> usize {
-        self.0.load(Relaxed)
+        self.count.load(Relaxed)
+    }
+
+    /// How many there is memory for.
+    pub fn fit(&self) -> usize {
+        self.fit
     }
 }
 
@@ -82,7 +91,7 @@ impl MeasureContext<'_> {
         }
         let half = (rows / 2).max(length);
         // Another thread may have done so already.
-        if self.rows.0.fetch_min(half, Relaxed) > half {
+        if self.rows.count.fetch_min(half, Relaxed) > half {
             progress::line("memory", &format!("no memory for batches of {rows} rows; continuing with {half}"));
         }
         true

@@ -235,6 +235,11 @@ impl Checkpoint {
         count
     }
 
+    /// The elements of a tensor of that shape.
+    pub fn elements(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.read(name, shape)
+    }
+
     /// A vector of `len` elements.
     pub fn vector(&self, name: &str, len: usize) -> Result<Array1<f32>> {
         Ok(Array1::from_vec(self.read(name, &[len])?))

@@ -45,7 +45,7 @@ pub use architecture::{
 pub use checkpoint::Checkpoint;
 pub use fold::FoldedBiases;
 pub use gguf::{ARCHITECTURES as GGUF_ARCHITECTURES, GgufFile, Value as GgufValue};
-pub use mlp::{ClampedGate, ExpertWeighting, ExpertWeights, Experts, Mlp, MlpWeights, SharedExpert};
+pub use mlp::{ClampedGate, ExpertWeighting, ExpertWeights, Experts, Mlp, MlpWeights, SharedExpert, Xielu};
 pub use source::{ModelSource, Origin};
 
 use families::Family;

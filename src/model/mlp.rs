@@ -55,7 +55,18 @@ impl Experts {
 /// The weights of a block's MLP.
 pub enum MlpWeights {
     Dense(Box<Mlp>),
+    /// One whose activation has learned numbers.
+    Xielu(Box<Mlp>, Xielu),
     Experts(Box<ExpertWeights>),
+}
+
+/// xIELU (arXiv 2411.13010): α_p x² + β x where x > 0, else α_n (exp(min(x, ε)) − 1 − x) + β x.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Xielu {
+    pub alpha_p: f32,
+    pub alpha_n: f32,
+    pub beta: f32,
+    pub epsilon: f32,
 }
 
 /// An MLP, or one expert.
@@ -92,7 +103,7 @@ impl MlpWeights {
     /// The one MLP, or all experts, the shared one last.
     pub fn each_mut(&mut self) -> Vec<&mut Mlp> {
         match self {
-            Self::Dense(mlp) => vec![mlp],
+            Self::Dense(mlp) | Self::Xielu(mlp, _) => vec![mlp],
             Self::Experts(of) => {
                 of.experts.iter_mut().chain(of.shared.as_mut().map(|shared| &mut shared.mlp)).collect()
             }

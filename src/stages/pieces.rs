@@ -33,10 +33,15 @@ impl Run {
         files: &PieceFiles,
         work: impl FnOnce(&MeasureContext) -> Result<T>,
     ) -> Result<T> {
-        let rows = RowsPerCall::of(piece.rounding.rows.min(self.rows.count()).max(1));
+        let rows = RowsPerCall::of(piece.rounding.rows.min(self.rows.fit()).max(1));
         let graphs = self.folder.model();
+        // As they were begun, unless there is no room for that now.
+        let mut config = self.config.clone();
+        if !piece.rounding.all_layers {
+            config.runtime.all_layers = Some(false);
+        }
         work(&MeasureContext {
-            config: &self.config,
+            config: &config,
             architecture: &self.model.architecture,
             graphs: &graphs,
             piece: &piece.piece,
@@ -94,19 +99,27 @@ impl Run {
     fn rounding(&self) -> Result<Rounding> {
         let (onnxruntime, instructions) = rounding_of()?;
         let device = self.config.runtime.device.clone();
-        Ok(Rounding { onnxruntime, device, instructions, rows: self.rows.count() })
+        let all_layers = self.config.runtime.all_layers != Some(false);
+        Ok(Rounding { onnxruntime, device, instructions, rows: self.rows.count(), all_layers })
     }
 
     /// # Errors
     /// If a part of a piece was computed where numbers are rounded otherwise.
     fn refuse_other_rounding(&self, open: &OpenPiece, what: &str, else_do: &str) -> Result<()> {
-        let differ = open.rounding.differences(&self.rounding()?);
+        let (was, now) = (&open.rounding, self.rounding()?);
+        let mut differ = was.differences(&now);
+        if was.rows > self.rows.fit() {
+            differ.push(format!("{} rows in a call → {}, for which there is memory", was.rows, self.rows.fit()));
+        }
+        if was.all_layers && !now.all_layers {
+            differ.push("all layers in memory → in turn".into());
+        }
         if differ.is_empty() {
             return Ok(());
         }
         let out = self.folder.root().display();
         bail!(
-            "{} of {out} was begun elsewhere ({}), and {what} rounded as there: continue it there, or {else_do} --out {out}",
+            "{} of {out} was begun elsewhere ({}), and {what} rounded as there: continue it as there, or {else_do} --out {out}",
             open.folder(),
             differ.join(", "),
         )

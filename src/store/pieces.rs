@@ -41,10 +41,18 @@ pub struct Rounding {
     pub instructions: String,
     /// Rows in a call of a graph.
     pub rows: usize,
+    /// Whether all layers were in memory at once, or loaded in turn.
+    #[serde(default = "yes")]
+    pub all_layers: bool,
+}
+
+/// What earlier versions did.
+fn yes() -> bool {
+    true
 }
 
 impl Rounding {
-    /// What differs from `now`, but for the rows, which can be chosen: `device cpu → cuda`.
+    /// What differs from `now`, but for rows and layers, which can be chosen: `device cpu → cuda`.
     pub fn differences(&self, now: &Rounding) -> Vec<String> {
         let parts = [
             ("onnxruntime", &self.onnxruntime, &now.onnxruntime),

@@ -212,7 +212,9 @@ impl RunFolder {
     /// If files lie there that no record lists. Then nothing is removed.
     pub fn begin(&self, stage: Stage, inputs: &Inputs, folders: &[PathBuf]) -> Result<()> {
         self.refuse_foreign(stage, folders)?;
-        let keeps = stage == Stage::Analyze || self.has_begun(stage, &inputs.fingerprint);
+        let fingerprint = &inputs.fingerprint;
+        let keeps =
+            stage == Stage::Analyze || self.has_begun(stage, fingerprint) || self.has_lost_record(stage, fingerprint);
         if !keeps {
             self.remove(stage, folders)?;
         }
@@ -227,6 +229,13 @@ impl RunFolder {
         let files = records::any_manifest(&self.root, stage)?.filter(|_| keeps).map(|m| m.files).unwrap_or_default();
         let folders = if keeps { self.with_earlier(stage, folders)? } else { folders.to_vec() };
         self.write_manifest(stage, &Manifest { began: now(), files, ..self.new_manifest(inputs, &folders) })
+    }
+
+    /// Whether the record of the clean pass is lost or corrupt, but another stage's says that the folder is bound to this fingerprint.
+    /// Then what the clean pass wrote, activations too, is of this run.
+    fn has_lost_record(&self, stage: Stage, fingerprint: &str) -> bool {
+        let others = [Stage::Corpus, Stage::Export, Stage::Ablate];
+        stage == Stage::Trace && others.into_iter().any(|other| self.has_begun(other, fingerprint))
     }
 
     /// Removes the files that a stage has recorded, and its folders if nothing else is in them.

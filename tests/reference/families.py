@@ -291,6 +291,12 @@ FAMILIES |= {
 }
 
 
+FAMILIES |= {
+    "apertus": Family(
+        "ApertusForCausalLM",
+        GATED | RMS | LLAMA3_ROPE | {"hidden_size": 32}, [rope(100.0), {"rms_norm_eps": 1e-6}], torch.bfloat16),
+}
+
 # Routers choose other experts at other positions; every expert is chosen somewhere.
 EXPERTS = GATED | RMS | rope(5000.0) | {"intermediate_size": 20}
 FAMILIES |= {

@@ -41,6 +41,7 @@ AFTER_BOTH = Layout(
     mlp="post_feedforward_layernorm", write_norms=("post_attention_layernorm", "post_feedforward_layernorm"))
 EXPERTS = Layout(down=None)
 LAYOUTS = {
+    "apertus": Layout(attention_norm="attention_layernorm"),
     "gpt2": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn", "attn.c_proj", down="mlp.c_proj"),
     "gpt_neo": Layout("transformer.h", "transformer.ln_f", "ln_1", "attn.attention", "attn.attention.out_proj",
                       down="mlp.c_proj"),

@@ -63,6 +63,7 @@ macro_rules! families {
 }
 
 families! {
+    apertus: "apertus",
     bloom: "bloom",
     codegen: "codegen",
     cohere: "cohere",

@@ -11,7 +11,7 @@ use super::onnx::{Dim, GraphBuilder, Role, Stored, float, int, ints, string};
 use super::readers::{Reading, norm_scale, normed};
 use super::stored::{StoredLayer, StoredMlp, StoredMlps};
 use crate::hooks::{HookPoint, Projection};
-use selfrepair_model::{Activation, Architecture, Norm, QkNorm, Rotary};
+use selfrepair_model::{Activation, Architecture, Norm, QkNorm, Rotary, Xielu};
 
 pub const B: Dim = Dim::Name("B");
 pub const P: Dim = Dim::Name("P");
@@ -203,14 +203,15 @@ pub fn mlp(a: &Architecture, layer: usize, w: &StoredLayer, weights: &str, varia
 /// The neurons of the one MLP, and what they write.
 fn dense(g: &mut GraphBuilder, a: &Architecture, w: &StoredMlp, read: &Reading, name: &str) -> String {
     let hidden = read.project(g, Projection::In, &w.w_in, &w.b_in);
-    let post = match &w.w_gate {
-        Some(w_gate) => {
+    let post = match (&w.w_gate, &w.xielu) {
+        (_, Some(of)) => xielu(g, of, &hidden, &HookPoint::MlpPost.name()),
+        (Some(w_gate), _) => {
             let gate = read.project(g, Projection::Gate, w_gate, &w.b_gate);
             let gate = activate(g, a.activation, &gate, "gate_activated");
             g.node("Mul", &[&gate, &hidden], &HookPoint::MlpPost.name(), vec![])
         }
-        None if a.solu => solu(g, a, &hidden, &HookPoint::MlpPost.name()),
-        None => activate(g, a.activation, &hidden, &HookPoint::MlpPost.name()),
+        (None, _) if a.solu => solu(g, a, &hidden, &HookPoint::MlpPost.name()),
+        (None, _) => activate(g, a.activation, &hidden, &HookPoint::MlpPost.name()),
     };
     g.output(HookPoint::MlpPost, &[B, S, Dim::Size(a.d_mlp)], "the neurons' activations, before W_out");
     project(g, &post, &w.w_out, &w.b_out, name)
@@ -413,6 +414,30 @@ pub fn activate(g: &mut GraphBuilder, activation: Activation, x: &str, name: &st
             g.node("Mul", &[&relu, &relu], name, vec![])
         }
     }
+}
+
+fn xielu(g: &mut GraphBuilder, of: &Xielu, x: &str, name: &str) -> String {
+    let n = |what: &str| format!("{name}_{what}");
+    let [alpha_p, alpha_n, beta, epsilon, zero, one] = [
+        ("alpha_p", of.alpha_p),
+        ("alpha_n", of.alpha_n),
+        ("beta", of.beta),
+        ("epsilon", of.epsilon),
+        ("zero", 0.0),
+        ("one", 1.0),
+    ]
+    .map(|(what, value)| g.constant(&n(what), &[], &[value]));
+    let square = g.node("Mul", &[x, x], &n("square"), vec![]);
+    let above = g.node("Mul", &[&square, &alpha_p], &n("above"), vec![]);
+    let bounded = g.node("Min", &[x, &epsilon], &n("bounded"), vec![]);
+    let exp = g.node("Exp", &[&bounded], &n("exp"), vec![]);
+    let exp_less_1 = g.node("Sub", &[&exp, &one], &n("expm1"), vec![]);
+    let less_x = g.node("Sub", &[&exp_less_1, x], &n("expm1_less_x"), vec![]);
+    let below = g.node("Mul", &[&less_x, &alpha_n], &n("below"), vec![]);
+    let is_above = g.node("Greater", &[x, &zero], &n("is_above"), vec![]);
+    let either = g.node("Where", &[&is_above, &above, &below], &n("either"), vec![]);
+    let linear = g.node("Mul", &[x, &beta], &n("linear"), vec![]);
+    g.node("Add", &[&either, &linear], name, vec![])
 }
 
 /// The layer norm of x · softmax(x); its γ and β are part of W_out and its bias.

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use ndarray::{Array1, Array2, ArrayBase, Axis, Data, Dimension};
 
 use super::onnx::{Stored, WeightsFile};
-use selfrepair_model::{Architecture, Ends, Experts, FoldedBiases, LayerWeights, Linear, Mlp, MlpWeights};
+use selfrepair_model::{Architecture, Ends, Experts, FoldedBiases, LayerWeights, Linear, Mlp, MlpWeights, Xielu};
 
 /// Where the weights of a block lie.
 pub struct StoredLayer {
@@ -42,6 +42,8 @@ pub struct StoredMlp {
     pub b_gate: Option<Stored>,
     pub b_in: Option<Stored>,
     pub b_out: Option<Stored>,
+    /// Of its activation, if that has learned numbers.
+    pub xielu: Option<Xielu>,
 }
 
 /// Where a projection lies.
@@ -140,6 +142,10 @@ impl StoredLayer {
 fn put_mlps(f: &mut WeightsFile, a: &Architecture, w: &LayerWeights) -> Result<StoredMlps> {
     let of = match &w.mlp {
         MlpWeights::Dense(mlp) => return Ok(StoredMlps::Dense(Box::new(put_mlp(f, w, mlp, "")?))),
+        MlpWeights::Xielu(mlp, xielu) => {
+            let stored = StoredMlp { xielu: Some(*xielu), ..put_mlp(f, w, mlp, "")? };
+            return Ok(StoredMlps::Dense(Box::new(stored)));
+        }
         MlpWeights::Experts(of) => of,
     };
     let router = put_read(f, w, &of.router, "router")?;
@@ -185,6 +191,7 @@ fn put_mlp(f: &mut WeightsFile, w: &LayerWeights, mlp: &Mlp, suffix: &str) -> Re
         b_in,
         w_out: put(f, &format!("W_out{suffix}"), &mlp.down.w)?,
         b_out: put_some(f, &format!("b_out{suffix}"), &mlp.down.b)?,
+        xielu: None,
     })
 }
 

@@ -244,7 +244,7 @@ pub fn block(
 }
 
 /// A block with Llama's names for its attention.
-fn block_with(
+pub fn block_with(
     c: &Checkpoint,
     a: &Architecture,
     layer: usize,

@@ -4,6 +4,7 @@
 //! `tests/reference/families.py`. A family is supported if it agrees with Hugging Face transformers there.
 
 mod alibi;
+mod apertus;
 mod bloom;
 mod codegen;
 mod cohere;
@@ -66,7 +67,7 @@ pub struct Family {
     pub ends: fn(&Checkpoint, &Architecture) -> Result<Ends>,
 }
 
-const NAMES: &str = "bloom, codegen, cohere, cohere2, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
+const NAMES: &str = "apertus, bloom, codegen, cohere, cohere2, falcon, gemma, gemma2, gemma3, glm4, gpt2, gpt_bigcode, gpt_neo, \
     gpt_neox (Pythia), gpt_oss, gptj, granite, granitemoe, llama, mimo, ministral, mistral, mixtral, mpt, nemotron, olmo, \
     olmo2, olmo3, olmoe, opt, phi, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe, smollm3, stablelm, starcoder2, and \
     TransformerLens's own attn-only, gelu and solu models";
@@ -77,6 +78,7 @@ pub const LENS: &str = "transformer_lens";
 /// The family of a `model_type`.
 pub fn find(model_type: &str) -> Result<&'static Family> {
     Ok(match model_type {
+        "apertus" => &apertus::FAMILY,
         "bloom" => &bloom::FAMILY,
         "codegen" => &codegen::FAMILY,
         "cohere" => &cohere::FAMILY,

@@ -135,6 +135,29 @@ fn corrupt_records_cost_time_and_nothing_else() {
     println!("faults injected into records: {count}");
 }
 
+/// Also where the request that finds it does not ask for them.
+#[test]
+fn a_lost_record_of_the_clean_pass_costs_no_saved_activations() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    succeeded(run_tiny("ablate", out, &["trace.save=[\"residual_final\"]"]));
+    let saved = || files(&out.join("activations")).into_iter().map(|p| (p.clone(), fs::read(p).unwrap()));
+    let before: Vec<_> = saved().collect();
+    assert!(!before.is_empty());
+    let record = out.join("stages/trace.json");
+    let text = fs::read_to_string(&record).unwrap();
+    for damaged in [None, Some(&text[..text.len() / 2])] {
+        match damaged {
+            None => fs::remove_file(&record).unwrap(),
+            Some(text) => fs::write(&record, text).unwrap(),
+        }
+        succeeded(run_tiny("ablate", out, &[]));
+        assert!(saved().eq(before.iter().cloned()), "activations are gone");
+        succeeded(run_tiny("ablate", out, &["trace.save=[\"residual_final\"]"]));
+        assert!(saved().eq(before.iter().cloned()), "activations are gone");
+    }
+}
+
 #[test]
 fn status_verify_finds_a_changed_byte() {
     let dir = tempfile::tempdir().unwrap();

@@ -33,11 +33,18 @@ const NO_RESERVE: (&str, &str) = ("MIMALLOC_ARENA_RESERVE", "0");
 
 #[track_caller]
 fn assert_same_values(a: &Path, b: &Path) {
+    assert_near(a, b, 1e-5);
+}
+
+#[track_caller]
+fn assert_near(a: &Path, b: &Path, tolerance: f64) {
     let (a, b) = (read(&a.join("tables/ablations")), read(&b.join("tables/ablations")));
     assert_eq!(a.num_rows(), b.num_rows());
     for column in ["logit_change", "direct_effect", "self_repair", "repair_norm"] {
-        for (x, y) in numbers(&a, column).iter().zip(numbers(&b, column)) {
-            assert!((x - y).abs() <= 1e-5 * x.abs().max(1.0), "{column}: {x} against {y}");
+        let (a, b) = (numbers(&a, column), numbers(&b, column));
+        let largest = a.iter().fold(1f64, |m, x| m.max(x.abs()));
+        for (x, y) in a.iter().zip(b) {
+            assert!((x - y).abs() <= tolerance * largest, "{column}: {x} against {y}, largest {largest}");
         }
     }
 }
@@ -60,6 +67,57 @@ fn memory_that_is_too_small_for_anything_is_said_before_the_run_starts() {
     for words in ["runtime.memory is only 80.0 MB", "takes at least 10", "MB of memory"] {
         assert!(error.contains(words), "`{words}` is not in: {error}");
     }
+}
+
+const REAL: [&str; 4] = [
+    "corpus.tokens=1024",
+    "corpus.prompt_len=64",
+    "ablation.kinds=[\"zero\"]",
+    "ablation.heads=[\"L0H0-1\", \"L28-29H0-3\"]",
+];
+
+/// The most memory that a run took, but for pages of files, and what it said.
+fn most_memory(out: &Path, more: &[&str]) -> (u64, String) {
+    let mut command = pipeline();
+    command.args(["run", "analyze", "--out"]).arg(out);
+    for setting in REAL.iter().chain(more) {
+        command.args(["--set", setting]);
+    }
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut child = command.stdout(Stdio::null()).stderr(log.reopen().unwrap()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut most = 0;
+    while child.try_wait().unwrap().is_none() {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let now = text.lines().find_map(|l| l.strip_prefix("RssAnon:")).unwrap_or("0");
+        most = most.max(now.split_whitespace().next().unwrap().parse().unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let said = fs::read_to_string(log.path()).unwrap();
+    assert!(child.wait().unwrap().success(), "{said}");
+    (1024 * most, said)
+}
+
+/// The first number of MB or GB before ` of memory`.
+fn planned(said: &str) -> f64 {
+    let line = said.lines().find(|line| line.contains(" of memory")).unwrap();
+    let words: Vec<&str> = line.split(" of memory").next().unwrap().split_whitespace().collect();
+    let unit = if words[words.len() - 1] == "GB" { 1e9 } else { 1e6 };
+    words[words.len() - 2].parse::<f64>().unwrap() * unit
+}
+
+#[test]
+fn layers_that_do_not_fit_into_memory_are_loaded_in_turn() {
+    let (free, tight) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_, said) = most_memory(free.path(), &[]);
+    assert!(!said.contains("layers at a time"), "{said}");
+    let (took, said) = most_memory(tight.path(), &["runtime.memory=700000000"]);
+    assert!(said.contains("of 30 layers at a time: all of them do not fit in memory"), "{said}");
+    // A change goes through thirty layers.
+    assert_near(free.path(), tight.path(), 1e-4);
+    let planned = planned(&said);
+    println!("planned {planned:e}, took {took:e}");
+    assert!((took as f64) < 1.15 * planned && took as f64 > 0.7 * planned, "{took} bytes of {planned}");
 }
 
 fn large(out: &Path, batch: usize) -> Command {
