@@ -4,7 +4,8 @@
 --           component's top tokens
 --
 -- ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head: as in `ablations`
--- neuron_layer, subset, expert: as in `neuron_totals`: a mixture of experts is one MLP
+-- neuron_layer, subset: as in `neuron_totals`
+-- expert: null; a mixture of experts is one MLP
 -- component_share: part of repair_attention + repair_mlp that comes from components with a negative clean direct effect
 -- tokens: top tokens whose neurons were measured
 -- first_direct_effect, first_change: mean clean direct effect of each token's most repairing neuron, and of its change

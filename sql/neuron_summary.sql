@@ -1,8 +1,9 @@
 -- Question: how much of a head's self-repair comes from an MLP, and from how few of its neurons?
--- Grain:    ablated head (`ablation` to `head`, without a hold) × neuron_layer × expert, over the head's top tokens
+-- Grain:    ablated head (`ablation` to `head`, without a hold) × neuron_layer, over the head's top tokens
 --
 -- ablation, strength, hold, hold_value, hold_own_mlp, component, name, layer, head: as in `ablations`
--- neuron_layer, subset, expert: as in `neuron_totals`: a mixture of experts is one MLP
+-- neuron_layer, subset: as in `neuron_totals`
+-- expert: null; a mixture of experts is one MLP
 -- tokens: top tokens
 -- self_repair: mean self-repair on them [logits]
 -- total_change: mean change of the MLP's direct effect [logits]

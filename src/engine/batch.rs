@@ -70,7 +70,7 @@ pub fn rows_that_fit(
         // Batches that wait for their layers keep what they have. Logits are of a prompt at a time.
         Residency::Some { .. } => {
             let in_calls = (config.engine_count() * (in_block(a, prompt_len) + kept)) as f64;
-            (Residency::least(config, a, &needs), in_calls + Residency::bytes_of_row(config, a))
+            (Residency::least(config, a, &needs), in_calls + Residency::bytes_of_row(config, a, &needs))
         }
     };
     // Half of what the weights leave may be activations.
@@ -86,7 +86,7 @@ pub fn all_layers_fit(config: &RuntimeConfig, a: &Architecture, prompt_len: usiz
 fn needs_of(a: &Architecture, prompt_len: usize, ablated: &[Ablatable]) -> Needs {
     let layers: BTreeSet<usize> = ablated.iter().filter(|c| c.head.is_some()).map(|c| c.layer).collect();
     let first_readers = if a.reads_by_difference() { layers.into_iter().collect() } else { vec![] };
-    Needs { ablate: true, unembed: true, first_readers, rows: prompt_len, prompt_len, ..Needs::default() }
+    Needs { ablate: true, unembed: true, first_readers, rows: prompt_len, prompt_len, partners: 1, ..Needs::default() }
 }
 
 fn check_room(bytes: u64, needed: f64, who: &str) -> Result<()> {

@@ -17,8 +17,11 @@ use crate::blocks::Block;
 /// Loads the graphs of a layer, as many times as there are threads.
 type Load = dyn Fn(usize) -> Result<Vec<Block>> + Send + Sync;
 
+/// Lends layers to tasks, and loads them.
 pub struct Lender {
     load: Box<Load>,
+    /// Layers that may be lent at the same time.
+    threads: usize,
     /// Layers that may be there at the same time.
     most: AtomicUsize,
     state: Mutex<State>,
@@ -41,9 +44,15 @@ struct State {
 }
 
 impl Lender {
-    pub fn new(most: usize, load: impl Fn(usize) -> Result<Vec<Block>> + Send + Sync + 'static) -> Self {
+    /// `most` layers may be there at the same time; `load` loads one, once for each of `threads`.
+    pub fn new(
+        most: usize,
+        threads: usize,
+        load: impl Fn(usize) -> Result<Vec<Block>> + Send + Sync + 'static,
+    ) -> Self {
         Self {
             load: Box::new(load),
+            threads,
             most: AtomicUsize::new(most.max(1)),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -68,7 +77,9 @@ impl Lender {
         let mut state = self.state();
         *state.waiting.entry(layer).or_default() += 1;
         loop {
-            if let Some(block) = state.loaded.get_mut(&layer).and_then(Vec::pop) {
+            let can_lend = !state.is_loading && state.lent.values().sum::<usize>() < self.threads;
+            let block = state.loaded.get_mut(&layer).filter(|_| can_lend).and_then(Vec::pop);
+            if let Some(block) = block {
                 state.stop_waiting(layer);
                 *state.lent.entry(layer).or_default() += 1;
                 return Ok(Loan { lender: self, layer, block: Some(Box::new(block)) });
@@ -79,20 +90,11 @@ impl Lender {
             };
             state.is_loading = true;
             drop(state);
-            let loaded = self.load(next);
-            state = self.state();
-            state.is_loading = false;
-            self.changed.notify_all();
-            match loaded {
-                Ok(blocks) => {
-                    state.last = next;
-                    state.loaded.insert(next, blocks);
-                }
-                Err(error) => {
-                    state.stop_waiting(layer);
-                    return Err(error);
-                }
-            }
+            let loading = Loading { lender: self, waits_for: layer };
+            let blocks = self.load(next)?;
+            state = loading.done();
+            state.last = next;
+            state.loaded.insert(next, blocks);
         }
     }
 
@@ -107,7 +109,7 @@ impl Lender {
         loop {
             match (self.load)(layer) {
                 Err(error) if is_exhausted(&error) && self.remove_one() => {
-                    self.most.store(self.state().loaded.len().max(1), Relaxed);
+                    self.most.store(self.state().loaded.len() + 1, Relaxed);
                 }
                 result => return result,
             }
@@ -149,6 +151,34 @@ impl State {
     fn least_wanted(&self) -> Option<usize> {
         let is_wanted = |layer: &usize| self.waiting.contains_key(layer) || self.lent.contains_key(layer);
         self.loaded.keys().copied().find(|layer| !is_wanted(layer))
+    }
+}
+
+/// A layer that is being loaded by a task that waits for one.
+struct Loading<'a> {
+    lender: &'a Lender,
+    waits_for: usize,
+}
+
+impl<'a> Loading<'a> {
+    /// The task goes on waiting.
+    fn done(self) -> MutexGuard<'a, State> {
+        let lender = self.lender;
+        std::mem::forget(self);
+        let mut state = lender.state();
+        state.is_loading = false;
+        lender.changed.notify_all();
+        state
+    }
+}
+
+/// The layer could not be loaded, or its loading panicked.
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        let mut state = self.lender.state();
+        state.is_loading = false;
+        state.stop_waiting(self.waits_for);
+        self.lender.changed.notify_all();
     }
 }
 

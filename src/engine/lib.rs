@@ -76,10 +76,12 @@ pub struct Needs {
     pub neurons: Vec<usize>,
     /// Layers that read a replaced head first, and are to do so by its difference.
     pub first_readers: Vec<usize>,
-    /// Rows (positions of prompts) that go through the model, and those of the longest prompt: how much memory they take
-    /// decides how many layers can be there.
+    /// Positions of all prompts. How much memory they take decides how many layers can be there.
     pub rows: usize,
+    /// Positions of the longest prompt.
     pub prompt_len: usize,
+    /// How many partners each ablated prompt has.
+    pub partners: usize,
 }
 
 impl Needs {

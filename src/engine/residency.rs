@@ -49,8 +49,8 @@ impl Residency {
     }
 
     /// Bytes that a row of each batch takes between calls, where layers are not all there.
-    pub fn bytes_of_row(config: &RuntimeConfig, a: &Architecture) -> f64 {
-        (tasks(config) * kept(a)) as f64
+    pub fn bytes_of_row(config: &RuntimeConfig, a: &Architecture, needs: &Needs) -> f64 {
+        (tasks(config) * kept(a, needs)) as f64
     }
 }
 
@@ -59,9 +59,13 @@ pub fn bytes_of_number(a: &Architecture) -> usize {
     if ["BF16", "F16"].contains(&a.dtype.as_str()) { 2 } else { 4 }
 }
 
-/// Bytes of a row between calls: z and what the parts write in all layers.
-fn kept(a: &Architecture) -> usize {
-    4 * a.layers * (a.heads * a.d_head + 2 * a.d_model)
+/// Bytes of a row between calls. The clean pass keeps z and what the parts write in all layers; ablations keep z, also of
+/// partners, W_O u and the stream. Neurons that are measured, and their directions, are those of all experts.
+fn kept(a: &Architecture, needs: &Needs) -> usize {
+    let (width, d) = (a.heads * a.d_head, a.d_model);
+    let of_trace = width + 2 * d;
+    let of_layer = if needs.ablate { of_trace.max((2 + needs.partners) * width + d) } else { of_trace };
+    4 * (a.layers * of_layer + 3 * needs.neurons.len() * a.d_mlp)
 }
 
 /// Batches that go through the layers together: while one reads its results, another computes.
@@ -77,7 +81,7 @@ struct Memory {
     fixed: f64,
     /// Of a layer, as float32.
     block: f64,
-    /// Of batches, where layers are not all there.
+    /// Of batches.
     activations: f64,
 }
 
@@ -99,8 +103,8 @@ impl Memory {
         let (rows, threads) = (rows_wanted(config), config.thread_count());
         let in_flight = needs.rows.min(tasks(config) * rows);
         let in_calls = threads * needs.rows.min(rows) * in_block(a, needs.prompt_len);
-        let logits = if matrix > 0 { threads * needs.prompt_len * 12 * a.vocab } else { 0 };
-        let activations = (in_flight * kept(a) + in_calls + logits) as f64;
+        let logits = if matrix > 0 { tasks(config) * needs.prompt_len * 12 * a.vocab } else { 0 };
+        let activations = (in_flight * kept(a, needs) + in_calls + logits) as f64;
 
         let combined = 4.0 * a.first_reader_weights() as f64 * needs.first_readers.len() as f64 / a.layers as f64;
         let prepacked = 8.0 * a.stored_numbers() as f64;

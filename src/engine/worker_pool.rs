@@ -59,7 +59,7 @@ pub(super) fn lender(
         let load = |name: &str| runtime.load(&directory.join(format!("{name}.onnx")), &weights);
         (0..threads).map(|_| Block::load(&a, layer, &needs, &BTreeMap::new(), load)).collect()
     };
-    Arc::new(Lender::new(layers, load))
+    Arc::new(Lender::new(layers, threads, load))
 }
 
 /// Which items are taken and how much is taken and handed on, so that nobody runs far ahead of a slow item.
@@ -91,7 +91,7 @@ impl WorkerPool {
         let (engines, lender) = match residency {
             Residency::All => (Self::with_all_layers(a, directory, config, needs, &runtime)?, None),
             Residency::Some { layers, tasks } => {
-                let said = format!("{layers} of {} layers at a time: all of them do not fit in memory", a.layers);
+                let said = format!("{layers} of {} layers at a time, with too little memory to prepare all", a.layers);
                 progress::line("memory", &said);
                 let lender = lender(a, directory, config, needs, &runtime, layers);
                 (with_lender(a, directory, needs, &runtime, &lender, tasks)?, Some(lender))

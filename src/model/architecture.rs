@@ -192,8 +192,8 @@ impl Architecture {
         self.experts.as_ref().map_or(self.d_mlp, Experts::active_neurons)
     }
 
-    /// Whether the next readers of a replaced head read by its difference from the clean stream (`engine::export::readers`).
-    /// A router chooses other experts, and all of them at the same positions would be needless work.
+    /// Whether the next readers of a replaced head read its difference from the clean stream (`engine::export::readers`).
+    /// Mixtures of experts do not: every expert would have to be computed at every position.
     pub fn reads_by_difference(&self) -> bool {
         self.experts.is_none()
     }

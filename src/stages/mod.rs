@@ -187,7 +187,7 @@ impl Run {
         let mut config = config;
         let (a, prompt_len) = (&model.architecture, config.corpus.prompt_len);
         config.runtime.all_layers = Some(all_layers_fit(&config.runtime, a, prompt_len, request.components()));
-        // So much do batches take, beside which there are layers.
+        // How many layers fit depends on the rows of a batch.
         config.runtime.batch = rows.count();
         Ok(Self { config, folder, model, model_sha256, corpus_files, identity, request, analysis_tables, rows })
     }

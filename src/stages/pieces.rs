@@ -33,13 +33,17 @@ impl Run {
         files: &PieceFiles,
         work: impl FnOnce(&MeasureContext) -> Result<T>,
     ) -> Result<T> {
-        let rows = RowsPerCall::of(piece.rounding.rows.min(self.rows.fit()).max(1));
+        // Layers in turn leave more room than all of them.
+        let is_otherwise = piece.rounding.all_layers != (self.config.runtime.all_layers != Some(false));
+        let fit = if is_otherwise { usize::MAX } else { self.rows.fit() };
+        let rows = RowsPerCall::of(piece.rounding.rows.min(fit).max(1));
         let graphs = self.folder.model();
         // As they were begun, unless there is no room for that now.
         let mut config = self.config.clone();
         if !piece.rounding.all_layers {
             config.runtime.all_layers = Some(false);
         }
+        config.runtime.batch = rows.count();
         work(&MeasureContext {
             config: &config,
             architecture: &self.model.architecture,
@@ -82,7 +86,11 @@ impl Run {
                 match done {
                     // Nothing of it is rounded yet.
                     0 if open.request.is_empty() => open = open.rounded(root, self.rounding()?)?,
-                    0 => {}
+                    0 => self.refuse_other_rounding(
+                        &open,
+                        "its shards, which other processes compute, are",
+                        "give them up with `pipeline drop unfinished`",
+                    )?,
                     _ => self.refuse_other_rounding(
                         &open,
                         &format!("its {done} finished shards are"),
@@ -108,7 +116,7 @@ impl Run {
     fn refuse_other_rounding(&self, open: &OpenPiece, what: &str, else_do: &str) -> Result<()> {
         let (was, now) = (&open.rounding, self.rounding()?);
         let mut differ = was.differences(&now);
-        if was.rows > self.rows.fit() {
+        if was.all_layers == now.all_layers && was.rows > self.rows.fit() {
             differ.push(format!("{} rows in a call → {}, for which there is memory", was.rows, self.rows.fit()));
         }
         if was.all_layers && !now.all_layers {

@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::{Prepared, Start, identity};
 use crate::describe::EFFICIENCY;
 use crate::status::{State, state};
-use selfrepair_core::config::{Config, Mode};
+use selfrepair_core::config::{Config, Kind, Mode};
 use selfrepair_core::pieces::{Coverage, Piece, counted};
 use selfrepair_core::progress;
 use selfrepair_engine::Needs;
@@ -71,6 +71,7 @@ fn memory(config: &Config, a: &Architecture, pieces: &[Piece]) -> f64 {
         first_readers: if a.reads_by_difference() { layers_of_heads(piece) } else { vec![] },
         rows,
         prompt_len,
+        partners: if piece.kinds().contains(&Kind::Resample) { config.ablation.resample.samples } else { 0 },
         ..Needs::default()
     };
     let needs = pieces.iter().map(of_piece).chain([Needs::trace(rows, prompt_len)]);

@@ -42,13 +42,17 @@ pub struct Rounding {
     /// Rows in a call of a graph.
     pub rows: usize,
     /// Whether all layers were in memory at once, or loaded in turn.
-    #[serde(default = "yes")]
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub all_layers: bool,
 }
 
-/// What earlier versions did.
+/// What earlier versions did. They wrote no such key, and the checksum of a record is of what is written.
 fn yes() -> bool {
     true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 impl Rounding {
@@ -382,6 +386,17 @@ pub struct DoneRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rounding_of_an_earlier_version_is_written_as_it_was() {
+        let text = r#"{"onnxruntime":"1","device":"cpu","instructions":"avx2","rows":6}"#;
+        let mut rounding: Rounding = serde_json::from_str(text).unwrap();
+        assert!(rounding.all_layers);
+        assert_eq!(serde_json::to_string(&rounding).unwrap(), text);
+        rounding.all_layers = false;
+        let again: Rounding = serde_json::from_str(&serde_json::to_string(&rounding).unwrap()).unwrap();
+        assert_eq!(again, rounding);
+    }
 
     #[test]
     fn names_of_files_tell_their_piece() {

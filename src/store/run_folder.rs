@@ -235,7 +235,8 @@ impl RunFolder {
     /// Then what the clean pass wrote, activations too, is of this run.
     fn has_lost_record(&self, stage: Stage, fingerprint: &str) -> bool {
         let others = [Stage::Corpus, Stage::Export, Stage::Ablate];
-        stage == Stage::Trace && others.into_iter().any(|other| self.has_begun(other, fingerprint))
+        let is_bound = || others.into_iter().any(|other| self.has_begun(other, fingerprint));
+        stage == Stage::Trace && self.manifest(stage).is_none() && is_bound()
     }
 
     /// Removes the files that a stage has recorded, and its folders if nothing else is in them.

@@ -21,6 +21,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 import mimo
@@ -46,6 +47,8 @@ class Family:
     """Other settings for which the same weights must give other logits: so no reader passes who overlooks these."""
     dtype: torch.dtype = torch.float32
     """What the weights are stored in."""
+    mxfp4: bool = False
+    """Whether experts are stored in MXFP4."""
     published: bool = False
     """Whether config.json has the keys of published checkpoints, from before transformers 5."""
 
@@ -333,6 +336,13 @@ FAMILIES |= {
             "head_dim": 8, "sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 1.5},
         [rope(20.0), {"rms_norm_eps": 1e-6}, {"num_experts_per_tok": 1}, {"sliding_window": 6}, {"swiglu_limit": 7.0},
          {"swiglu_alpha": 1.0}, {"layer_types": ["full_attention"] * 3}], torch.bfloat16),
+    # Experts in blocks of 32 numbers of 4 bits, as they are published.
+    "gpt_oss-mxfp4": Family(
+        "GptOssForCausalLM",
+        EXPERTS | yarn() | {
+            "hidden_size": 32, "intermediate_size": 32, "head_dim": 8, "sliding_window": 5, "num_local_experts": 4,
+            "num_experts_per_tok": 2},
+        [{"num_experts_per_tok": 1}, {"sliding_window": 6}], torch.bfloat16, mxfp4=True),
 }
 
 
@@ -382,10 +392,28 @@ def make(name: str, folder: Path):
     randomise(model, zlib.crc32(name.encode()))
     model.to(family.dtype).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
+    if family.mxfp4:
+        quantize_experts(folder, zlib.crc32(name.encode()))
     if family.published:
         config = json.loads((folder / "config.json").read_text())
         published = json.dumps(published_keys(config), indent=2, sort_keys=True) + "\n"
         (folder / "config.json").write_text(published)
+
+
+def quantize_experts(folder: Path, seed):
+    """Random bits in place of the experts' matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        shape = (experts, outputs, inputs // 32)
+        tensors[f"{name}_blocks"] = torch.randint(256, (*shape, 16), generator=generator).to(torch.uint8)
+        # Powers of two from 1/16 to 1/4.
+        tensors[f"{name}_scales"] = torch.randint(123, 126, shape, generator=generator).to(torch.uint8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 @torch.no_grad()

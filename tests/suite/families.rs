@@ -85,6 +85,7 @@ families! {
     gpt_neox: "gpt_neox",
     gpt_neox_with_serial_residual: "gpt_neox-serial",
     gpt_oss: "gpt_oss",
+    gpt_oss_in_4_bits: "gpt_oss-mxfp4",
     gptj: "gptj",
     granite: "granite",
     granite_with_experts: "granitemoe",

@@ -418,20 +418,25 @@ pub fn activate(g: &mut GraphBuilder, activation: Activation, x: &str, name: &st
 
 fn xielu(g: &mut GraphBuilder, of: &Xielu, x: &str, name: &str) -> String {
     let n = |what: &str| format!("{name}_{what}");
-    let [alpha_p, alpha_n, beta, epsilon, zero, one] = [
+    let [alpha_p, alpha_n, beta, epsilon, zero, one, half] = [
         ("alpha_p", of.alpha_p),
         ("alpha_n", of.alpha_n),
         ("beta", of.beta),
         ("epsilon", of.epsilon),
         ("zero", 0.0),
         ("one", 1.0),
+        ("half", 0.5),
     ]
     .map(|(what, value)| g.constant(&n(what), &[], &[value]));
     let square = g.node("Mul", &[x, x], &n("square"), vec![]);
     let above = g.node("Mul", &[&square, &alpha_p], &n("above"), vec![]);
     let bounded = g.node("Min", &[x, &epsilon], &n("bounded"), vec![]);
-    let exp = g.node("Exp", &[&bounded], &n("exp"), vec![]);
-    let exp_less_1 = g.node("Sub", &[&exp, &one], &n("expm1"), vec![]);
+    // exp(x) − 1 = 2 t / (1 − t), where t = tanh(x / 2), keeps the digits of a small x.
+    let half = g.node("Mul", &[&bounded, &half], &n("half_of_x"), vec![]);
+    let tanh = g.node("Tanh", &[&half], &n("tanh"), vec![]);
+    let twice = g.node("Add", &[&tanh, &tanh], &n("tanh_twice"), vec![]);
+    let rest = g.node("Sub", &[&one, &tanh], &n("tanh_rest"), vec![]);
+    let exp_less_1 = g.node("Div", &[&twice, &rest], &n("expm1"), vec![]);
     let less_x = g.node("Sub", &[&exp_less_1, x], &n("expm1_less_x"), vec![]);
     let below = g.node("Mul", &[&less_x, &alpha_n], &n("below"), vec![]);
     let is_above = g.node("Greater", &[x, &zero], &n("is_above"), vec![]);

@@ -8,6 +8,7 @@
 //! distributions). `readers` has the projections that read an ablated head first. All graphs refer to `weights.bin` by
 //! offset, so no weight is stored twice.
 
+mod element;
 mod embed_unembed;
 mod experts;
 mod graphs;

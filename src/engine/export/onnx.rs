@@ -5,11 +5,10 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use half::{bf16, f16};
 use prost::Message;
 
+pub use super::element::Element;
 use crate::hooks::HookPoint;
-use selfrepair_core::precision::Half;
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
@@ -167,61 +166,6 @@ pub(crate) const HALF: &str = "_half";
 pub(crate) const FLOAT: i32 = 1;
 const INT64: i32 = 7;
 const BOOL: i32 = 9;
-
-/// How the file of weights has a tensor's numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Element {
-    F32,
-    /// All of its numbers are 16-bit floats.
-    Half(Half),
-}
-
-impl Element {
-    /// The smallest that has these numbers exactly. Small tensors stay float32.
-    fn of(values: &[f32]) -> Self {
-        const SMALL: usize = 1 << 8;
-        let fits = |half: Half| values.iter().all(|&v| half.round(v).to_bits() == v.to_bits());
-        match values.len() {
-            0..SMALL => Self::F32,
-            _ => [Half::Bf16, Half::Fp16].into_iter().find(|&half| fits(half)).map_or(Self::F32, Self::Half),
-        }
-    }
-
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Half(_) => 2,
-        }
-    }
-
-    /// As onnx.proto numbers the type.
-    pub fn data_type(self) -> i32 {
-        match self {
-            Self::F32 => FLOAT,
-            Self::Half(Half::Fp16) => 10,
-            Self::Half(Half::Bf16) => 16,
-        }
-    }
-
-    pub fn of_type(data_type: i32) -> Option<Self> {
-        let all = [Self::F32, Self::Half(Half::Fp16), Self::Half(Half::Bf16)];
-        all.into_iter().find(|element| element.data_type() == data_type)
-    }
-
-    fn write(self, values: &[f32], out: &mut impl Write) -> std::io::Result<()> {
-        let mut bytes = Vec::new();
-        for values in values.chunks(1 << 16) {
-            bytes.clear();
-            match self {
-                Self::F32 => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-                Self::Half(Half::Bf16) => bytes.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
-                Self::Half(Half::Fp16) => bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
-            }
-            out.write_all(&bytes)?;
-        }
-        Ok(())
-    }
-}
 
 /// A dimension in a graph's signature: a fixed size or a name.
 #[derive(Clone, Copy)]

@@ -1,4 +1,4 @@
-//! Lowers the precision of graphs when they are loaded. The files stay float32.
+//! Lowers the precision of graphs when they are loaded. The files do not change.
 
 use std::collections::BTreeSet;
 

@@ -32,8 +32,8 @@ pub struct Prepared {
     pub padded: BTreeSet<String>,
     /// Outputs that lack their bias.
     pub unbiased: Unbiased,
-    /// A node computes with nothing but weights that were widened. ONNX Runtime would do so when it loads the graph, with
-    /// the numbers of the file.
+    /// A node has nothing but weights as inputs, and some of them were widened. ONNX Runtime would compute it when it loads
+    /// the graph, from the file's 16-bit floats taken as float32.
     pub folds_widened: bool,
 }
 

@@ -124,6 +124,7 @@ impl<'a> Plan<'a> {
             first_readers: self.first_readers(),
             rows: self.prompts.tokens(),
             prompt_len: self.prompts.longest(),
+            partners: self.pairings.len(),
         }
     }
 

@@ -61,10 +61,10 @@ impl Kind {
             Self::Flag(flag) | Self::FlagOrNull(flag) => Some(json!(flag)),
             Self::Text(text) => Some(json!(text)),
             Self::MaybeWhole(None) | Self::GivenWhole => Some(Value::Null),
-            Self::MaybeFloat | Self::MaybeFlag | Self::MaybeList => Some(Value::Null),
+            Self::MaybeFloat | Self::MaybeFlag | Self::MaybeList | Self::MaybeObject => Some(Value::Null),
             Self::Size | Self::Any => None,
             Self::Number | Self::MaybeNumber | Self::Share | Self::FloatShare => None,
-            Self::MaybeText | Self::FloatOrText | Self::MaybeObject | Self::Ids => None,
+            Self::MaybeText | Self::FloatOrText | Self::Ids => None,
         }
     }
 
@@ -182,7 +182,7 @@ pub fn resolve(config: &Value, family: &Family) -> Result<Map<String, Value>> {
     let given = config.as_object().context("the configuration is not an object")?;
     let says_something = |key: &str| given.get(key).filter(|v| ![json!(null), json!({}), json!([])].contains(v));
     for key in REFUSED {
-        if let Some(value) = says_something(key) {
+        if let Some(value) = says_something(key).filter(|value| !is_mxfp4(family, key, value)) {
             bail!("the configuration has `{key}` = {value}, which is not supported yet");
         }
     }
@@ -228,6 +228,12 @@ pub fn resolve(config: &Value, family: &Family) -> Result<Map<String, Value>> {
         }
     }
     Ok(out)
+}
+
+/// A quantization that a family reads.
+fn is_mxfp4(family: &Family, key: &str, value: &Value) -> bool {
+    let is_read = || family.keys.iter().copied().flatten().any(|(read, _)| *read == key);
+    key == "quantization_config" && value["quant_method"] == "mxfp4" && is_read()
 }
 
 fn check_type(key: &str, kind: Kind, value: &Value) -> Result<()> {

@@ -112,7 +112,7 @@ fn layers_that_do_not_fit_into_memory_are_loaded_in_turn() {
     let (_, said) = most_memory(free.path(), &[]);
     assert!(!said.contains("layers at a time"), "{said}");
     let (took, said) = most_memory(tight.path(), &["runtime.memory=700000000"]);
-    assert!(said.contains("of 30 layers at a time: all of them do not fit in memory"), "{said}");
+    assert!(said.contains("of 30 layers at a time"), "{said}");
     // A change goes through thirty layers.
     assert_near(free.path(), tight.path(), 1e-4);
     let planned = planned(&said);
