@@ -10,7 +10,6 @@ use selfrepair_core::pieces::Piece;
 use selfrepair_core::prompts::{Answer, Prompts};
 use selfrepair_core::sink::{MemorySink, RowSink};
 use selfrepair_core::tables::{ABLATIONS, COMPONENT_REPAIRS, Table};
-use selfrepair_engine::batch::all_layers_fit;
 use selfrepair_engine::export;
 use selfrepair_measure::{MeasureContext, RowsPerCall};
 use selfrepair_model::ModelSource;
@@ -145,10 +144,8 @@ impl<'a> Sweep<'a> {
     pub fn run_into(&self, prompts: &Prompts, sink: &dyn RowSink) -> Result<(), Error> {
         let a = &self.model.inner.architecture;
         let piece = Piece::of(&self.config, a.layers, a.heads).map_err(Error::Configuration)?;
-        let rows = RowsPerCall::new(&self.config, a, piece.components())?;
-        let (mut config, prompt_len) = (self.config.clone(), self.config.corpus.prompt_len);
-        config.runtime.all_layers = Some(all_layers_fit(&config.runtime, a, prompt_len, piece.components()));
-        config.runtime.batch = rows.count();
+        let mut config = self.config.clone();
+        let rows = RowsPerCall::fitted(&mut config, a, piece.components())?;
         let context = MeasureContext {
             config: &config,
             architecture: a,

@@ -95,6 +95,7 @@ pub struct Kept {
     pub attention_out: Option<DynValue>,
     /// What the MLP writes, its bias included, [B, S, D].
     pub mlp_out: Option<DynValue>,
+    /// The neurons.
     pub post: Option<Posts>,
 }
 

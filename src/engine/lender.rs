@@ -1,7 +1,7 @@
 //! Layers that are loaded for a time, because not all of them fit into memory.
 //!
-//! Several tasks, each with batches of its own, go through the layers at once. A layer is loaded when all tasks that are at
-//! work wait for one that is not there; then every task that waits for it uses it before the next is loaded. So the file of
+//! Several tasks, each with batches of its own, go through the layers at once. A layer is loaded when all running
+//! tasks wait for one that is not there; then every task that waits for it uses it before the next is loaded. So the file of
 //! weights is read once for all tasks that go through the layers together.
 
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ struct State {
     lent: BTreeMap<usize, usize>,
     /// By layer, how many tasks wait for it.
     waiting: BTreeMap<usize, usize>,
-    /// Tasks at work.
+    /// Tasks that are running.
     tasks: usize,
     /// The layer that was loaded last.
     last: usize,
@@ -182,7 +182,7 @@ impl Drop for Loading<'_> {
     }
 }
 
-/// A task at work.
+/// A task that is running: it either waits for a layer, or may soon ask for one.
 pub struct Task<'a>(&'a Lender);
 
 impl Drop for Task<'_> {

@@ -21,6 +21,7 @@ use selfrepair_core::config::RuntimeConfig;
 use selfrepair_core::progress;
 use selfrepair_model::Architecture;
 
+/// Engines that take work from one list.
 pub struct WorkerPool {
     engines: Vec<Engine>,
     /// Where layers are lent, because they do not all fit into memory.
@@ -29,6 +30,7 @@ pub struct WorkerPool {
     probes: Vec<Option<Probe>>,
 }
 
+/// Engines that are lent their layers, for so many tasks.
 pub(super) fn with_lender(
     a: &Architecture,
     directory: &Path,

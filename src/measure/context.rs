@@ -32,20 +32,24 @@ pub struct RowsPerCall {
 }
 
 impl RowsPerCall {
-    /// The number that the configuration sets, or fewer if memory does not allow it.
+    /// The number that the configuration sets, or fewer if memory does not allow it. The configuration says from then on
+    /// how many, and whether all layers are in memory at once.
     ///
     /// # Errors
-    /// If the weights and one prompt do not fit into memory.
-    pub fn new(config: &Config, architecture: &Architecture, components: &[Ablatable]) -> Result<Self> {
-        let wanted = batch::rows_wanted(&config.runtime);
-        let fit = batch::rows_that_fit(&config.runtime, architecture, config.corpus.prompt_len, components)?;
+    /// If not even one layer and one prompt fit into memory.
+    pub fn fitted(config: &mut Config, architecture: &Architecture, components: &[Ablatable]) -> Result<Self> {
+        let (runtime, prompt_len) = (&mut config.runtime, config.corpus.prompt_len);
+        runtime.all_layers = Some(batch::all_layers_fit(runtime, architecture, prompt_len, components));
+        let wanted = batch::rows_wanted(runtime);
+        let fit = batch::rows_that_fit(runtime, architecture, prompt_len, components)?;
+        runtime.batch = wanted.min(fit);
         if fit < wanted {
             progress::line(
                 "memory",
                 &format!("batches of {fit} rows instead of {wanted}: larger ones do not fit in memory"),
             );
         }
-        Ok(Self { count: AtomicUsize::new(wanted.min(fit)), fit })
+        Ok(Self { count: AtomicUsize::new(runtime.batch), fit })
     }
 
     /// As many as an earlier call of the program had: the number can change the rounding.

@@ -53,11 +53,10 @@ pub struct Architecture {
     pub attention: Vec<AttentionKind>,
     /// The MLP multiplies its activation by a second projection.
     pub gated: bool,
+    /// Of all layers, unless their weights have one that is learned ([`MlpWeights::Xielu`]).
     pub activation: Activation,
     /// Neurons are the layer norm (without weights) of x · softmax(x) over all neurons, in place of `activation`.
     pub solu: bool,
-    /// Neurons go through [`crate::mlp::Xielu`], whose numbers each layer has learned, in place of `activation`.
-    pub xielu: bool,
     pub biases: Biases,
     /// What the token embedding is multiplied by on its way into the stream.
     pub embedding_scale: f32,

@@ -24,7 +24,6 @@ use selfrepair_core::progress;
 use selfrepair_core::prompts::Prompts;
 use selfrepair_core::shards::ShardSet;
 use selfrepair_core::tables::MEASURED;
-use selfrepair_engine::batch::all_layers_fit;
 use selfrepair_engine::export;
 use selfrepair_measure::{self as measure, RowsPerCall};
 use selfrepair_model::corpus;
@@ -183,12 +182,8 @@ impl Run {
             identity::refuse_contradiction(out, &identity)?;
         }
         let analysis_tables = analyze::tables_of(&config.analysis)?;
-        let rows = RowsPerCall::new(&config, &model.architecture, request.components())?;
         let mut config = config;
-        let (a, prompt_len) = (&model.architecture, config.corpus.prompt_len);
-        config.runtime.all_layers = Some(all_layers_fit(&config.runtime, a, prompt_len, request.components()));
-        // How many layers fit depends on the rows of a batch.
-        config.runtime.batch = rows.count();
+        let rows = RowsPerCall::fitted(&mut config, &model.architecture, request.components())?;
         Ok(Self { config, folder, model, model_sha256, corpus_files, identity, request, analysis_tables, rows })
     }
 

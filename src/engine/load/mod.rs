@@ -47,8 +47,8 @@ pub struct Weight {
     pub is_padded: bool,
 }
 
-/// Reads an exported graph and lowers its projections if wanted and if it has some. For a CPU, `fused` says to fuse operators, and to pad rows
-/// of a multiple of so many numbers ([`ALIASED`], but for tests).
+/// Reads an exported graph and lowers its projections if wanted and if it has some. For a CPU, `fused` says to fuse
+/// operators, and to pad rows of a multiple of so many numbers ([`ALIASED`], but for tests).
 pub fn prepared(path: &Path, lowering: Option<Lowering>, fused: Option<usize>) -> Result<Prepared> {
     let bytes = read_record(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut model = ModelProto::decode(bytes.as_slice()).with_context(|| format!("{} is not ONNX", path.display()))?;

@@ -47,7 +47,6 @@ fn architecture(c: &Checkpoint) -> Result<Architecture> {
     a.qk_norm = Some(QkNorm::ByHead);
     let activation = c.key("hidden_act");
     ensure!(activation == "xielu", "`hidden_act` is {activation}; only xielu is supported for `apertus`");
-    a.xielu = true;
     let bias = flag(c, "attention_bias")?;
     a.biases = Biases { qkv: bias, attention_out: bias, ..Biases::default() };
     a.dtype = c.dtype("model.layers.0.self_attn.o_proj.weight")?;

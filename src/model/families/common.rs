@@ -111,7 +111,6 @@ pub fn with_sizes(c: &Checkpoint, s: Sizes) -> Result<Architecture> {
         gated: false,
         activation: Activation::Gelu,
         solu: false,
-        xielu: false,
         biases: Biases::default(),
         embedding_scale: 1.0,
         embedding_norm: false,

@@ -1,37 +1,35 @@
-//! Granite (`GraniteForCausalLM`, and `GraniteMoeForCausalLM` with mixtures of experts): as Llama, with multipliers of the embedding, of attention scores, of what attention and
-//! the MLP write, and a divisor of the logits.
+//! Granite (`GraniteForCausalLM`, and `GraniteMoeForCausalLM` with mixtures of experts): as Llama, with multipliers of the
+//! embedding, of attention scores, of what attention and the MLP write, and a divisor of the logits.
 
 use anyhow::{Result, ensure};
 use ndarray::{ArrayView2, s};
 
 use super::common::{linear, multiplier, scale, scale_logits};
 use super::experts::{mix, sizes};
-use super::keys::{Kind, ROTARY, SIZES, UNUSED_BY_MOST};
+use super::keys::{Key, Kind, ROTARY, SIZES, UNUSED_BY_MOST};
 use super::rotary::{RotaryKeys, rotary};
 use super::{Family, llama};
 use crate::architecture::{Architecture, Ends, LayerWeights, Linear, Norm};
 use crate::checkpoint::Checkpoint;
 use crate::mlp::{ExpertWeighting, ExpertWeights, Mlp, MlpWeights};
 
+/// What both read.
+const KEYS: &[Key] = &[
+    ("max_position_embeddings", Kind::Whole(2048)),
+    ("num_key_value_heads", Kind::MaybeWhole(None)),
+    ("head_dim", Kind::GivenWhole),
+    ("hidden_act", Kind::Text("silu")),
+    ("rms_norm_eps", Kind::Float(1e-6)),
+    ("attention_bias", Kind::Flag(false)),
+    ("embedding_multiplier", Kind::AnyNumber(1.0)),
+    ("attention_multiplier", Kind::AnyNumber(1.0)),
+    ("residual_multiplier", Kind::AnyNumber(1.0)),
+    ("logits_scaling", Kind::AnyNumber(1.0)),
+    ("tie_word_embeddings", Kind::Flag(false)),
+];
+
 pub const GRANITE: Family = Family {
-    keys: &[
-        SIZES,
-        ROTARY,
-        &[
-            ("max_position_embeddings", Kind::Whole(2048)),
-            ("num_key_value_heads", Kind::MaybeWhole(None)),
-            ("head_dim", Kind::GivenWhole),
-            ("hidden_act", Kind::Text("silu")),
-            ("rms_norm_eps", Kind::Float(1e-6)),
-            ("attention_bias", Kind::Flag(false)),
-            ("mlp_bias", Kind::Flag(false)),
-            ("embedding_multiplier", Kind::AnyNumber(1.0)),
-            ("attention_multiplier", Kind::AnyNumber(1.0)),
-            ("residual_multiplier", Kind::AnyNumber(1.0)),
-            ("logits_scaling", Kind::AnyNumber(1.0)),
-            ("tie_word_embeddings", Kind::Flag(false)),
-        ],
-    ],
+    keys: &[SIZES, ROTARY, KEYS, &[("mlp_bias", Kind::Flag(false))]],
     unused: UNUSED_BY_MOST,
     spellings: &[],
     classes: &["GraniteForCausalLM", "GraniteModel"],
@@ -41,25 +39,7 @@ pub const GRANITE: Family = Family {
 };
 
 pub const GRANITE_MOE: Family = Family {
-    keys: &[
-        SIZES,
-        ROTARY,
-        &[
-            ("max_position_embeddings", Kind::Whole(2048)),
-            ("num_key_value_heads", Kind::MaybeWhole(None)),
-            ("head_dim", Kind::GivenWhole),
-            ("hidden_act", Kind::Text("silu")),
-            ("rms_norm_eps", Kind::Float(1e-6)),
-            ("attention_bias", Kind::Flag(false)),
-            ("embedding_multiplier", Kind::AnyNumber(1.0)),
-            ("attention_multiplier", Kind::AnyNumber(1.0)),
-            ("residual_multiplier", Kind::AnyNumber(1.0)),
-            ("logits_scaling", Kind::AnyNumber(1.0)),
-            ("num_local_experts", Kind::Whole(8)),
-            ("num_experts_per_tok", Kind::Whole(2)),
-            ("tie_word_embeddings", Kind::Flag(false)),
-        ],
-    ],
+    keys: &[SIZES, ROTARY, KEYS, &[("num_local_experts", Kind::Whole(8)), ("num_experts_per_tok", Kind::Whole(2))]],
     unused: &[
         ("initializer_range", Kind::Float(0.02)),
         ("attention_dropout", Kind::MaybeNumber),

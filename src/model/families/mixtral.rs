@@ -1,12 +1,12 @@
-//! Mixtral (`MixtralForCausalLM`): as Mistral, with mixtures of experts. Phi-3.5-MoE is another family.
+//! Mixtral (`MixtralForCausalLM`): as Mistral, with mixtures of experts.
 
 use anyhow::Result;
 
 use super::experts::{mix, one_by_one};
 use super::keys::{Kind, ROTARY, SIZES, UNUSED_WITH_EXPERTS};
 use super::rotary::{RotaryKeys, rotary};
-use super::{Family, common, llama, windows};
-use crate::architecture::{Architecture, LayerWeights, Norm};
+use super::{Family, llama, windows};
+use crate::architecture::{Architecture, LayerWeights};
 use crate::checkpoint::Checkpoint;
 use crate::mlp::ExpertWeighting;
 
@@ -35,13 +35,8 @@ pub const FAMILY: Family = Family {
 };
 
 fn architecture(c: &Checkpoint) -> Result<Architecture> {
-    let mut a = common::plain(c, c.size("intermediate_size")?)?;
-    a.norm = Norm::Rms;
-    a.norm_eps = c.epsilon("rms_norm_eps")?;
+    let mut a = llama::llama_like(c)?;
     a.rotary = Some(rotary(c, a.d_head, &RotaryKeys::whole(1_000_000.0))?);
-    a.gated = true;
-    a.activation = common::activation(c, "hidden_act")?;
-    a.dtype = c.dtype("model.layers.0.self_attn.o_proj.weight")?;
     windows::of_all(c, &mut a)?;
     let sizes = ["num_local_experts", "num_experts_per_tok", "intermediate_size"];
     mix(c, &mut a, sizes, ExpertWeighting::OfChosen)?;
